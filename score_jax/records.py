@@ -1,0 +1,61 @@
+"""Plain records that cross a process border: problems, grades, tasks, transcripts.
+
+This module never imports jax: grading workers import it, and a worker that
+touched jax would wait on the accelerator's lock. The pytrees that live on
+devices are in `types.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crashed"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One problem with what its grader needs."""
+
+    id: str  # unique within a data set; keys of the sampler are folded from its place in the stream
+    prompt: str  # the problem's own text, before the task's prompt is put around it
+    answer: str = ""  # gold answer; empty where tests decide
+    tests: tuple[str, ...] = ()  # programs' assertions; empty where the answer decides
+    task: str = ""  # name in tasks.registry
+    first_attempt: str | None = None  # a given turn 1 (offline first attempts, repair); None: sample it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """What a grader says of one attempt."""
+
+    verdict: Verdict
+    reward: float  # 0..1; 1 only with `correct`, between for partial credit
+    extracted: str | None = None  # the final answer as read from the attempt; None: none was found
+    detail: str = ""  # one line for people: why a program failed, which check decided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """How problems of one kind are asked, asked again, and graded."""
+
+    name: str
+    prompt: Callable[[Problem], str]  # the first user message
+    instruction: str  # the user message before every later attempt; never feedback on the attempt
+    grade: Callable[[Problem, str], Grade]  # module-level, pure, importable without jax
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """One dialogue as people and files see it. Tuples hold one value per turn."""
+
+    step: int  # optimiser updates before it was sampled
+    problem: str  # Problem.id
+    prompt: str
+    answer: str
+    attempts: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    rewards: tuple[float, ...]
+    lengths: tuple[int, ...]  # tokens, the stop token included
+    truncated: tuple[bool, ...]
+    extracted: tuple[str | None, ...]
