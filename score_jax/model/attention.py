@@ -1,0 +1,101 @@
+"""Grouped-query attention over a block of new tokens and, when decoding, a cache.
+
+New tokens always attend to each other causally. With a cache they also see its
+slots that lie before the block's first token; the block's own keys and values are
+returned rather than written, so that the caller writes all layers' at once:
+
+                 cache slots          block
+                 0 1 2 3 4 5 6 7      a b
+    query a      x x x x x . . .      x .       row whose block starts at position 5
+    query b      x x x x x . . .      x x
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from score_jax.model.config import ModelConfig
+from score_jax.model.layers import RmsNorm, rotate, soft_cap, vector, weight
+
+KeysValues = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
+
+
+def visible(
+    queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: Int[Array, ""]
+) -> Bool[Array, "B T S"]:
+    """Which key positions each query position may see: none ahead, none out of the window."""
+    distance = queries[:, :, None] - keys[:, None, :]
+    return (distance >= 0) & (distance < window)
+
+
+class Attention(nn.Module):
+    """Projections, rotary positions, masked softmax and output projection of one layer."""
+
+    config: ModelConfig
+
+    def project(self, x: Array, name: str, heads: int, axis: str) -> Float[Array, "B T N H"]:
+        """Queries, keys or values of all heads, with bias where the family has one."""
+        config = self.config
+        shape = (config.width, heads, config.head_dim)
+        matrix = weight(self, name, shape, ("embed", axis, "head_dim"), config.width)
+        y = jnp.einsum("BTD,DNH->BTNH", x, matrix.astype(x.dtype))
+        if config.qkv_bias:
+            size = heads * config.head_dim
+            bias = vector(self, f"{name}_bias", size, (axis,), 0.0)
+            y = y + bias.reshape(heads, config.head_dim).astype(x.dtype)
+        return y
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        frequencies: Float[Array, "H/2"],
+        window: Int[Array, ""],
+        cached: KeysValues | None,
+    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+        """Attends and returns the block's own keys and values.
+
+        Args:
+          cached: keys and values of S slots; slot s holds position s.
+        """
+        config = self.config
+        query = self.project(x, "query", config.heads, "heads")
+        key = self.project(x, "key", config.kv_heads, "kv_heads")
+        value = self.project(x, "value", config.kv_heads, "kv_heads")
+        if config.qk_norm:
+            query = RmsNorm(config, axis="head_dim", name="query_norm")(query)
+            key = RmsNorm(config, axis="head_dim", name="key_norm")(key)
+        query = rotate(query, positions, frequencies)
+        key = rotate(key, positions, frequencies)
+
+        scores = self.scores(query, key, visible(positions, positions, window))
+        if cached is not None:
+            slots = jnp.arange(cached[0].shape[1])[None, :]
+            past = visible(positions, slots, window) & (slots < positions[:, :1])[:, None, :]
+            old = self.scores(query, cached[0], past)
+            scores = jnp.concatenate([old, scores], axis=-1)  # B K N/K T S+T
+        probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        block = key.shape[1]
+        mixed = jnp.einsum("BKGTS,BSKH->BTKGH", probs[..., -block:], value)
+        if cached is not None:
+            mixed += jnp.einsum("BKGTS,BSKH->BTKGH", probs[..., :-block], cached[1])
+        heads = mixed.reshape(*x.shape[:2], config.heads, config.head_dim)
+        shape = (config.heads, config.head_dim, config.width)
+        fan_in = config.heads * config.head_dim
+        out = weight(self, "out", shape, ("heads", "head_dim", "embed"), fan_in)
+        return jnp.einsum("BTNH,NHD->BTD", heads, out.astype(x.dtype)), (key, value)
+
+    def scores(
+        self, query: Array, key: Array, mask: Bool[Array, "B T S"]
+    ) -> Float[Array, "B K N/K T S"]:
+        """Scaled, capped and masked logits in float32; query heads grouped by key head."""
+        config = self.config
+        scale = config.query_scale or config.head_dim**-0.5
+        grouped = query.reshape(*query.shape[:2], config.kv_heads, -1, config.head_dim)
+        logits = jnp.einsum(
+            "BTKGH,BSKH->BKGTS", grouped * scale, key, preferred_element_type=jnp.float32
+        )
+        logits = soft_cap(logits, config.attention_cap)
+        return jnp.where(mask[:, None, None], logits, -1e30)

@@ -1,0 +1,80 @@
+"""The fields by which model families differ. There is one decoder and no subclass."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Activation = Literal["silu", "gelu_tanh"]
+Remat = Literal["none", "dots", "full"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How the rotary frequencies of long-context models are stretched."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_frequency_factor: float = 1.0  # llama3 only
+    high_frequency_factor: float = 4.0  # llama3 only
+    original_length: int = 8192  # llama3 only; tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer: Llama, Qwen 2.5/3, Gemma 2/3 and smaller kin."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    activation: Activation = "silu"
+    norm_eps: float = 1e-6
+    norm_plus_one: bool = False  # Gemma stores scale - 1
+    post_norms: bool = False  # Gemma 2/3: a norm behind attention and MLP as well
+    qk_norm: bool = False  # Qwen 3, Gemma 3
+    qkv_bias: bool = False  # Qwen 2.5
+    tied_embeddings: bool = True
+    embedding_scale: bool = False  # Gemma: embeddings times sqrt(width)
+    query_scale: float | None = None  # None: head_dim ** -0.5
+    attention_cap: float | None = None  # soft cap of attention logits; Gemma 2: 50
+    logit_cap: float | None = None  # soft cap of output logits; Gemma 2: 30
+    window: int | None = None  # tokens that a local layer sees, itself included
+    local_layers: tuple[bool, ...] | None = None  # which layers are local; None: all, if window
+    rope_base: float = 10_000.0
+    rope_local_base: float | None = None  # Gemma 3's local layers; None: rope_base
+    rope_scaling: RopeScaling | None = None  # applies to global layers
+    max_length: int | None = None  # tokens the model was trained for; None: unlimited
+    dtype: Dtype = "float32"  # of activations; parameters are float32
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
+
+    def __post_init__(self):
+        for name in ("vocab_size", "layers", "width", "heads", "kv_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; set a positive integer")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.heads is {self.heads}; set a multiple of model.kv_heads {self.kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim is {self.head_dim}; RoPE needs an even number")
+        if self.local_layers is not None and len(self.local_layers) != self.layers:
+            raise ValueError(
+                f"model.local_layers has {len(self.local_layers)} entries; "
+                f"give one per layer, {self.layers}"
+            )
+        for name, choices in (("activation", Activation), ("remat", Remat), ("dtype", Dtype)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)!r}; "
+                    f"choose one of {', '.join(get_args(choices))}"
+                )
+
+    @property
+    def is_local(self) -> tuple[bool, ...]:
+        """Which layers attend within the window only."""
+        if self.window is None:
+            return (False,) * self.layers
+        return self.local_layers or (True,) * self.layers

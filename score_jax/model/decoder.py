@@ -1,0 +1,136 @@
+"""The one decoder: scanned blocks over an optional key/value cache.
+
+The same apply function samples, scores and trains. It returns hidden states; the
+logits are a second method, so that callers decide at which positions the
+vocabulary is ever expanded.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from score_jax.model.attention import Attention, KeysValues
+from score_jax.model.config import ModelConfig
+from score_jax.model.layers import GatedMlp, RmsNorm, layer_frequencies, soft_cap, weight
+from score_jax.types import Cache
+
+FAR = 1 << 30  # the window of a layer that sees everything, in tokens
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normed copy of the residual stream."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        layer: tuple[Array, Array],
+        cached: KeysValues | None,
+    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+        """One layer; `layer` holds its rotary frequencies and its window."""
+        config = self.config
+        normed = RmsNorm(config, name="attention_norm")(x)
+        mixed, new = Attention(config, name="attention")(normed, positions, *layer, cached)
+        if config.post_norms:
+            mixed = RmsNorm(config, name="attention_post_norm")(mixed)
+        x = x + mixed
+        mixed = GatedMlp(config, name="mlp")(RmsNorm(config, name="mlp_norm")(x))
+        if config.post_norms:
+            mixed = RmsNorm(config, name="mlp_post_norm")(mixed)
+        return nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_out")), new
+
+
+def rematerialised(config: ModelConfig) -> type[nn.Module]:
+    """Block under the named policy of what its backward pass recomputes."""
+    if config.remat == "none":
+        return Block
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    return nn.remat(Block, policy=policies[config.remat], prevent_cse=False)
+
+
+class Decoder(nn.Module):
+    """Token ids in, hidden states out."""
+
+    config: ModelConfig
+
+    def setup(self):
+        """Makes the embedding, the stacked blocks and the last norm."""
+        config = self.config
+        shape = (config.vocab_size, config.width)
+        self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), config.width)
+        if not config.tied_embeddings:
+            self.unembedding = weight(self, "unembedding", shape, ("vocab", "embed"), config.width)
+        self.blocks = nn.scan(
+            rematerialised(config),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0, 0),
+            length=config.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config)
+        self.final_norm = RmsNorm(config)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Hidden states of a block of tokens, and the block's own keys and values.
+
+        Args:
+          positions: tokens since the row began; consecutive within a block.
+          cache: what came before the block; slots from the block's first position on
+            are ignored, whatever they hold.
+        """
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        x = self.embedding.astype(dtype)[tokens]
+        if config.embedding_scale:
+            x = x * jnp.asarray(config.width**0.5, dtype)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_out"))
+        windows = jnp.where(jnp.asarray(config.is_local), config.window or FAR, FAR)
+        layers = (layer_frequencies(config), windows)
+        cached = None if cache is None else (cache.keys, cache.values)
+        x, (keys, values) = self.blocks(x, positions, layers, cached)
+        return self.final_norm(x), Cache(keys=keys, values=values)
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Next-token logits in float32."""
+        table = self.embedding if self.config.tied_embeddings else self.unembedding
+        logits = jnp.einsum(
+            "...D,VD->...V",
+            hidden,
+            table.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return soft_cap(logits, self.config.logit_cap)
+
+
+def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:
+    """Writes a block's keys and values at each row's own position, all layers at once.
+
+    A row-wise dynamic_update_slice: in place where the cache is donated or carried.
+    """
+
+    def write_row(row: Array, block: Array, at: Array) -> Array:
+        return jax.lax.dynamic_update_slice(row, block, (0, at, 0, 0))  # L S K H
+
+    write = jax.vmap(write_row, in_axes=(1, 1, 0), out_axes=1)
+    return Cache(
+        keys=write(cache.keys, new.keys, start), values=write(cache.values, new.values, start)
+    )
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters, counted by shape without making any."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, tokens)
+    return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))

@@ -1,0 +1,117 @@
+"""Tokenizers behind one small interface, and how the embedded one is trained.
+
+A tokenizer turns plain text into ids and back. It never reads markers out of
+plain text: a problem that contains "<stop>" is text, not the end of a turn. The
+markers' ids are asked for by name and put in by `text.chat`.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of any tokenizer."""
+
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, without start or stop markers."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; markers are left out."""
+        ...
+
+    def marker(self, name: str) -> int:
+        """The id of a marker such as "<stop>".
+
+        Raises:
+          ValueError: the vocabulary has no such marker.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the files that `load` reads."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model held in memory."""
+
+    def __init__(self, model: bytes):
+        """Args: model: the bytes of a `tokenizer.model` file."""
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self.processor.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        return self.processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; control pieces are left out."""
+        return self.processor.decode([int(i) for i in ids])
+
+    def marker(self, name: str) -> int:
+        """The id of a control or user-defined piece."""
+        index = self.processor.piece_to_id(name)
+        if index == self.processor.unk_id():
+            raise ValueError(f"tokenizer has no marker {name!r}; use a chat format of its family")
+        return index
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.model`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
+
+
+def train_sentencepiece(
+    texts: Iterable[str], *, vocab_size: int, markers: Sequence[str]
+) -> SentencePieceTokenizer:
+    """Trains a small BPE model in process; the same texts give the same bytes.
+
+    Digits are pieces of their own, so that arithmetic stays digit by digit, and
+    text round-trips exactly (no normalisation, no dummy prefix).
+
+    Args:
+      markers: control pieces, which plain text never encodes to.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        control_symbols=list(markers),
+        split_digits=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def load(folder: Path) -> Tokenizer:
+    """Reads the tokenizer that a folder holds.
+
+    Raises:
+      ValueError: the folder holds no known tokenizer file.
+    """
+    path = folder / SENTENCEPIECE_FILE
+    if path.is_file():
+        return SentencePieceTokenizer(path.read_bytes())
+    raise ValueError(
+        f"tokenizer.path is {folder}; point it at a folder that holds {SENTENCEPIECE_FILE}"
+    )

@@ -1,0 +1,72 @@
+"""Pytrees that cross a module border.
+
+The row is the one picture to keep in mind. A dialogue is contiguous; the stop
+token `#` belongs to the turn that it ends, the instruction to nobody:
+
+    tokens   x x x x y y y # i i i i y y y y # . . .
+    turn     0 0 0 0 1 1 1 1 0 0 0 0 2 2 2 2 2 0 0 0
+             prompt  turn 1  instr.  turn 2    padding
+                                               ^ length
+
+Row b of B = P * G belongs to problem b // G and is its sample b % G. No mask is
+ever inferred from a token's id: padding may equal the stop token.
+
+Dimensions: P problems, G samples per problem, B rows, T tokens of a row, R turns,
+D width, N query heads, K key/value heads, H head width, F feed-forward, L layers,
+V vocabulary, S slots of the key/value cache.
+"""
+
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Any  # the "params" collection of model.decoder.Decoder
+
+
+@struct.dataclass
+class Prompts:
+    """Encoded problems, right-padded."""
+
+    tokens: Int[Array, "P T0"]
+    length: Int[Array, "P"]
+    problem: Int[Array, "P"]  # place in the data set; sampling keys are folded from it
+
+
+@struct.dataclass
+class Episodes:
+    """Sampled dialogues; what sampler, learner and evaluator share."""
+
+    tokens: Int[Array, "B T"]
+    length: Int[Array, "B"]
+    turn: Int[Array, "B T"]  # 0: not the policy's; 1..R: the turn that the token belongs to
+    logprobs: Float[Array, "B T"]  # nats, of the policy at temperature 1; 0 where turn is 0
+    truncated: Bool[Array, "B R"]  # the turn was cut at its length limit
+    problem: Int[Array, "B"]
+    rewards: Float[Array, "B R"]  # 0 until graded
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of a dialogue; a token's slot is its position in the row."""
+
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
+
+
+@struct.dataclass
+class Scores:
+    """What the fixed reference model says of sampled dialogues."""
+
+    logprobs: Float[Array, "B T"]  # nats; 0 where turn is 0
+    hidden: Float[Array, "B T D"] | None  # kept for the exact KL only
+
+
+@struct.dataclass
+class TrainState:
+    """All that an update changes. The reference parameters are never part of it."""
+
+    step: Int[Array, ""]  # rollouts learnt from
+    params: Params
+    opt_state: Any
+    baseline: Float[Array, "R"]  # running mean of each turn's return; used by baseline="running"
