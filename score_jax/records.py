@@ -43,6 +43,10 @@ class Task:
     prompt: Callable[[Problem], str]  # the first user message
     instruction: str  # the user message before every later attempt; never feedback on the attempt
     grade: Callable[[Problem, str], Grade]  # module-level, pure, importable without jax
+    # What the start-up self-test needs: a response that states the gold answer (None: the
+    # answer alone is one), and (problem, response, verdict) cases that the grader must get right.
+    state: Callable[[Problem], str] | None = None
+    known: tuple[tuple[Problem, str, Verdict], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,45 @@
+"""Finds a task by name: a module of this folder, or any module by its dotted name.
+
+A task is a module with a module-level `TASK`. Only the one asked for is imported.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from score_jax.records import Task
+
+_HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Lists the built-in tasks."""
+    found = (module.name for module in pkgutil.iter_modules([str(_HERE)]))
+    return sorted(name for name in found if name not in ("registry", "prompts"))
+
+
+def get(name: str) -> Task:
+    """Returns a task.
+
+    Args:
+      name: one of `names()`, or the dotted name of a module of yours.
+
+    Raises:
+      ValueError: there is no such task.
+    """
+    if not name or ("." not in name and name not in names()):
+        raise ValueError(
+            f"task is {name!r}; choose one of {', '.join(names())}, or name a module of yours "
+            "with a dot (package.module) that has a module-level TASK"
+        )
+    if "." not in name:
+        return importlib.import_module(f"score_jax.tasks.{name}").TASK
+    try:
+        task = importlib.import_module(name).TASK
+    except ModuleNotFoundError as error:
+        raise ValueError(f"task is {name!r}; {error.name} cannot be imported") from error
+    except AttributeError as error:
+        raise ValueError(f"task is {name!r}; that module has no TASK") from error
+    if not isinstance(task, Task) or task.name != name:
+        raise ValueError(f"task is {name!r}; its TASK must be a Task of that same name")
+    return task
