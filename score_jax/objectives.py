@@ -130,7 +130,7 @@ def baselines(
       samples: G, rows per problem; a problem's rows are adjacent.
       branches: second attempts drawn from each first attempt; adjacent within a problem.
 
-    Source: "batch" uses the mean of the whole batch, the row included (a bias of 1/B).
+    "batch" takes the mean of the whole batch, the row included: a bias of 1/B.
     """
     turns = returns.shape[1]
     if kind == "none":

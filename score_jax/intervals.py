@@ -1,0 +1,100 @@
+"""95% intervals around rates, with problems as the unit that is drawn again.
+
+The samples of one problem resemble each other, so a rate is kept as two sums per
+problem: "second attempts that are right after a wrong first" over "wrong firsts".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from jaxtyping import Float
+
+NORMAL_QUANTILE = 1.959963984540054  # of 0.975: two-sided 95%
+RESAMPLES_AT_ONCE = 250  # bounds the bootstrap's memory: 250 x 5,000 problems are 10 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A measurement and the 95% interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rate:
+    """A measurement before its interval: sum(part) / sum(whole) over problems."""
+
+    part: Float[np.ndarray, "N"]
+    whole: Float[np.ndarray, "N"]
+    bounds: tuple[float, float] | None = None  # of one sample's value; None: unbounded
+    proportion: bool = False  # a sample either has the property or has not
+
+
+def bound(rates: Mapping[str, Rate], *, seed: int, resamples: int = 2000) -> dict[str, Interval]:
+    """Puts a 95% interval around each rate, and leaves out the rates over nothing.
+
+    Wilson's interval for a proportion of single trials, otherwise percentiles of a
+    bootstrap over problems.
+    """
+    defined = {name: rate for name, rate in rates.items() if rate.whole.sum() > 0}
+    percentiles = _bootstrap(list(defined.values()), seed=seed, resamples=resamples)
+    bounded = {}
+    for (name, rate), low, high in zip(defined.items(), *percentiles, strict=True):
+        if rate.proportion and rate.whole.max() <= 1:
+            bounded[name] = wilson(rate.part.sum(), rate.whole.sum())
+        else:
+            bounded[name] = _widen(rate, float(low), float(high))
+    return bounded
+
+
+def wilson(successes: float, trials: float) -> Interval:
+    """Bounds a proportion of independent trials.
+
+    Source: Wilson, JASA 22 (1927), 209-212; doi:10.1080/01621459.1927.10502953.
+    """
+    share, z2 = successes / trials, NORMAL_QUANTILE**2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    spread = NORMAL_QUANTILE * sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    spread /= 1 + z2 / trials
+    low = max(0.0, centre - spread) if successes > 0 else 0.0
+    high = min(1.0, centre + spread) if successes < trials else 1.0
+    return Interval(value=float(share), low=float(low), high=float(high))
+
+
+def _bootstrap(
+    rates: Sequence[Rate], *, seed: int, resamples: int
+) -> tuple[Float[np.ndarray, "M"], Float[np.ndarray, "M"]]:
+    """Percentiles of the rates over problems drawn with replacement, the same for all rates."""
+    parts = np.stack([rate.part for rate in rates], axis=1)
+    wholes = np.stack([rate.whole for rate in rates], axis=1)
+    problems, random = len(parts), np.random.default_rng(seed)
+    values = np.full((resamples, len(rates)), np.nan)
+    for start in range(0, resamples, RESAMPLES_AT_ONCE):
+        size = min(RESAMPLES_AT_ONCE, resamples - start)
+        drawn = random.integers(problems, size=(size, problems))
+        drawn += np.arange(size)[:, None] * problems
+        times = np.bincount(drawn.ravel(), minlength=size * problems).reshape(size, problems)
+        whole = times @ wholes
+        rows = values[start : start + size]
+        np.divide(times @ parts, whole, out=rows, where=whole > 0)
+    low, high = np.nanquantile(values, (0.025, 0.975), axis=0)
+    return low, high
+
+
+def _widen(rate: Rate, low: float, high: float) -> Interval:
+    """Joins a rate and its bootstrap bounds.
+
+    Problems that all agree leave a bootstrap nothing to vary, yet do not prove that no
+    problem differs: as many as Wilson's bound allows are then put at the extremes.
+    """
+    value = float(rate.part.sum() / rate.whole.sum())
+    used = rate.whole > 0
+    if rate.bounds is not None and np.ptp(rate.part[used] / rate.whole[used]) == 0:
+        unseen = wilson(0, int(used.sum())).high
+        low = value - unseen * (value - rate.bounds[0])
+        high = value + unseen * (rate.bounds[1] - value)
+    return Interval(value=value, low=min(low, value), high=max(high, value))

@@ -1,0 +1,212 @@
+"""From problems to graded dialogues: encode, sample, grade both turns, score.
+
+Grading runs in worker processes while the device scores the dialogues under the
+reference model, which needs no rewards.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from score_jax.records import VERDICTS, Grade, Problem, Task, Transcript
+from score_jax.sharding import local_rows
+from score_jax.text.chat import Chat
+from score_jax.types import Episodes, Params, Prompts, Scores
+
+
+class Pending(Protocol):
+    """Grades under way."""
+
+    def result(self) -> list[Grade]:
+        """Waits for them; late ones are `timeout`."""
+        ...
+
+
+class Grader(Protocol):
+    """What a rollout asks of rewards.pool.Pool."""
+
+    def submit(self, task: str, items: Sequence[tuple[Problem, str]]) -> Pending:
+        """Starts grading answers."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """This host's part of a rollout, as people and files see it."""
+
+    attempts: list[tuple[str, ...]]  # per row, one text per turn
+    grades: list[tuple[Grade, ...]]  # per row, one grade per turn
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time per phase
+
+
+def encode_prompts(
+    chat: Chat, task: Task, places: np.ndarray, problems: Sequence[Problem], limit: int
+) -> Prompts:
+    """Encodes problems as right-padded rows.
+
+    Raises:
+      ValueError: a prompt is longer than the limit.
+    """
+    tokens = np.zeros((len(problems), limit), np.int32)
+    lengths = np.zeros(len(problems), np.int32)
+    for row, problem in enumerate(problems):
+        ids = chat.encode_prompt(task.prompt(problem))
+        if len(ids) > limit:
+            raise ValueError(
+                f"sampling.prompt_limit is {limit}; problem {problem.id!r} has {len(ids)} tokens: "
+                "raise the limit or leave the problem out"
+            )
+        tokens[row, : len(ids)] = ids
+        lengths[row] = len(ids)
+    return Prompts(tokens=tokens, length=lengths, problem=np.asarray(places, np.int32))
+
+
+def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str, ...]]:
+    """Each row's attempts as text, without stop tokens."""
+    tokens, turn = np.asarray(episodes.tokens), np.asarray(episodes.turn)
+    stop = chat.stop
+    texts = []
+    for row, owner in zip(tokens, turn, strict=True):
+        ids = [row[owner == number].tolist() for number in range(1, turns + 1)]
+        texts.append(tuple(chat.decode(i[:-1] if i and i[-1] == stop else i) for i in ids))
+    return texts
+
+
+def by_row(values: Sequence, turns: int) -> list[tuple]:
+    """Groups a flat list, row by row, into one tuple per row."""
+    return [tuple(values[i : i + turns]) for i in range(0, len(values), turns)]
+
+
+def reward_array(grades: Sequence[Sequence[Grade]]) -> np.ndarray:
+    """Rewards f32[B R]."""
+    return np.asarray([[grade.reward for grade in row] for row in grades], np.float32)
+
+
+def grade_rollout(
+    chat: Chat,
+    task: Task,
+    grader: Grader,
+    problems: Sequence[Problem],
+    episodes: Episodes,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Graded:
+    """Grades every turn of this host's rows; `meanwhile` starts device work.
+
+    Args:
+      problems: one per group of G adjacent rows.
+      episodes: host arrays.
+    """
+    start = time.monotonic()
+    turns = episodes.rewards.shape[1]
+    samples = len(episodes.tokens) // len(problems)
+    attempts = attempt_texts(chat, episodes, turns)
+    items = [
+        (problems[row // samples], text) for row, texts in enumerate(attempts) for text in texts
+    ]
+    pending = grader.submit(task.name, items)
+    meanwhile()
+    grades = by_row(pending.result(), turns)
+    return Graded(attempts=attempts, grades=grades, seconds={"grade": time.monotonic() - start})
+
+
+def transcripts(
+    task: Task,
+    problems: Sequence[Problem],
+    episodes: Episodes,
+    graded: Graded,
+    *,
+    step: int,
+    rows: Sequence[int],
+) -> list[Transcript]:
+    """Records of the given rows for files and people; `episodes` are host arrays."""
+    samples = len(graded.attempts) // len(problems)
+    turns = range(1, episodes.rewards.shape[1] + 1)
+    out = []
+    for row in rows:
+        problem, grades = problems[row // samples], graded.grades[row]
+        out.append(
+            Transcript(
+                step=step,
+                problem=problem.id,
+                prompt=task.prompt(problem),
+                answer=problem.answer,
+                attempts=graded.attempts[row],
+                verdicts=tuple(grade.verdict for grade in grades),
+                rewards=tuple(grade.reward for grade in grades),
+                lengths=tuple(int((episodes.turn[row] == turn).sum()) for turn in turns),
+                truncated=tuple(bool(cut) for cut in episodes.truncated[row]),
+                extracted=tuple(grade.extracted for grade in grades),
+            )
+        )
+    return out
+
+
+def grading_metrics(graded: Graded) -> dict[str, float]:
+    """Shares of verdicts over all turns, and of rows whose final answer changed."""
+    counts = Counter(grade.verdict for row in graded.grades for grade in row)
+    total = max(1, sum(counts.values()))
+    metrics = {f"verdict/{verdict}": counts[verdict] / total for verdict in VERDICTS}
+    changed = [row[0].extracted != row[-1].extracted for row in graded.grades]
+    metrics["answer_changed"] = float(np.mean(changed))
+    return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Graded dialogues on the devices, with what the host knows of them."""
+
+    episodes: Episodes  # global device arrays, rewards set
+    scores: Scores
+    local: Episodes  # this host's rows as numpy
+    graded: Graded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """The device programs that a rollout runs, and how its host data reach them."""
+
+    to_global: Callable  # this host's rows -> global arrays
+    sample: Callable[..., Episodes]  # (params, prompts, key)
+    score: Callable[..., Scores]  # (reference_params, episodes)
+
+
+def collect_rollout(
+    sampler: Sampler,
+    chat: Chat,
+    task: Task,
+    grader: Grader,
+    *,
+    params: Params,
+    reference: Params,
+    key: object,
+    places: np.ndarray,
+    problems: Sequence[Problem],
+    prompt_limit: int,
+) -> Rollout:
+    """Samples, grades and scores one batch of problems."""
+    start = time.monotonic()
+    prompts = encode_prompts(chat, task, places, problems, prompt_limit)
+    episodes = sampler.sample(params, sampler.to_global(prompts), key)
+    local = local_rows(episodes)
+    sampled = time.monotonic()
+    scores: list[Scores] = []
+    graded = grade_rollout(
+        chat,
+        task,
+        grader,
+        problems,
+        local,
+        meanwhile=lambda: scores.append(sampler.score(reference, episodes)),
+    )
+    rewards = reward_array(graded.grades)
+    seconds = {"sample": sampled - start, **graded.seconds}
+    return Rollout(
+        episodes=episodes.replace(rewards=sampler.to_global(rewards)),
+        scores=scores[0],
+        local=local.replace(rewards=rewards),
+        graded=Graded(attempts=graded.attempts, grades=graded.grades, seconds=seconds),
+    )

@@ -1,0 +1,225 @@
+"""The two-turn sampling loop: one program from prompts to finished dialogues.
+
+The prompt is prefilled once per problem and fanned out to G rows. Then every row
+goes its own way, one token per iteration: it draws turn 1 up to the stop token, is
+fed the instruction (its next tokens are forced instead of drawn), draws turn 2. The
+loop ends when every row has. A row writes keys, values and tokens at its own
+length, so rows stay contiguous and go to the learner as they are:
+
+    iteration   0  1  2  3  4  5  6  7  8
+    row 0       y  y  #  i  i  y  y  #  .
+    row 1       y  y  y  y  #  i  i  y  #
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from score_jax.model.decoder import Decoder, write_cache
+from score_jax.numerics import log_softmax, select_logprob
+from score_jax.types import Cache, Episodes, Params, Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How dialogues are drawn."""
+
+    samples: int = 8  # G, dialogues per problem
+    branches: int = 1  # second attempts drawn from each first attempt; divides samples
+    prompt_limit: int = 64  # tokens; longer prompts are refused
+    turn_limit: int = 64  # tokens of one turn, its stop token included
+    temperature: float = 1.0  # 0: greedy
+
+    def __post_init__(self):
+        for name in ("samples", "branches", "prompt_limit", "turn_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; set at least 1")
+        if self.samples % self.branches:
+            raise ValueError(
+                f"sampling.samples is {self.samples}; "
+                f"set a multiple of sampling.branches {self.branches}"
+            )
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; set a value >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What stands between turns, and what ends one."""
+
+    stop: int  # id of the stop token
+    instruction: tuple[int, ...]  # ids from behind the stop token to where the next turn begins
+    turns: int = 2  # R, attempts per dialogue
+
+    def row_length(self, config: SamplingConfig) -> int:
+        """T: the most tokens that a dialogue can take."""
+        between = (self.turns - 1) * (len(self.instruction) + 1)
+        return config.prompt_limit + self.turns * config.turn_limit + between
+
+
+@struct.dataclass
+class Loop:
+    """State of the sampling loop."""
+
+    tokens: Int[Array, "B T"]
+    turn_ids: Int[Array, "B T"]
+    logprobs: Float[Array, "B T"]
+    truncated: Bool[Array, "B R"]
+    length: Int[Array, "B"]  # tokens so far
+    turn: Int[Array, "B"]  # the turn being drawn or about to be, 1..R
+    used: Int[Array, "B"]  # tokens drawn in that turn
+    forced: Int[Array, "B"]  # next forced token's place in the script; behind its end: draw
+    done: Bool[Array, "B"]
+    hidden: Float[Array, "B D"]  # of the last token
+    cache: Cache
+
+
+def row_keys(
+    key: Key[Array, ""],
+    problem: Int[Array, "P"],
+    config: SamplingConfig,
+) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
+    """Keys of each row's first attempt and of its later ones.
+
+    They depend on the problem and the sample alone, so a row is the same in whatever
+    batch, on whatever host it is drawn. Rows that branch off one first attempt share
+    its key, and so its tokens.
+    """
+    sample = jnp.arange(config.samples)
+
+    def fold(problem: Array, index: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(key, problem), index)
+
+    keys = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))
+    first = keys(problem, sample // config.branches * config.branches)
+    return first.reshape(-1), keys(problem, sample).reshape(-1)
+
+
+def draw(
+    keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float
+) -> Int[Array, "B"]:
+    """One token per row, each from its own key."""
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
+
+
+def put(row: Array, at: Int[Array, "B"], value: Array, write: Bool[Array, "B"]) -> Array:
+    """Sets one entry of each row where `write`; elementwise, so no scatter is compiled."""
+    here = (jnp.arange(row.shape[1])[None, :] == at[:, None]) & write[:, None]
+    return jnp.where(here, value[:, None], row)
+
+
+def prefill(
+    decoder: Decoder, params: Params, prompts: Prompts, script: Script, config: SamplingConfig
+) -> Loop:
+    """Runs the prompts once per problem and fans them out to G rows each."""
+    problems, width = prompts.tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(width), (problems, width))
+    hidden, new = decoder.apply({"params": params}, prompts.tokens, positions)
+    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
+
+    length = script.row_length(config)
+    rows = problems * config.samples
+
+    def fan(x: Array, axis: int = 0) -> Array:
+        return jnp.repeat(x, config.samples, axis=axis)
+
+    def grow(x: Float[Array, "L B T0 K H"]) -> Float[Array, "L B S K H"]:
+        return jnp.pad(x, [(0, 0), (0, 0), (0, length - width), (0, 0), (0, 0)])
+
+    tokens = jnp.pad(fan(prompts.tokens), ((0, 0), (0, length - width)))
+    return Loop(
+        tokens=tokens,
+        turn_ids=jnp.zeros((rows, length), jnp.int32),
+        logprobs=jnp.zeros((rows, length), jnp.float32),
+        truncated=jnp.zeros((rows, script.turns), bool),
+        length=fan(prompts.length),
+        turn=jnp.ones(rows, jnp.int32),
+        used=jnp.zeros(rows, jnp.int32),
+        forced=jnp.full(rows, len(script.instruction) + 1),
+        done=jnp.zeros(rows, bool),
+        hidden=fan(last),
+        cache=Cache(keys=grow(fan(new.keys, 1)), values=grow(fan(new.values, 1))),
+    )
+
+
+def advance(
+    loop: Loop, token: Int[Array, "B"], logprob: Float[Array, "B"], script: Script, limit: int
+) -> Loop:
+    """Appends one token to every row that is not done, and moves rows between turns.
+
+    A turn that reaches its limit is flagged as truncated and closed by a forced stop
+    token, which is not the policy's; a turn that stops itself owns its stop token.
+    """
+    forcing = loop.forced <= len(script.instruction)
+    policy = ~forcing & ~loop.done
+    used = loop.used + policy
+    stopped = policy & (token == script.stop)
+    cut = policy & ~stopped & (used >= limit)
+    ended = stopped | cut
+    final = loop.turn == script.turns
+    this_turn = jnp.arange(1, script.turns + 1)[None, :] == loop.turn[:, None]
+    forced = jnp.where(forcing, loop.forced + 1, loop.forced)
+    return loop.replace(
+        tokens=put(loop.tokens, loop.length, token, ~loop.done),
+        turn_ids=put(loop.turn_ids, loop.length, loop.turn, policy),
+        logprobs=put(loop.logprobs, loop.length, logprob, policy),
+        truncated=loop.truncated | (this_turn & cut[:, None]),
+        length=loop.length + ~loop.done,
+        turn=jnp.where(ended & ~final, loop.turn + 1, loop.turn),
+        used=jnp.where(ended, 0, used),
+        # The script begins with the stop token, which only a truncated turn still needs.
+        forced=jnp.where(ended & ~final, jnp.where(cut, 0, 1), forced),
+        done=loop.done | (ended & final),
+    )
+
+
+def sample_dialogues(
+    decoder: Decoder,
+    params: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+    *,
+    script: Script,
+    config: SamplingConfig,
+) -> Episodes:
+    """Draws G dialogues of R turns for each prompt.
+
+    Args:
+      key: of the run and step; a row's keys are folded from it by problem, sample, turn
+        and position.
+
+    Returns:
+      Episodes whose rows p * G .. p * G + G - 1 belong to problem p, with rewards 0.
+    """
+    first_keys, own_keys = row_keys(key, prompts.problem, config)
+    forced_tokens = jnp.asarray((script.stop, *script.instruction, script.stop), jnp.int32)
+    fold = jax.vmap(jax.random.fold_in)
+
+    def body(loop: Loop) -> Loop:
+        logits = decoder.apply({"params": params}, loop.hidden, method="logits")
+        keys = jnp.where(loop.turn == 1, first_keys, own_keys)
+        drawn = draw(fold(fold(keys, loop.turn), loop.length), logits, config.temperature)
+        forcing = loop.forced <= len(script.instruction)
+        token = jnp.where(forcing, forced_tokens[loop.forced], drawn)
+        logprob = select_logprob(log_softmax(logits), token)
+        at = jnp.minimum(loop.length, loop.tokens.shape[1] - 1)  # done rows may be full
+        hidden, new = decoder.apply({"params": params}, token[:, None], at[:, None], loop.cache)
+        loop = advance(loop, token, logprob, script, config.turn_limit)
+        return loop.replace(hidden=hidden[:, 0], cache=write_cache(loop.cache, new, at))
+
+    start = prefill(decoder, params, prompts, script, config)
+    end = jax.lax.while_loop(lambda loop: ~jnp.all(loop.done), body, start)
+    return Episodes(
+        tokens=end.tokens,
+        length=end.length,
+        turn=end.turn_ids,
+        logprobs=end.logprobs,
+        truncated=end.truncated,
+        problem=jnp.repeat(prompts.problem, config.samples),
+        rewards=jnp.zeros(end.truncated.shape, jnp.float32),
+    )

@@ -1,0 +1,341 @@
+"""The learner: scores of sampled tokens, the shaped policy gradient, one update.
+
+Log-probabilities are taken at the policy's own tokens only, a chunk of positions at
+a time, each chunk recomputed in the backward pass: `[B T V]` never exists.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from score_jax import numerics
+from score_jax.model.decoder import Decoder
+from score_jax.objectives import (
+    Objective,
+    policy_loss,
+    token_weights,
+    turn_advantages,
+    turn_log_ratio,
+    turn_returns,
+)
+from score_jax.types import Episodes, Params, Scores, TrainState
+
+
+Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Array]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """How a batch is cut for memory, and how often it is used."""
+
+    microbatches: int = 1  # parts of a minibatch whose gradients are accumulated
+    minibatches: int = 1  # updates per rollout; above 1 needs objective.clip
+    chunk: int = 128  # positions per row whose vocabulary is expanded at once
+    baseline_decay: float = 0.9  # of the running baseline, per rollout
+
+    def __post_init__(self):
+        for name in ("microbatches", "minibatches", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"learner.{name} is {getattr(self, name)}; set at least 1")
+
+
+@struct.dataclass
+class TokenScores:
+    """What a model says of the policy's tokens; 0 elsewhere."""
+
+    logprobs: Float[Array, "B T"]  # nats
+    entropy: Float[Array, "B T"]  # nats
+    kl: Float[Array, "B T"]  # exact KL to the reference in nats, 0 without one
+
+
+def hidden_states(
+    decoder: Decoder, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Final hidden states of whole rows; causality makes the padding harmless."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return decoder.apply({"params": params}, tokens, positions)[0]
+
+
+def policy_positions(turn: Int[Array, "B T"], most: int, chunk: int) -> Int[Array, "C B c"]:
+    """Where the policy's tokens stand, first to last, then other positions, in chunks.
+
+    Args:
+      most: tokens that the policy can have in a row.
+    """
+    chunk = min(chunk, most)
+    order = jnp.argsort(turn == 0, axis=1, stable=True)
+    chunks = -(-most // chunk)
+    padding = max(0, chunks * chunk - order.shape[1])
+    order = jnp.pad(order, ((0, 0), (0, padding)))[:, : chunks * chunk]
+    return order.reshape(order.shape[0], chunks, chunk).swapaxes(0, 1)
+
+
+def score_tokens(
+    decoder: Decoder,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    episodes: Episodes,
+    *,
+    most: int,
+    chunk: int,
+    reference: tuple[Params, Float[Array, "B T D"]] | None = None,
+) -> TokenScores:
+    """Log-probability, entropy and, with a reference, exact KL at the policy's tokens."""
+
+    def expand(params: Params, hidden: Array, at: Array) -> Float[Array, "B c V"]:
+        # The token at position t is predicted by the hidden state at t - 1.
+        before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
+        logits = decoder.apply({"params": params}, before, method="logits")
+        return numerics.log_softmax(logits)
+
+    @jax.checkpoint
+    def one_chunk(params: Params, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
+        logprobs = expand(params, hidden, at)
+        chosen = numerics.select_logprob(logprobs, jnp.take_along_axis(episodes.tokens, at, 1))
+        kl = jnp.zeros_like(chosen)
+        if reference is not None:
+            kl = numerics.exact_kl(logprobs, expand(*reference, at))
+        return chosen, numerics.entropy(logprobs), kl
+
+    at = policy_positions(episodes.turn, most, chunk)
+    parts = jax.lax.map(lambda at: one_chunk(params, hidden, at), at)
+    flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
+    rows = jnp.arange(flat.shape[0])[:, None]
+
+    def spread(part: Float[Array, "C B c"]) -> Float[Array, "B T"]:
+        own = jnp.take_along_axis(episodes.turn, flat, axis=1) > 0
+        values = jnp.where(own, part.swapaxes(0, 1).reshape(flat.shape), 0.0)
+        return jnp.zeros(episodes.turn.shape).at[rows, flat].add(values)
+
+    return TokenScores(*(spread(part) for part in parts))
+
+
+def split_rows(tree: Any, parts: int) -> Any:
+    """Deals rows out to parts; every device keeps its own rows."""
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree
+    )
+
+
+def join_rows(tree: Any) -> Any:
+    """Undoes `split_rows`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def score_episodes(
+    decoder: Decoder,
+    params: Params,
+    episodes: Episodes,
+    *,
+    most: int,
+    config: LearnerConfig,
+    keep_hidden: bool,
+) -> Scores:
+    """The reference's scores of sampled dialogues; needs no rewards."""
+
+    def one(part: Episodes) -> Scores:
+        hidden = hidden_states(decoder, params, part.tokens)
+        if keep_hidden:  # the exact KL is taken in the update, where the policy is known
+            return Scores(logprobs=jnp.zeros(part.turn.shape), hidden=hidden)
+        scores = score_tokens(decoder, params, hidden, part, most=most, chunk=config.chunk)
+        return Scores(logprobs=scores.logprobs, hidden=None)
+
+    parts = config.microbatches * config.minibatches
+    return join_rows(jax.lax.map(one, split_rows(episodes, parts)))
+
+
+@struct.dataclass
+class Batch:
+    """Rows with all that their loss needs."""
+
+    episodes: Episodes
+    scores: Scores
+    advantages: Float[Array, "B T"]
+    weights: Float[Array, "B T"]
+
+
+def kl_terms(
+    objective: Objective, scores: TokenScores, batch: Batch
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """The per-token KL loss of the objective, and the estimate that is reported."""
+    if objective.kl == "exact":
+        return scores.kl, scores.kl
+    own = batch.episodes.turn > 0
+    policy = jnp.where(own, scores.logprobs, 0.0)
+    reference = jnp.where(own, batch.scores.logprobs, 0.0)
+    estimate = numerics.k3(policy, reference)
+    losses = {"k2": numerics.k2(policy, reference), "k3": estimate}
+    return losses.get(objective.kl, jnp.zeros_like(policy)), estimate
+
+
+def batch_loss(
+    decoder: Decoder,
+    params: Params,
+    reference_params: Params,
+    batch: Batch,
+    *,
+    objective: Objective,
+    most: int,
+    chunk: int,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The weighted sum of token losses of some rows, and sums for the metrics."""
+    episodes = batch.episodes
+    hidden = hidden_states(decoder, params, episodes.tokens)
+    reference = None
+    if objective.kl == "exact":
+        assert batch.scores.hidden is not None, "exact KL needs the reference's hidden states"
+        reference = (reference_params, batch.scores.hidden)
+    scores = score_tokens(
+        decoder, params, hidden, episodes, most=most, chunk=chunk, reference=reference
+    )
+    kl_loss, kl_estimate = kl_terms(objective, scores, batch)
+    beta = numerics.spread_to_tokens(
+        jnp.broadcast_to(jnp.asarray(objective.beta), episodes.rewards.shape), episodes.turn
+    )
+    token_loss = policy_loss(objective, scores.logprobs, episodes.logprobs, batch.advantages)
+    loss = jnp.sum(batch.weights * (token_loss + beta * kl_loss))
+
+    own = episodes.turn > 0
+    gap = jnp.abs(scores.logprobs - episodes.logprobs) * own
+    return loss, {
+        "loss": loss,
+        "kl": numerics.sum_by_turn(kl_estimate, episodes.turn, objective.turns).sum(0),
+        "entropy": numerics.sum_by_turn(scores.entropy, episodes.turn, objective.turns).sum(0),
+        "gap_max": gap.max(),
+        "gap_sum": gap.sum(),
+    }
+
+
+def accumulate(total: dict[str, Array], part: dict[str, Array]) -> dict[str, Array]:
+    """Adds sums; of maxima it keeps the larger."""
+    return {
+        name: jnp.maximum(total[name], part[name]) if name.endswith("_max") else total[name] + value
+        for name, value in part.items()
+    }
+
+
+def accumulated_gradient(
+    loss: Loss, params: Params, batch: Any, microbatches: int
+) -> tuple[Params, dict[str, Array]]:
+    """Gradient and metric sums of a batch, one microbatch in memory at a time."""
+    gradient_of = jax.grad(loss, has_aux=True)
+    parts = split_rows(batch, microbatches)
+
+    def add(total: tuple, part: Any) -> tuple[tuple, None]:
+        gradient, sums = gradient_of(params, part)
+        return (jax.tree.map(jnp.add, total[0], gradient), accumulate(total[1], sums)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(gradient_of, params, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def update(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    reference_params: Params,
+    episodes: Episodes,
+    scores: Scores,
+    *,
+    objective: Objective,
+    config: LearnerConfig,
+    samples: int,
+    branches: int,
+    turn_limit: int,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Learns from one rollout: advantages of the whole batch, then each minibatch once.
+
+    Returns:
+      The new state, and metrics per turn: kl (nats per turn), entropy (nats per
+      token), return, advantage_std; logprob_gap/max and /mean between sampler and scorer
+      (of the first minibatch: later ones meet a moved policy).
+    """
+    turns = objective.turns
+    kl = turn_log_ratio(episodes, scores.logprobs, turns)
+    advantages = turn_advantages(
+        objective, episodes.rewards, kl, state.baseline, samples=samples, branches=branches
+    )
+    batch = Batch(
+        episodes=episodes,
+        scores=scores,
+        advantages=numerics.spread_to_tokens(advantages, episodes.turn),
+        # A minibatch's loss is a mean over its own rows.
+        weights=token_weights(objective, episodes.turn, limit=turn_limit) * config.minibatches,
+    )
+
+    def loss(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
+        return batch_loss(
+            decoder,
+            params,
+            reference_params,
+            part,
+            objective=objective,
+            most=turns * turn_limit,
+            chunk=config.chunk,
+        )
+
+    def one_minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], dict]:
+        params, opt_state = carry
+        gradient, sums = accumulated_gradient(loss, params, part, config.microbatches)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        sums["gradient_norm"] = optax.global_norm(gradient)
+        return (optax.apply_updates(params, updates), opt_state), sums
+
+    (params, opt_state), sums = jax.lax.scan(
+        one_minibatch, (state.params, state.opt_state), split_rows(batch, config.minibatches)
+    )
+    returns = turn_returns(objective, episodes.rewards, kl).mean(0)
+    decay = config.baseline_decay
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        baseline=decay * state.baseline + (1 - decay) * returns,
+    )
+    return state, summarise(sums, episodes, returns, advantages)
+
+
+def summarise(
+    sums: dict[str, Array],
+    episodes: Episodes,
+    returns: Float[Array, "R"],
+    advantages: Float[Array, "B R"],
+) -> dict[str, Array]:
+    """Metrics of one update, by name and turn."""
+    rows, turns = episodes.rewards.shape
+    lengths = numerics.sum_by_turn(jnp.ones(episodes.turn.shape), episodes.turn, turns)
+    tokens = jnp.maximum(lengths.sum(0), 1.0)
+    minibatches = sums["loss"].shape[0]
+    right = episodes.rewards >= 1.0
+    first, last = right[:, 0], right[:, -1]
+    metrics = {
+        "loss": sums["loss"].mean(),
+        "gradient_norm": sums["gradient_norm"].mean(),
+        "logprob_gap/max": sums["gap_max"][0],
+        "logprob_gap/mean": sums["gap_sum"][0] * minibatches / tokens.sum(),
+        "delta": last.mean() - first.mean(),
+        "delta_i_to_c": (last & ~first).mean(),
+        "delta_c_to_i": (first & ~last).mean(),
+    }
+    per_turn = {
+        "accuracy": right.mean(0),
+        "reward": episodes.rewards.mean(0),
+        "return": returns,
+        "kl": sums["kl"].sum(0) / rows,
+        "entropy": sums["entropy"].sum(0) / tokens,
+        "advantage_std": advantages.std(0),
+        "length": lengths.mean(0),
+        "truncated": episodes.truncated.mean(0),
+    }
+    for name, values in per_turn.items():
+        for turn in range(turns):
+            metrics[f"{name}/turn{turn + 1}"] = values[turn]
+    return metrics
