@@ -1,0 +1,174 @@
+"""Weights from disk or hub into sharded arrays, one parameter at a time.
+
+    source ----> shapes of stored tensors ----> checked against names.entries(config)
+                                                        |
+    read(name) [slice of a mapped file] ----> this host's part ----> device
+
+What a host does not hold it does not read. The largest parameters go first, while
+little else is in memory, so that the buffer in flight never tops the finished tree.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from score_jax.model.config import Dtype, ModelConfig
+from score_jax.types import Params
+from score_jax.weights.families import from_hf
+from score_jax.weights.names import Entry, entries
+from score_jax.weights.safetensors import SafetensorsFolder
+
+HUB = "hub:"
+CONFIG_FILE = "config.json"
+SKIPPED = ("rotary_emb.inv_freq",)  # computed, not learnt
+VISION = ("vision_tower.", "multi_modal_projector.", "vision_model.")  # of Gemma 3 with images
+TEXT_PREFIXES = ("language_model.model.", "model.language_model.")  # its text half
+
+
+class Tensors(Protocol):
+    """Named tensors of a source, read when asked for."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, by its Hugging Face name or that of the file."""
+        ...
+
+
+def locate(source: str) -> Path:
+    """The local path of a source; a hub id is fetched first.
+
+    Raises:
+      ValueError: nothing is there, or the hub's client is not installed.
+    """
+    if not source.startswith(HUB):
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise ValueError(f"model source is {source!r}; no such file or folder ({HUB}org/name?)")
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(f"model source is {source!r}; pip install score_jax[hf]") from error
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+    return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted))
+
+
+def model_config(source: str) -> ModelConfig:
+    """The decoder's fields, from `config.json` or from a GGUF header.
+
+    Raises:
+      ValueError: there is no config, or its architecture is not supported.
+    """
+    return from_hf(read_config(locate(source)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a folder."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {CONFIG_FILE}; point at a whole model folder")
+    return json.loads(path.read_text())
+
+
+def load_params(
+    source: str, config: ModelConfig, shardings: Any = None, dtype: Dtype = "float32"
+) -> Params:
+    """Reads a model's parameters, each straight into its sharded place.
+
+    Args:
+      source: a folder, a .gguf file, or hub:org/name.
+      shardings: one Sharding per parameter, in the tree of the unboxed "params"
+        collection; None: all on the first device.
+
+    Raises:
+      ValueError: tensors are missing, left over or of the wrong shape; all are listed.
+    """
+    tensors = open_tensors(source)
+    places = match_names(entries(config), tensors, source)
+    params: dict[str, Any] = {}
+    for entry in sorted(places, key=lambda e: -np.prod(e.shape)):
+        sharding = SingleDeviceSharding(jax.devices()[0])
+        if shardings is not None:
+            sharding = descend(shardings, entry.path)
+        put(params, entry.path, read_sharded(entry, places[entry], tensors, sharding, dtype))
+    return params
+
+
+def open_tensors(source: str) -> Tensors:
+    """A source's tensors under their Hugging Face names."""
+    return SafetensorsFolder(locate(source))
+
+
+def match_names(wanted: list[Entry], tensors: Tensors, source: str) -> dict[Entry, tuple[str, ...]]:
+    """Finds each entry's tensors among the stored ones; lists all that do not fit."""
+    stored = {plain_name(name): name for name in tensors.shapes}
+    missing, misshapen = [], []
+    for entry in wanted:
+        for name in entry.names:
+            if name not in stored:
+                missing.append(name)
+            elif (shape := tensors.shapes[stored[name]]) != entry.stored:
+                misshapen.append(f"{name} {shape}, not {entry.stored}")
+    tied = {"lm_head.weight"}  # some files repeat the tied embedding
+    known = {name for entry in wanted for name in entry.names} | tied
+    extra = [n for n in stored if n not in known and not n.endswith(SKIPPED) and n not in tied]
+    extra = [n for n in extra if not any(mark in n for mark in VISION)]
+    faults = {"missing": missing, "left over": extra, "misshapen": misshapen}
+    if any(faults.values()):
+        lists = "; ".join(f"{kind}: {shorten(names)}" for kind, names in faults.items() if names)
+        raise ValueError(f"{source} does not fit the model's config; tensors {lists}")
+    return {entry: tuple(stored[name] for name in entry.names) for entry in wanted}
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name as the text-only model spells it."""
+    for prefix in TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return "model." + name.removeprefix(prefix)
+    return name.removeprefix("language_model.")
+
+
+def shorten(names: list[str], limit: int = 12) -> str:
+    """The first names of a list and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def read_sharded(
+    entry: Entry, names: tuple[str, ...], tensors: Tensors, sharding: Sharding, dtype: Dtype
+) -> jax.Array:
+    """One parameter, each device's part read by itself."""
+    kind = jnp.dtype(dtype)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        spans = [range(size)[span] for size, span in zip(entry.shape, index, strict=True)]
+        block = np.empty([len(span) for span in spans], kind)
+        if not entry.stacked:
+            block[...] = entry.from_stored(tensors.read(names[0]))[index]
+            return block
+        for row, layer in enumerate(spans[0]):
+            block[row] = entry.from_stored(tensors.read(names[layer]))[index[1:]]
+        return block
+
+    array = jax.make_array_from_callback(entry.shape, sharding, part)
+    return jax.block_until_ready(array)  # frees the buffer before the next is read
+
+
+def descend(tree: Any, path: tuple[str, ...]) -> Any:
+    """The leaf of a nested dict at a path."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def put(tree: dict[str, Any], path: tuple[str, ...], leaf: Any) -> None:
+    """Sets a leaf of a nested dict."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf
