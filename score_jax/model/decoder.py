@@ -5,9 +5,12 @@ logits are a second method, so that callers decide at which positions the
 vocabulary is ever expanded.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
 from score_jax.model.attention import Attention, KeysValues
@@ -41,7 +44,7 @@ class Block(nn.Module):
         mixed = GatedMlp(config, name="mlp")(RmsNorm(config, name="mlp_norm")(x))
         if config.post_norms:
             mixed = RmsNorm(config, name="mlp_post_norm")(mixed)
-        return nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_out")), new
+        return with_logical_constraint(x + mixed, ("batch", "length", "embed_out")), new
 
 
 def rematerialised(config: ModelConfig) -> type[nn.Module]:
@@ -67,11 +70,12 @@ class Decoder(nn.Module):
         self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), config.width)
         if not config.tied_embeddings:
             self.unembedding = weight(self, "unembedding", shape, ("vocab", "embed"), config.width)
+        per_layer: Any = (nn.broadcast, 0, 0)  # positions are shared; layer and cache are not
         self.blocks = nn.scan(
             rematerialised(config),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0),
+            in_axes=per_layer,
             length=config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config)
@@ -95,7 +99,7 @@ class Decoder(nn.Module):
         x = self.embedding.astype(dtype)[tokens]
         if config.embedding_scale:
             x = x * jnp.asarray(config.width**0.5, dtype)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed_out"))
+        x = with_logical_constraint(x, ("batch", "length", "embed_out"))
         windows = jnp.where(jnp.asarray(config.is_local), config.window or FAR, FAR)
         layers = (layer_frequencies(config), windows)
         cached = None if cache is None else (cache.keys, cache.values)

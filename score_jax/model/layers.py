@@ -1,6 +1,7 @@
 """Norm, rotary positions, gated MLP, and the one way to make a parameter."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,12 +20,13 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes, fan
     """
     assert len(shape) == len(axes), f"{name}: shape {shape} against axes {axes}"
     init = nn.initializers.truncated_normal(1 / math.sqrt(fan_in))
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    boxed: Any = nn.with_logical_partitioning(init, axes)
+    return module.param(name, boxed, shape, jnp.float32)
 
 
 def vector(module: nn.Module, name: str, size: int, axes: Axes, value: float) -> Array:
     """A float32 vector parameter that starts at a constant."""
-    init = nn.with_logical_partitioning(nn.initializers.constant(value), axes)
+    init: Any = nn.with_logical_partitioning(nn.initializers.constant(value), axes)
     return module.param(name, init, (size,), jnp.float32)
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 import sentencepiece
 
 SENTENCEPIECE_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
+IMAGE_MARKERS = "_soft_token>"  # Gemma 3's image markers; its text models have no row for them
 
 
 class Tokenizer(Protocol):
@@ -71,6 +73,45 @@ class SentencePieceTokenizer:
         (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
 
 
+class JsonTokenizer:
+    """A Hugging Face `tokenizer.json`, run by the tokenizers library."""
+
+    def __init__(self, content: str):
+        """Args: content: the text of the file."""
+        # Not in every install: the extra [hf] brings it.
+        try:
+            from tokenizers import Tokenizer as Engine
+        except ImportError as error:
+            raise ValueError(f"{JSON_FILE} needs the extra: pip install score_jax[hf]") from error
+        self.content = content
+        self.engine = Engine.from_str(content)
+        self.engine.no_truncation()
+        self.engine.no_padding()
+        self.engine.encode_special_tokens = True  # markers inside a text stay text
+        ids = self.engine.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(i for name, i in ids.items() if not name.endswith(IMAGE_MARKERS))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        return self.engine.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens are left out."""
+        return self.engine.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def marker(self, name: str) -> int:
+        """The id of a token by its name."""
+        index = self.engine.token_to_id(name)
+        if index is None:
+            raise ValueError(f"tokenizer has no marker {name!r}; use a chat format of its family")
+        return index
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / JSON_FILE).write_text(self.content, encoding="utf-8")
+
+
 def train_sentencepiece(
     texts: Iterable[str], *, vocab_size: int, markers: Sequence[str]
 ) -> SentencePieceTokenizer:
@@ -104,14 +145,19 @@ def train_sentencepiece(
 
 
 def load(folder: Path) -> Tokenizer:
-    """Reads the tokenizer that a folder holds.
+    """Reads the tokenizer that a folder holds; `tokenizer.json` goes first.
+
+    A folder with both holds the same tokenizer twice, and the chat markers of some
+    (Llama 3, Qwen) stand in the JSON file only.
 
     Raises:
       ValueError: the folder holds no known tokenizer file.
     """
-    path = folder / SENTENCEPIECE_FILE
-    if path.is_file():
-        return SentencePieceTokenizer(path.read_bytes())
+    if (folder / JSON_FILE).is_file():
+        return JsonTokenizer((folder / JSON_FILE).read_text(encoding="utf-8"))
+    if (folder / SENTENCEPIECE_FILE).is_file():
+        return SentencePieceTokenizer((folder / SENTENCEPIECE_FILE).read_bytes())
     raise ValueError(
-        f"tokenizer.path is {folder}; point it at a folder that holds {SENTENCEPIECE_FILE}"
+        f"tokenizer.source is {folder}; point it at a folder that holds {JSON_FILE} "
+        f"or {SENTENCEPIECE_FILE}"
     )

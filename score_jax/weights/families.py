@@ -51,6 +51,13 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu_tanh",  # the first Gemma configs say gelu and mean the tanh form
 }
+REQUIRED = (
+    "vocab_size",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+)
 GEMMA_ONLY = ("gelu_pytorch_tanh", "gelu")
 
 
@@ -97,7 +104,10 @@ def from_hf(data: Mapping[str, Any]) -> ModelConfig:
 
 
 def refuse_unsupported(family: str, data: Mapping[str, Any]) -> None:
-    """Names a setting that the decoder has no field for."""
+    """Names a setting that is missing, or that the decoder has no field for."""
+    missing = [key for key in REQUIRED if key not in data]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}; use the model's own file")
     for key in ("mlp_bias", "use_bidirectional_attention"):
         if data.get(key):
             raise ValueError(f"config.json: {key} is {data[key]}; only false is supported")

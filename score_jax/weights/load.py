@@ -9,6 +9,8 @@ little else is in memory, so that the buffer in flight never tops the finished t
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +20,19 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from score_jax.model.config import Dtype, ModelConfig
+from score_jax.text import tokenizer as tokenizers
+from score_jax.text.rebuild import from_gguf
+from score_jax.text.tokenizer import Tokenizer
 from score_jax.types import Params
+from score_jax.weights import gguf
 from score_jax.weights.families import from_hf
+from score_jax.weights.gguf import GgufFile
 from score_jax.weights.names import Entry, entries
 from score_jax.weights.safetensors import SafetensorsFolder
 
+Index = tuple[slice, ...]
 HUB = "hub:"
+GGUF = ".gguf"
 CONFIG_FILE = "config.json"
 SKIPPED = ("rotary_emb.inv_freq",)  # computed, not learnt
 VISION = ("vision_tower.", "multi_modal_projector.", "vision_model.")  # of Gemma 3 with images
@@ -65,7 +74,22 @@ def model_config(source: str) -> ModelConfig:
     Raises:
       ValueError: there is no config, or its architecture is not supported.
     """
-    return from_hf(read_config(locate(source)))
+    path = locate(source)
+    if path.suffix == GGUF:
+        return gguf.model_config(path)
+    return from_hf(read_config(path))
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer beside the weights, or inside a GGUF file.
+
+    Raises:
+      ValueError: there is none, or it is of an unknown kind.
+    """
+    path = locate(source)
+    if path.suffix == GGUF:
+        return from_gguf(gguf.read_header(path).metadata)
+    return tokenizers.load(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -102,7 +126,8 @@ def load_params(
 
 def open_tensors(source: str) -> Tensors:
     """A source's tensors under their Hugging Face names."""
-    return SafetensorsFolder(locate(source))
+    path = locate(source)
+    return GgufFile(path) if path.suffix == GGUF else SafetensorsFolder(path)
 
 
 def match_names(wanted: list[Entry], tensors: Tensors, source: str) -> dict[Entry, tuple[str, ...]]:
@@ -144,20 +169,25 @@ def read_sharded(
     entry: Entry, names: tuple[str, ...], tensors: Tensors, sharding: Sharding, dtype: Dtype
 ) -> jax.Array:
     """One parameter, each device's part read by itself."""
-    kind = jnp.dtype(dtype)
-
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        spans = [range(size)[span] for size, span in zip(entry.shape, index, strict=True)]
-        block = np.empty([len(span) for span in spans], kind)
-        if not entry.stacked:
-            block[...] = entry.from_stored(tensors.read(names[0]))[index]
-            return block
-        for row, layer in enumerate(spans[0]):
-            block[row] = entry.from_stored(tensors.read(names[layer]))[index[1:]]
-        return block
-
+    part: Callable[..., np.ndarray] = partial(
+        read_part, entry, names, tensors, dtype=jnp.dtype(dtype)
+    )
     array = jax.make_array_from_callback(entry.shape, sharding, part)
     return jax.block_until_ready(array)  # frees the buffer before the next is read
+
+
+def read_part(
+    entry: Entry, names: tuple[str, ...], tensors: Tensors, index: Index, dtype: np.dtype
+) -> np.ndarray:
+    """The part of a parameter at an index, from the tensors that hold it."""
+    spans = [range(size)[span] for size, span in zip(entry.shape, index, strict=True)]
+    block = np.empty([len(span) for span in spans], dtype)
+    if not entry.stacked:
+        block[...] = entry.from_stored(tensors.read(names[0]))[index]
+        return block
+    for row, layer in enumerate(spans[0]):
+        block[row] = entry.from_stored(tensors.read(names[layer]))[index[1:]]
+    return block
 
 
 def descend(tree: Any, path: tuple[str, ...]) -> Any:

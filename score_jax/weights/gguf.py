@@ -1,0 +1,306 @@
+"""A GGUF file as named tensors under their Hugging Face names, and its metadata.
+
+The header is parsed from a memory map (a vocabulary of 262,144 pieces takes a
+fraction of a second); tensors are dequantised to float32 by the gguf library when
+asked for. What llama.cpp's converter changed on the way in is undone here: query
+and key rows interleaved for its rotary embedding, and 1 added to Gemma's norms.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from score_jax.model.config import ModelConfig, RopeScaling
+from score_jax.weights.families import from_hf
+
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+STRING, ARRAY = 8, 9
+FAMILIES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+}
+TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",  # Gemma: pre_feedforward_layernorm
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's scaling, one factor per frequency
+
+
+class Stored(NamedTuple):
+    """Where a tensor's bytes are and how they are packed."""
+
+    offset: int  # bytes from the start of the file
+    quantisation: int  # GGML type number
+    shape: tuple[int, ...]  # (out, in)
+
+
+class Header(NamedTuple):
+    """What a GGUF file says of itself."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, Stored]
+
+
+class Cursor:
+    """A reading position in mapped bytes."""
+
+    def __init__(self, data: mmap.mmap):
+        """Args: data: the file's bytes."""
+        self.data, self.at = data, 0
+
+    def scalar(self, code: str) -> Any:
+        """One little-endian number."""
+        (value,) = struct.unpack_from("<" + code, self.data, self.at)
+        self.at += struct.calcsize("<" + code)
+        return value
+
+    def text(self) -> str:
+        """A string behind its length."""
+        length = self.scalar("Q")
+        self.at += length
+        return self.data[self.at - length : self.at].decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        """A metadata value of a type number."""
+        if kind in SCALARS:
+            return self.scalar(SCALARS[kind])
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            raise ValueError(f"GGUF header has a value of type {kind}; the file is damaged")
+        inner, count = self.scalar("I"), self.scalar("Q")
+        if inner not in SCALARS:
+            return [self.value(inner) for _ in range(count)]
+        values = np.frombuffer(self.data, "<" + SCALARS[inner], count, self.at)
+        self.at += values.nbytes
+        return values.copy()
+
+
+def read_header(path: Path) -> Header:
+    """Metadata and tensor places of a GGUF file.
+
+    Raises:
+      ValueError: the file is no GGUF file, of an unknown version, or cut short.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        cursor = Cursor(data)
+        if data[:4] != b"GGUF":
+            raise ValueError(f"{path} is no GGUF file")
+        cursor.at = 4
+        try:
+            version = cursor.scalar("I")
+            if version not in (2, 3):
+                raise ValueError(f"{path} is GGUF version {version}; versions 2 and 3 are read")
+            tensors, fields = cursor.scalar("Q"), cursor.scalar("Q")
+            metadata = {cursor.text(): cursor.value(cursor.scalar("I")) for _ in range(fields)}
+            places = dict(read_place(cursor) for _ in range(tensors))
+        except struct.error as error:
+            raise ValueError(f"{path} is cut short within its header; fetch it again") from error
+        step = metadata.get("general.alignment", 32)
+        start = -(-cursor.at // step) * step
+        return Header(metadata, {k: v._replace(offset=start + v.offset) for k, v in places.items()})
+
+
+def read_place(cursor: Cursor) -> tuple[str, Stored]:
+    """One entry of the tensor table; its dimensions are stored innermost first."""
+    name = cursor.text()
+    shape = tuple(cursor.scalar("Q") for _ in range(cursor.scalar("I")))[::-1]
+    kind, offset = cursor.scalar("I"), cursor.scalar("Q")
+    return name, Stored(offset, kind, shape)
+
+
+class GgufFile:
+    """Tensors of a GGUF file, named and laid out as in the Hugging Face model."""
+
+    def __init__(self, path: Path):
+        """Args: path: the file; its header is read and checked here."""
+        self.path = path
+        header = read_header(path)
+        self.metadata = header.metadata
+        self.family = family_of(header.metadata)
+        named = {n: s for n, s in header.tensors.items() if n != ROPE_FACTORS}
+        self.places = {huggingface_name(name, self.family): s for name, s in named.items()}
+        self.shapes = {name: place.shape for name, place in self.places.items()}
+        self.check_length()
+
+    def check_length(self) -> None:
+        """Raises ValueError when the file ends before its last tensor does."""
+        size = self.path.stat().st_size
+        for name, place in self.places.items():
+            if place.offset + byte_count(self.path, name, place) > size:
+                raise ValueError(f"{self.path} is cut short: {name} is missing; fetch it again")
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in float32."""
+        import gguf
+
+        place = self.places[name]
+        count = byte_count(self.path, name, place)
+        raw = np.memmap(self.path, np.uint8, "r", place.offset, count)
+        kind = gguf.GGMLQuantizationType(place.quantisation)
+        rows = raw.reshape(*place.shape[:-1], -1)
+        tensor = gguf.dequantize(rows, kind).reshape(place.shape)
+        if self.family.startswith("gemma") and name.endswith("norm.weight"):
+            return tensor - 1
+        if self.family == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            key = "head_count_kv" if "k_proj" in name else "head_count"
+            return halves(tensor, int(self.metadata[f"llama.attention.{key}"]))
+        return tensor
+
+
+def byte_count(path: Path, name: str, place: Stored) -> int:
+    """Bytes that a tensor takes in the file.
+
+    Raises:
+      ValueError: its quantisation is not one that the gguf library undoes.
+    """
+    import gguf
+
+    try:
+        kind = gguf.GGMLQuantizationType(place.quantisation)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        gguf.dequantize(np.zeros((1, size), np.uint8), kind)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path}: {name} has quantisation {place.quantisation}, which gguf cannot undo; "
+            "convert the model to Q8_0 or F16"
+        ) from error
+    return math.prod(place.shape) // block * size
+
+
+def halves(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from interleaved pairs back to two halves."""
+    rows, width = tensor.shape
+    pairs = tensor.reshape(heads, rows // heads // 2, 2, width)
+    return pairs.swapaxes(1, 2).reshape(rows, width)
+
+
+def family_of(metadata: Mapping[str, Any]) -> str:
+    """The Hugging Face `model_type` of a GGUF architecture.
+
+    Raises:
+      ValueError: it is not supported.
+    """
+    name = metadata.get("general.architecture")
+    if name not in FAMILIES:
+        raise ValueError(f"general.architecture is {name!r}; supported are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def huggingface_name(name: str, family: str) -> str:
+    """A tensor's Hugging Face name; unknown ones keep theirs."""
+    if name in TOP_NAMES:
+        return TOP_NAMES[name]
+    parts = name.split(".")
+    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in LAYER_NAMES:
+        return name
+    inner = LAYER_NAMES[parts[2]]
+    if parts[2] == "ffn_norm" and family.startswith("gemma"):
+        inner = "pre_feedforward_layernorm"
+    return f"model.layers.{parts[1]}.{inner}.{parts[3]}"
+
+
+def model_config(path: Path) -> ModelConfig:
+    """The decoder's fields from a GGUF header."""
+    header = read_header(path)
+    family, found = family_of(header.metadata), header.metadata
+    arch = found["general.architecture"]
+
+    def field(name: str) -> Any:
+        return found.get(f"{arch}.{name}")
+
+    width, heads = field("embedding_length"), field("attention.head_count")
+    data = {
+        "model_type": family,
+        "vocab_size": header.tensors["token_embd.weight"].shape[0],
+        "hidden_size": width,
+        "intermediate_size": field("feed_forward_length"),
+        "num_hidden_layers": field("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": field("attention.head_count_kv") or heads,
+        "head_dim": field("attention.key_length") or width // heads,
+        "max_position_embeddings": field("context_length"),
+        "rms_norm_eps": float(str(np.float32(field("attention.layer_norm_rms_epsilon")))),
+        "rope_theta": field("rope.freq_base"),
+        "sliding_window": field("attention.sliding_window"),
+        "attn_logit_softcapping": field("attn_logit_softcapping"),
+        "final_logit_softcapping": field("final_logit_softcapping"),
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+        "query_pre_attn_scalar": query_scalar(family, found, arch),
+    }
+    if field("rope.scaling.type") == "linear":
+        data["rope_scaling"] = {"rope_type": "linear", "factor": field("rope.scaling.factor")}
+    elif ROPE_FACTORS in header.tensors:
+        data["rope_scaling"] = llama3_scaling(path, header.tensors[ROPE_FACTORS], data)
+    return from_hf(data)
+
+
+def query_scalar(family: str, metadata: Mapping[str, Any], arch: str) -> float | None:
+    """Gemma's query scale, which is not in the file: only the 27B models deviate from head_dim."""
+    layers = metadata[f"{arch}.block_count"]
+    if (family, layers) in (("gemma2", 46), ("gemma3_text", 62)):
+        width = metadata[f"{arch}.embedding_length"]
+        return width / metadata[f"{arch}.attention.head_count"]
+    return metadata.get(f"{arch}.attention.key_length")
+
+
+def llama3_scaling(path: Path, place: Stored, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 3.1's scaling, recognised from the factors that the file holds.
+
+    Raises:
+      ValueError: the factors are not those of the Llama 3.1 release.
+    """
+    factors = np.memmap(path, np.float32, "r", place.offset, place.shape)
+    scaling = RopeScaling(kind="llama3", factor=float(factors.max()))
+    frequencies = data["rope_theta"] ** -(np.arange(0, data["head_dim"], 2) / data["head_dim"])
+    turns = scaling.original_length * frequencies / (2 * np.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    blend = np.clip((turns - low) / (high - low), 0, 1)
+    expected = 1 / (blend + (1 - blend) / scaling.factor)
+    if not np.allclose(factors, expected, rtol=1e-3):
+        raise ValueError(f"{path}: {ROPE_FACTORS} are not the factors of Llama 3.1's scaling")
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": scaling.original_length,
+    }
