@@ -22,7 +22,9 @@ def entropy(logprobs: Float[Array, "... V"]) -> Float[Array, "..."]:
     return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
 
-def exact_kl(policy: Float[Array, "... V"], reference: Float[Array, "... V"]) -> Float[Array, "..."]:
+def exact_kl(
+    policy: Float[Array, "... V"], reference: Float[Array, "... V"]
+) -> Float[Array, "..."]:
     """KL(policy || reference) in nats, summed over the vocabulary; both are log-probabilities.
 
     Differentiating it gives the reverse-KL gradient of this position.
@@ -65,9 +67,7 @@ def sum_by_turn(
     return jnp.einsum("bt,brt->br", values, turn_mask(turn, turns))
 
 
-def spread_to_tokens(
-    values: Float[Array, "B R"], turn: Int[Array, "B T"]
-) -> Float[Array, "B T"]:
+def spread_to_tokens(values: Float[Array, "B R"], turn: Int[Array, "B T"]) -> Float[Array, "B T"]:
     """Gives every token its turn's value, and 0 to the tokens of no turn."""
     padded = jnp.pad(values, ((0, 0), (1, 0)))  # B R+1
     return jnp.take_along_axis(padded, turn, axis=1)

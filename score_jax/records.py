@@ -22,7 +22,9 @@ class Problem:
     answer: str = ""  # gold answer; empty where tests decide
     tests: tuple[str, ...] = ()  # programs' assertions; empty where the answer decides
     task: str = ""  # name in tasks.registry
-    first_attempt: str | None = None  # a given turn 1 (offline first attempts, repair); None: sample it
+    first_attempt: str | None = (
+        None  # a given turn 1 (offline first attempts, repair); None: sample it
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,9 +98,7 @@ def row_keys(
     return first.reshape(-1), keys(problem, sample).reshape(-1)
 
 
-def draw(
-    keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float
-) -> Int[Array, "B"]:
+def draw(keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float) -> Int[Array, "B"]:
     """One token per row, each from its own key."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

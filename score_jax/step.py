@@ -1,7 +1,7 @@
-"""The learner: scores of sampled tokens, the shaped policy gradient, one update.
+"""The learner: reference scores, the shaped policy gradient, one update.
 
-Log-probabilities are taken at the policy's own tokens only, a chunk of positions at
-a time, each chunk recomputed in the backward pass: `[B T V]` never exists.
+A batch's loss is one weighted sum over tokens whose denominators are those of the
+whole batch, so minibatches, microbatches and devices only cut it into parts.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from score_jax import numerics
 from score_jax.model.decoder import Decoder
@@ -24,8 +24,8 @@ from score_jax.objectives import (
     turn_log_ratio,
     turn_returns,
 )
+from score_jax.scoring import TokenScores, hidden_states, score_tokens
 from score_jax.types import Episodes, Params, Scores, TrainState
-
 
 Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -43,77 +43,6 @@ class LearnerConfig:
         for name in ("microbatches", "minibatches", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; set at least 1")
-
-
-@struct.dataclass
-class TokenScores:
-    """What a model says of the policy's tokens; 0 elsewhere."""
-
-    logprobs: Float[Array, "B T"]  # nats
-    entropy: Float[Array, "B T"]  # nats
-    kl: Float[Array, "B T"]  # exact KL to the reference in nats, 0 without one
-
-
-def hidden_states(
-    decoder: Decoder, params: Params, tokens: Int[Array, "B T"]
-) -> Float[Array, "B T D"]:
-    """Final hidden states of whole rows; causality makes the padding harmless."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return decoder.apply({"params": params}, tokens, positions)[0]
-
-
-def policy_positions(turn: Int[Array, "B T"], most: int, chunk: int) -> Int[Array, "C B c"]:
-    """Where the policy's tokens stand, first to last, then other positions, in chunks.
-
-    Args:
-      most: tokens that the policy can have in a row.
-    """
-    chunk = min(chunk, most)
-    order = jnp.argsort(turn == 0, axis=1, stable=True)
-    chunks = -(-most // chunk)
-    padding = max(0, chunks * chunk - order.shape[1])
-    order = jnp.pad(order, ((0, 0), (0, padding)))[:, : chunks * chunk]
-    return order.reshape(order.shape[0], chunks, chunk).swapaxes(0, 1)
-
-
-def score_tokens(
-    decoder: Decoder,
-    params: Params,
-    hidden: Float[Array, "B T D"],
-    episodes: Episodes,
-    *,
-    most: int,
-    chunk: int,
-    reference: tuple[Params, Float[Array, "B T D"]] | None = None,
-) -> TokenScores:
-    """Log-probability, entropy and, with a reference, exact KL at the policy's tokens."""
-
-    def expand(params: Params, hidden: Array, at: Array) -> Float[Array, "B c V"]:
-        # The token at position t is predicted by the hidden state at t - 1.
-        before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-        logits = decoder.apply({"params": params}, before, method="logits")
-        return numerics.log_softmax(logits)
-
-    @jax.checkpoint
-    def one_chunk(params: Params, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
-        logprobs = expand(params, hidden, at)
-        chosen = numerics.select_logprob(logprobs, jnp.take_along_axis(episodes.tokens, at, 1))
-        kl = jnp.zeros_like(chosen)
-        if reference is not None:
-            kl = numerics.exact_kl(logprobs, expand(*reference, at))
-        return chosen, numerics.entropy(logprobs), kl
-
-    at = policy_positions(episodes.turn, most, chunk)
-    parts = jax.lax.map(lambda at: one_chunk(params, hidden, at), at)
-    flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
-    rows = jnp.arange(flat.shape[0])[:, None]
-
-    def spread(part: Float[Array, "C B c"]) -> Float[Array, "B T"]:
-        own = jnp.take_along_axis(episodes.turn, flat, axis=1) > 0
-        values = jnp.where(own, part.swapaxes(0, 1).reshape(flat.shape), 0.0)
-        return jnp.zeros(episodes.turn.shape).at[rows, flat].add(values)
-
-    return TokenScores(*(spread(part) for part in parts))
 
 
 def split_rows(tree: Any, parts: int) -> Any:
@@ -339,3 +268,35 @@ def summarise(
         for turn in range(turns):
             metrics[f"{name}/turn{turn + 1}"] = values[turn]
     return metrics
+
+
+def supervised_update(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    episodes: Episodes,
+    *,
+    config: LearnerConfig,
+    most: int,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step of cross-entropy on the policy's tokens: pre-training, STaR, Pair-SFT.
+
+    Returns:
+      The new state, and the loss in nats per token over the whole batch.
+    """
+    tokens = jnp.sum(episodes.turn > 0)
+
+    def loss(params: Params, part: Episodes) -> tuple[Float[Array, ""], dict[str, Array]]:
+        hidden = hidden_states(decoder, params, part.tokens)
+        scores = score_tokens(decoder, params, hidden, part, most=most, chunk=config.chunk)
+        value = -scores.logprobs.sum() / tokens
+        return value, {"loss": value}
+
+    gradient, sums = accumulated_gradient(loss, state.params, episodes, config.microbatches)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    return state, {**sums, "gradient_norm": optax.global_norm(gradient)}

@@ -1,0 +1,97 @@
+"""Every field of a config, with its unit and default.
+
+Stage files start from this and change what is theirs. The section comments name the
+frozen dataclass that documents and checks each field.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The common ground of all stages: the embedded model and task on any CPU."""
+    config = ConfigDict()
+    config.name = ""  # the stage's folder in the workdir
+    config.parent = ""  # config file of the stage before; "": start from the base model
+    config.program = "rl"  # or "supervised"
+    config.task = "equations"  # a name of score_jax.tasks
+    config.seed = 0
+    config.steps = 100
+    config.batch = 64  # problems per step over all hosts
+    config.gap_limit = 0.1  # nats by which sampler and scorer may differ at any token
+
+    config.data = ConfigDict(  # keyword arguments of data.sources.load
+        {"source": "procedural", "split": "train", "count": 20_000, "task": "equations"}
+    )
+    config.tokenizer = ConfigDict({"source": "embedded", "chat": "plain"})  # TokenizerConfig
+    config.weights = ConfigDict({"source": "embedded"})  # WeightsConfig
+    config.model = config_dict.placeholder(ConfigDict)  # ModelConfig; None: as the weights say
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # MeshConfig
+
+    config.sampling = ConfigDict(  # SamplingConfig
+        {
+            "samples": 8,  # dialogues per problem
+            "branches": 1,  # second attempts per first attempt
+            "prompt_limit": 16,  # tokens
+            "turn_limit": 32,  # tokens per turn
+            "temperature": 1.0,
+        }
+    )
+    config.objective = ConfigDict(  # Objective; one value per turn in tuples
+        {
+            "reward_weights": (1.0, 1.0),
+            "beta": (0.01, 0.01),  # reward per nat of KL(policy || reference)
+            "alpha": 0.0,  # progress bonus, in rewards
+            "gamma": 0.0,  # share of a turn's reward that reaches the turn before it
+            "kl": "exact",  # reward, exact, k2, k3
+            "baseline": "leave_one_out",  # none, running, batch, leave_one_out[_attempt]
+            "normalise": False,
+            "length_norm": "sum",  # sum, constant, sequence
+            "clip": config_dict.placeholder(float),
+        }
+    )
+    config.optimizer = ConfigDict(  # OptimizerConfig
+        {
+            "learning_rate": 1e-4,
+            "schedule": "constant",  # constant, cosine, linear
+            "warmup": 0,  # updates
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "clip_norm": 1.0,
+        }
+    )
+    config.learner = ConfigDict(  # LearnerConfig
+        {"microbatches": 1, "minibatches": 1, "chunk": 128, "baseline_decay": 0.9}
+    )
+    config.grading = ConfigDict(  # GradingConfig
+        {
+            "workers": 2,
+            "deadline_seconds": 5.0,
+            "batch_deadline_seconds": 60.0,
+            "recycle_after": 10_000,
+            "cache_size": 100_000,
+        }
+    )
+    config.checkpoint = ConfigDict({"every": 20, "keep": 2, "select": "best"})  # CheckpointConfig
+    config.evaluation = ConfigDict(  # EvaluationConfig
+        {
+            "problems": 1000,
+            "batch": 500,
+            "turns": 2,
+            "samples": 4,
+            "temperature": 1.0,
+            "seed": 0,
+            "data": ConfigDict({"split": "test", "count": 1000}),
+        }
+    )
+    config.log = ConfigDict(  # LogConfig
+        {
+            "transcripts": 8,
+            "transcripts_every": 10,  # steps
+            "tensorboard": True,
+            "wandb": "",
+            "progress": True,
+        }
+    )
+    return config

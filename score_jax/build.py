@@ -1,0 +1,246 @@
+"""From settings to the jitted programs with their shardings, made in this one place.
+
+Training, evaluation and planning all run what is built here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from score_jax import sharding
+from score_jax.model.config import ModelConfig
+from score_jax.model.decoder import Decoder
+from score_jax.optimizer import make_optimizer
+from score_jax.records import Task
+from score_jax.rollout import Sampler
+from score_jax.sampling import SamplingConfig, Script, sample_dialogues
+from score_jax.settings import Settings
+from score_jax.step import score_episodes, supervised_update, update
+from score_jax.tasks import registry
+from score_jax.text import tokenizer as tokenizers
+from score_jax.text.chat import Chat, get_format
+from score_jax.types import Params, TrainState
+from score_jax.weights import embedded
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function that is traced and run on one mesh under one axis table."""
+
+    jitted: Any
+    mesh: Mesh
+    rules: sharding.Rules = sharding.TRAIN_RULES
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs it."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+            return self.jitted(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """Lowers it for shapes instead of arrays."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+            return self.jitted.lower(*arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A stage's programs and what they need from the host."""
+
+    settings: Settings
+    mesh: Mesh
+    decoder: Decoder
+    chat: Chat
+    task: Task
+    init_params: Program  # (key) -> params
+    init_state: Program  # (params) -> fresh TrainState; params are donated
+    score: Program  # (reference params, episodes) -> Scores
+    update: Program  # (state donated, reference params, episodes, scores) -> state, metrics
+    supervise: Program  # (state donated, episodes) -> state, metrics
+    state_shardings: TrainState
+
+    def sample(self, config: SamplingConfig, turns: int) -> Program:
+        """The sampling program (params, prompts, key) -> Episodes."""
+        rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
+        draw = partial(sample_dialogues, self.decoder, script=self.script(turns), config=config)
+        jitted = jax.jit(
+            draw, in_shardings=(self.state_shardings.params, rows, whole), out_shardings=rows
+        )
+        return Program(jitted, self.mesh)
+
+    def script(self, turns: int) -> Script:
+        """What stands between the turns of the task's dialogues."""
+        instruction = tuple(self.chat.encode_instruction(self.task.instruction))
+        return Script(stop=self.chat.stop, instruction=instruction, turns=turns)
+
+    def sampler(self) -> Sampler:
+        """The programs that a training rollout runs."""
+        settings = self.settings
+        return Sampler(
+            to_global=self.to_global,
+            sample=self.sample(settings.sampling, settings.objective.turns),
+            score=self.score,
+        )
+
+    def to_global(self, rows: Any) -> Any:
+        """This host's rows as part of global arrays."""
+        return sharding.rows_to_global(self.mesh, rows)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the train state, for restoring into."""
+        params = jax.eval_shape(self.init_params.jitted, jax.random.key(0))
+        shapes = jax.eval_shape(self.init_state.jitted, params)
+        return jax.tree.map(
+            lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+            shapes,
+            self.state_shardings,
+        )
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """The model's shape: from config.model, else from the weights' own description."""
+    if settings.model is not None:
+        return settings.model
+    source = settings.weights.source
+    if source == "embedded":
+        return embedded.model_config(settings.task)
+    if source == "random":
+        raise ValueError("config.model is None with weights.source 'random'; set config.model")
+    from score_jax.weights import load
+
+    return load.model_config(source)
+
+
+def load_chat(settings: Settings) -> Chat:
+    """The tokenizer and the chat format."""
+    source = settings.tokenizer.source
+    if source == "embedded":
+        tokenizer = embedded.tokenizer(settings.task)
+    else:
+        tokenizer = tokenizers.load(Path(source or settings.weights.source))
+    return Chat(tokenizer, get_format(settings.tokenizer.chat))
+
+
+def state_shardings(init_params: Callable, init_state: Callable, mesh: Mesh) -> TrainState:
+    """The sharding of every leaf of the train state, from its logical axes."""
+    boxed = jax.eval_shape(init_params, jax.random.key(0))
+    state = jax.eval_shape(init_state, boxed)
+    whole = sharding.replicated(mesh)
+    return TrainState(
+        step=whole,
+        params=sharding.parameter_shardings(state.params, mesh),
+        opt_state=sharding.parameter_shardings(state.opt_state, mesh),
+        baseline=whole,
+    )
+
+
+def build(settings: Settings, devices: list[jax.Device] | None = None) -> Built:
+    """Makes the mesh and the programs of one stage; nothing is compiled yet.
+
+    Raises:
+      ValueError: a setting does not fit the devices, the model or the tokenizer.
+    """
+    mesh = sharding.make_mesh(settings.mesh, devices)
+    config = model_config(settings)
+    chat = load_chat(settings)
+    if chat.tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"tokenizer.source is {settings.tokenizer.source!r} with {chat.tokenizer.vocab_size} "
+            f"pieces, but the model has embeddings for {config.vocab_size}; use the model's own"
+        )
+    check_rows(settings, mesh)
+    decoder = Decoder(config)
+    updates = settings.steps * settings.learner.minibatches
+    optimizer = make_optimizer(settings.optimizer, updates)
+
+    def init_boxed(key: jax.Array) -> Params:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return decoder.init(key, tokens, tokens)["params"]
+
+    def init_params(key: jax.Array) -> Params:
+        return nn.unbox(init_boxed(key))
+
+    def init_state(params: Params) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            baseline=jnp.zeros(settings.objective.turns),
+        )
+
+    places = state_shardings(init_boxed, init_state, mesh)
+    rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
+    most = settings.objective.turns * settings.sampling.turn_limit
+
+    def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
+        return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)
+
+    score = partial(
+        score_episodes,
+        decoder,
+        most=most,
+        config=settings.learner,
+        keep_hidden=settings.objective.kl == "exact",
+    )
+    learn = partial(
+        update,
+        decoder,
+        optimizer,
+        objective=settings.objective,
+        config=settings.learner,
+        samples=settings.sampling.samples,
+        branches=settings.sampling.branches,
+        turn_limit=settings.sampling.turn_limit,
+    )
+    imitate = partial(supervised_update, decoder, optimizer, config=settings.learner, most=most)
+    return Built(
+        settings=settings,
+        mesh=mesh,
+        decoder=decoder,
+        chat=chat,
+        task=registry.get(settings.task),
+        init_params=program(init_params, whole, places.params),
+        init_state=program(init_state, (places.params,), places),
+        score=program(score, (places.params, rows), rows),
+        update=program(
+            learn, (places, places.params, rows, rows), (places, whole), donate_argnums=0
+        ),
+        supervise=program(imitate, (places, rows), (places, whole), donate_argnums=0),
+        state_shardings=places,
+    )
+
+
+def check_rows(settings: Settings, mesh: Mesh) -> None:
+    """Checks that problems and microbatches divide over the devices.
+
+    Raises:
+      ValueError: they don't.
+    """
+    shards = sharding.row_shards(mesh)
+    samples = settings.sampling.samples if settings.program == "rl" else 1
+    parts = settings.learner.microbatches * settings.learner.minibatches
+    if settings.batch % shards or settings.batch * samples % (shards * parts):
+        raise ValueError(
+            f"config.batch is {settings.batch}; it must divide by the {shards} row shards of "
+            f"mesh data x fsdp, and its {settings.batch * samples} rows by shards x "
+            f"learner.microbatches x learner.minibatches = {shards * parts}"
+        )
+
+
+def load_reference(built: Built) -> Params:
+    """The base model's parameters, in their shardings: what KL is measured against."""
+    source = built.settings.weights.source
+    if source == "embedded":
+        params = embedded.load(built.settings.task)
+        return jax.tree.map(jax.device_put, params, built.state_shardings.params)
+    if source == "random":
+        return built.init_params(jax.random.key(built.settings.seed))
+    from score_jax.weights import load
+
+    return load.load_params(source, built.decoder.config, built.state_shardings.params)

@@ -1,0 +1,165 @@
+"""Measures self-correction on held-out problems: greedy and sampled, base and trained.
+
+All models of a chain are measured on the same problems with the same keys, and a
+parent's numbers are taken over where they were made by the same protocol.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from score_jax import metrics
+from score_jax.build import Built
+from score_jax.checkpoint import read_json, write_json
+from score_jax.records import Problem, Transcript
+from score_jax.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
+from score_jax.sampling import SamplingConfig
+from score_jax.sharding import local_rows, row_shards
+from score_jax.types import Episodes, Params
+
+SHOWN = 40  # dialogues per model that evaluation.json keeps for the report
+
+
+def first_rows(episodes: Episodes, count: int) -> Episodes:
+    """Leaves out the rows that only filled a batch up."""
+    return jax.tree.map(lambda x: x[:count], episodes)
+
+
+def attempts_of(
+    built: Built,
+    params: Params,
+    problems: Sequence[Problem],
+    grader: Grader,
+    *,
+    sampling: SamplingConfig,
+    step: int,
+) -> list[Transcript]:
+    """Every dialogue of a model on the given problems, problem by problem."""
+    config = built.settings.evaluation
+    program = built.sample(sampling, config.turns)
+    shards = row_shards(built.mesh)
+    batch = -(-min(config.batch, len(problems)) // shards) * shards
+    key = jax.random.key(config.seed)
+    records: list[Transcript] = []
+    for start in range(0, len(problems), batch):
+        part = list(problems[start : start + batch])
+        padded = part + part[:1] * (batch - len(part))
+        places = np.arange(start, start + batch)
+        prompts = encode_prompts(built.chat, built.task, places, padded, sampling.prompt_limit)
+        episodes = local_rows(program(params, built.to_global(prompts), key))
+        kept = first_rows(episodes, len(part) * sampling.samples)
+        graded = grade_rollout(built.chat, built.task, grader, part, kept)
+        kept = kept.replace(rewards=reward_array(graded.grades))
+        rows = range(len(graded.attempts))
+        records += transcripts(built.task, part, kept, graded, step=step, rows=rows)
+    return records
+
+
+def measure_model(
+    built: Built, params: Params, problems: Sequence[Problem], grader: Grader, *, step: int
+) -> dict[str, Any]:
+    """All measurements of one model, ready for evaluation.json."""
+    config = built.settings.evaluation
+    greedy = dataclasses.replace(built.settings.sampling, samples=1, branches=1, temperature=0.0)
+    ways = {"greedy": greedy}
+    if config.samples:
+        ways["sampled"] = dataclasses.replace(
+            greedy, samples=config.samples, temperature=config.temperature
+        )
+    found: dict[str, Any] = {"step": step}
+    for name, sampling in ways.items():
+        records = attempts_of(built, params, problems, grader, sampling=sampling, step=step)
+        attempts = metrics.gather(records)
+        values = metrics.measure(attempts, seed=config.seed)
+        found[name] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
+        if name == "greedy":
+            edges, counts = (
+                metrics.edit_distance_histogram(attempts.texts) if config.turns > 1 else ([], [])
+            )
+            found["histogram"] = {
+                "edges": list(map(float, edges)),
+                "counts": list(map(int, counts)),
+            }
+            found["transcripts"] = [dataclasses.asdict(record) for record in records[:SHOWN]]
+    return found
+
+
+def protocol(built: Built, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What must be equal for two evaluations to be comparable."""
+    config = built.settings.evaluation
+    return {
+        "task": built.settings.task,
+        "problems": len(problems),
+        "first_problem": problems[0].id,
+        "turns": config.turns,
+        "samples": config.samples,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "turn_limit": built.settings.sampling.turn_limit,
+    }
+
+
+def write_evaluation(
+    folder: Path,
+    built: Built,
+    models: dict[str, dict[str, Any]],
+    problems: Sequence[Problem],
+    *,
+    step: int,
+) -> Path:
+    """Writes evaluation.json of a stage."""
+
+    def pick(part: str) -> dict[str, Any]:
+        return {name: found[part] for name, found in models.items() if part in found}
+
+    value = {
+        "stage": built.settings.name,
+        "step": step,
+        "seed": built.settings.evaluation.seed,
+        "training_seed": built.settings.seed,
+        "task": built.settings.task,
+        "problems": len(problems),
+        "protocol": protocol(built, problems),
+        "models": {
+            name: {key: found[key] for key in ("step", "greedy", "sampled") if key in found}
+            for name, found in models.items()
+        },
+        "histogram": pick("histogram"),
+        "transcripts": pick("transcripts"),
+    }
+    path = folder / "evaluation.json"
+    write_json(path, value)
+    return path
+
+
+def known_models(
+    folder: Path, built: Built, problems: Sequence[Problem]
+) -> dict[str, dict[str, Any]]:
+    """Measurements that a parent stage has made by the same protocol."""
+    found = read_json(folder / "evaluation.json")
+    if found is None or found.get("protocol") != protocol(built, problems):
+        return {}
+    return {
+        name: values
+        | {"histogram": found["histogram"][name], "transcripts": found["transcripts"][name]}
+        for name, values in found["models"].items()
+    }
+
+
+def summary_line(name: str, found: dict[str, Any]) -> str:
+    """One model's greedy numbers for the terminal, in percent."""
+    greedy = found["greedy"]
+    text = ", ".join(
+        f"{label} {100 * greedy[key]['value']:.1f}"
+        for label, key in (("t1", "accuracy/turn1"), ("t2", "accuracy/turn2"))
+        if greedy.get(key)
+    )
+    delta = greedy.get("delta")
+    if not delta:
+        return f"{name}: accuracy {text}"
+    low, high = 100 * delta["low"], 100 * delta["high"]
+    return f"{name}: accuracy {text}, delta {100 * delta['value']:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,0 +1,86 @@
+"""Scores of sampled tokens under a model: log-probability, entropy, exact KL.
+
+They are taken at the policy's own tokens only, a chunk of positions at a time, each
+chunk recomputed in the backward pass: `[B T V]` never exists, and neither prompt nor
+instruction positions are expanded.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from score_jax import numerics
+from score_jax.model.decoder import Decoder
+from score_jax.types import Episodes, Params
+
+
+@struct.dataclass
+class TokenScores:
+    """What a model says of the policy's tokens; 0 elsewhere."""
+
+    logprobs: Float[Array, "B T"]  # nats
+    entropy: Float[Array, "B T"]  # nats
+    kl: Float[Array, "B T"]  # exact KL to the reference in nats, 0 without one
+
+
+def hidden_states(
+    decoder: Decoder, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Final hidden states of whole rows; causality makes the padding harmless."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return decoder.apply({"params": params}, tokens, positions)[0]
+
+
+def policy_positions(turn: Int[Array, "B T"], most: int, chunk: int) -> Int[Array, "C B c"]:
+    """Where the policy's tokens stand, first to last, then other positions, in chunks.
+
+    Args:
+      most: tokens that the policy can have in a row.
+    """
+    chunk = min(chunk, most)
+    order = jnp.argsort(turn == 0, axis=1, stable=True)
+    chunks = -(-most // chunk)
+    padding = max(0, chunks * chunk - order.shape[1])
+    order = jnp.pad(order, ((0, 0), (0, padding)))[:, : chunks * chunk]
+    return order.reshape(order.shape[0], chunks, chunk).swapaxes(0, 1)
+
+
+def score_tokens(
+    decoder: Decoder,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    episodes: Episodes,
+    *,
+    most: int,
+    chunk: int,
+    reference: tuple[Params, Float[Array, "B T D"]] | None = None,
+) -> TokenScores:
+    """Log-probability, entropy and, with a reference, exact KL at the policy's tokens."""
+
+    def expand(params: Params, hidden: Array, at: Array) -> Float[Array, "B c V"]:
+        # The token at position t is predicted by the hidden state at t - 1.
+        before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
+        logits = decoder.apply({"params": params}, before, method="logits")
+        return numerics.log_softmax(logits)
+
+    @jax.checkpoint
+    def one_chunk(params: Params, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
+        logprobs = expand(params, hidden, at)
+        chosen = numerics.select_logprob(logprobs, jnp.take_along_axis(episodes.tokens, at, 1))
+        kl = jnp.zeros_like(chosen)
+        if reference is not None:
+            kl = numerics.exact_kl(logprobs, expand(*reference, at))
+        return chosen, numerics.entropy(logprobs), kl
+
+    at = policy_positions(episodes.turn, most, chunk)
+    parts = jax.lax.map(lambda at: one_chunk(params, hidden, at), at)
+    flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
+    rows = jnp.arange(flat.shape[0])[:, None]
+
+    def spread(part: Float[Array, "C B c"]) -> Float[Array, "B T"]:
+        own = jnp.take_along_axis(episodes.turn, flat, axis=1) > 0
+        values = jnp.where(own, part.swapaxes(0, 1).reshape(flat.shape), 0.0)
+        return jnp.zeros(episodes.turn.shape).at[rows, flat].add(values)
+
+    return TokenScores(*(spread(part) for part in parts))

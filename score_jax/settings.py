@@ -1,0 +1,240 @@
+"""The door: a ConfigDict comes in, frozen and checked dataclasses go on.
+
+Each section of a config is the keyword arguments of one dataclass. Below this module
+nobody sees a ConfigDict, a flag or a hidden default.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from score_jax.model.config import ModelConfig, RopeScaling
+from score_jax.objectives import Objective
+from score_jax.optimizer import OptimizerConfig
+from score_jax.sampling import SamplingConfig
+from score_jax.sharding import MeshConfig
+from score_jax.step import LearnerConfig
+
+Program = Literal["rl", "supervised"]
+Select = Literal["best", "last"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from and how dialogues are written."""
+
+    source: str = "embedded"  # "embedded", or a folder; "": beside the weights
+    chat: str = "plain"  # a format of text.chat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """Where the base model, which is also the reference, comes from."""
+
+    source: str = "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradingConfig:
+    """Worker processes that grade answers."""
+
+    workers: int = 2  # per host
+    deadline_seconds: float = 5.0  # of one answer
+    batch_deadline_seconds: float = 60.0  # of all answers of a rollout
+    recycle_after: int = 10_000  # answers after which a worker is replaced
+    cache_size: int = 100_000  # verdicts remembered
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which one a stage hands on."""
+
+    every: int = 50  # steps
+    keep: int = 2  # latest ones kept, beside the best
+    select: Select = "best"  # by training reward (the paper's rule), or the last
+
+    def __post_init__(self):
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; set at least 1")
+        if self.select not in get_args(Select):
+            raise ValueError(f"checkpoint.select is {self.select!r}; choose best or last")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured on held-out problems when a stage ends."""
+
+    problems: int = 1000  # 0: all
+    batch: int = 500  # problems per sampling call
+    turns: int = 2  # attempts in a row, up to 10
+    samples: int = 4  # dialogues per problem at temperature 1; 0: greedy only
+    temperature: float = 1.0  # of the sampled part
+    seed: int = 0
+    data: tuple[tuple[str, Any], ...] = ()  # fields of config.data that differ
+
+    def __post_init__(self):
+        if not 1 <= self.turns <= 10:
+            raise ValueError(f"evaluation.turns is {self.turns}; set 1 to 10")
+        if self.problems < 0 or self.batch < 1 or self.samples < 0:
+            raise ValueError(
+                f"evaluation is problems={self.problems} batch={self.batch} "
+                f"samples={self.samples}; set values >= 0 and a batch of at least 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written besides checkpoints."""
+
+    transcripts: int = 8  # dialogues recorded per logged step
+    transcripts_every: int = 10  # steps
+    tensorboard: bool = True
+    wandb: str = ""  # project name; needs the extra [wandb]
+    progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One stage, checked."""
+
+    name: str  # of the stage's folder in the workdir
+    parent: str = ""  # config file of the stage that hands its policy on; "": the base model
+    program: Program = "rl"
+    task: str = "equations"
+    seed: int = 0
+    steps: int
+    batch: int  # problems per step over all hosts (rows for supervised training)
+    gap_limit: float = 0.1  # nats; sampler and scorer may differ by this much at any token
+    data: tuple[tuple[str, Any], ...] = ()
+    tokenizer: TokenizerConfig
+    weights: WeightsConfig
+    model: ModelConfig | None
+    mesh: MeshConfig
+    sampling: SamplingConfig
+    objective: Objective
+    optimizer: OptimizerConfig
+    learner: LearnerConfig
+    grading: GradingConfig
+    checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig
+    log: LogConfig
+
+    def __post_init__(self):
+        if self.program not in get_args(Program):
+            raise ValueError(f"config.program is {self.program!r}; choose rl or supervised")
+        if self.steps < 1:
+            raise ValueError(f"config.steps is {self.steps}; set at least 1")
+        rows = self.batch * (self.sampling.samples if self.program == "rl" else 1)
+        parts = self.learner.microbatches * self.learner.minibatches
+        if self.batch < 1 or rows % parts:
+            raise ValueError(
+                f"config.batch is {self.batch}, {rows} rows; they must split evenly into "
+                f"learner.microbatches x learner.minibatches = {parts} parts"
+            )
+        if self.program == "rl":
+            check_grouping(self.objective, self.sampling, self.learner)
+
+
+def check_grouping(objective: Objective, sampling: SamplingConfig, learner: LearnerConfig) -> None:
+    """Checks that the baseline has other samples to compare with.
+
+    Raises:
+      ValueError: it has none, or a rollout is reused without a clip range.
+    """
+    if objective.baseline == "leave_one_out" and sampling.samples < 2:
+        raise ValueError(
+            "objective.baseline is 'leave_one_out' and sampling.samples is "
+            f"{sampling.samples}; draw at least 2 samples or choose another baseline"
+        )
+    if objective.baseline == "leave_one_out_attempt" and (
+        sampling.branches < 2 or sampling.samples < 2 * sampling.branches
+    ):
+        raise ValueError(
+            "objective.baseline is 'leave_one_out_attempt' with sampling.samples="
+            f"{sampling.samples} and sampling.branches={sampling.branches}; it needs at least "
+            "2 branches of each of at least 2 first attempts"
+        )
+    if sampling.branches > 1 and objective.baseline != "leave_one_out_attempt":
+        raise ValueError(
+            f"sampling.branches is {sampling.branches} with objective.baseline="
+            f"{objective.baseline!r}; set the baseline to 'leave_one_out_attempt' or branches to 1"
+        )
+    if sampling.temperature != 1.0:
+        raise ValueError(
+            f"sampling.temperature is {sampling.temperature}; training is on-policy: set 1.0"
+        )
+    if learner.minibatches > 1 and objective.clip is None:
+        raise ValueError(
+            f"learner.minibatches is {learner.minibatches}; later updates are off-policy: "
+            "set objective.clip, or minibatches to 1"
+        )
+
+
+SECTIONS: dict[str, type] = {
+    "tokenizer": TokenizerConfig,
+    "weights": WeightsConfig,
+    "model": ModelConfig,
+    "mesh": MeshConfig,
+    "sampling": SamplingConfig,
+    "objective": Objective,
+    "optimizer": OptimizerConfig,
+    "learner": LearnerConfig,
+    "grading": GradingConfig,
+    "checkpoint": CheckpointConfig,
+    "evaluation": EvaluationConfig,
+    "log": LogConfig,
+}
+
+
+def parse(config: Mapping[str, Any]) -> Settings:
+    """Checks a config and turns it into frozen dataclasses.
+
+    Raises:
+      ValueError: a field is unknown, missing or out of range; the message names it.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in SECTIONS and value is not None:
+            fields[name] = section(SECTIONS[name], value, f"config.{name}")
+        elif name == "data":
+            fields[name] = items(value)
+        else:
+            fields[name] = value
+    return section(Settings, fields, "config")
+
+
+def section(kind: type, values: Mapping[str, Any], path: str) -> Any:
+    """One dataclass from its keyword arguments; `path` is named in errors."""
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+            raise ValueError(f"{path}.{name} is no field of the config; {hint}")
+    missing = [
+        name
+        for name, field in known.items()
+        if name not in values and field.default is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; set it in the config file")
+    arguments = {name: plain(value) for name, value in values.items()}
+    if kind is ModelConfig and isinstance(arguments.get("rope_scaling"), tuple):
+        arguments["rope_scaling"] = RopeScaling(**dict(arguments["rope_scaling"]))
+    return kind(**arguments)
+
+
+def plain(value: Any) -> Any:
+    """Lists become tuples and mappings tuples of items, so that settings are hashable."""
+    if isinstance(value, Mapping):
+        return items(value)
+    if isinstance(value, list | tuple):
+        return tuple(plain(part) for part in value)
+    return value
+
+
+def items(value: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """A mapping as a sorted tuple of pairs."""
+    return tuple(sorted((name, plain(part)) for name, part in value.items()))

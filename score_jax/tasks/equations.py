@@ -1,0 +1,29 @@
+"""Linear equations that are checked by substitution: the embedded task.
+
+"7x+95=606" is answered "x=73:7*73=511+95=606": a guess, and the check that shows
+whether it holds. The grader reads the last "x=" of an attempt and nothing else.
+"""
+
+import re
+
+from score_jax.records import Grade, Problem, Task
+
+SOLUTION = re.compile(r"x=(\d+)(?!\d)")
+
+
+def grade(problem: Problem, attempt: str) -> Grade:
+    """Compares the last solution that an attempt states."""
+    found = SOLUTION.findall(attempt)
+    if not found:
+        return Grade(verdict="unparsable", reward=0.0, detail="no x= with a number")
+    if f"x={found[-1]}" == problem.answer:
+        return Grade(verdict="correct", reward=1.0, extracted=found[-1])
+    return Grade(verdict="wrong", reward=0.0, extracted=found[-1])
+
+
+TASK = Task(
+    name="equations",
+    prompt=lambda problem: problem.prompt,
+    instruction="There might be an error. Please correct it.",
+    grade=grade,
+)

@@ -1,0 +1,233 @@
+"""Runs one stage: rollout, update, log, checkpoint, until the steps are done.
+
+Everything that a step needs follows from its number (problems, keys) or stands in the
+checkpoint (state, stream position, metric sums): a resumed run is the uninterrupted one.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax.build import Built
+from score_jax.checkpoint import Checkpoints
+from score_jax.data.stream import Stream
+from score_jax.log import Log
+from score_jax.rollout import (
+    Grader,
+    Rollout,
+    Sampler,
+    collect_rollout,
+    grading_metrics,
+    transcripts,
+)
+from score_jax.sharding import agree
+from score_jax.types import Params, TrainState
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message names step, cause and last checkpoint."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked for the end; everything was saved."""
+
+
+@dataclass
+class StopRequest:
+    """Whether a signal has asked the run to save and end."""
+
+    name: str = ""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns SIGTERM and the first SIGINT into a request to save and end."""
+    request = StopRequest()
+
+    def ask(number: int, _: Any) -> None:
+        if request.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.name = signal.Signals(number).name
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@jax.jit
+def fingerprint(params: Params) -> jax.Array:
+    """A checksum over every bit of a tree of float32 arrays."""
+    bits = [
+        jnp.sum(
+            jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32
+        )
+        for leaf in jax.tree.leaves(params)
+    ]
+    return sum(bits, jnp.zeros((), jnp.uint32))
+
+
+@dataclass
+class Progress:
+    """What a stage carries from step to step besides the train state."""
+
+    position: int = 0  # of the stream, in batches
+    reward_sum: float = 0.0  # training reward since the last checkpoint
+    reward_count: int = 0
+
+    def reward(self) -> float:
+        """Mean training reward since the last checkpoint."""
+        return self.reward_sum / max(1, self.reward_count)
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """A stage under way: its programs, files and state."""
+
+    built: Built
+    folder: Path
+    checkpoints: Checkpoints
+    log: Log
+    stream: Stream
+    grader: Grader
+    reference: Params
+    state: TrainState
+    progress: Progress
+    request: StopRequest = field(default_factory=StopRequest)
+
+    def run(self) -> None:
+        """Trains up to the last step.
+
+        Raises:
+          TrainingError: a number is not finite, or sampler and scorer disagree.
+          Interrupted: a signal came; a checkpoint was written.
+        """
+        settings = self.built.settings
+        sampler = self.built.sampler()
+        base = int(fingerprint(self.reference))
+        while (step := self.progress.position) < settings.steps:
+            values = self.step(step, sampler)
+            done = step + 1
+            self.check(done, values)
+            self.log.metrics(done, values)
+            self.count(values)
+            stop = agree(bool(self.request.name))
+            if done % settings.checkpoint.every == 0 or done == settings.steps or stop:
+                if int(fingerprint(self.reference)) != base:
+                    raise TrainingError(f"step {done}: the reference parameters have changed")
+                self.save(done)
+            if stop and done < settings.steps:
+                self.checkpoints.wait()
+                raise Interrupted(
+                    f"{self.request.name or 'another host'} at step {done} of {settings.steps}: "
+                    "saved; the same command goes on from here"
+                )
+        self.checkpoints.wait()
+
+    def step(self, step: int, sampler: Sampler) -> dict[str, float]:
+        """One rollout and its update; returns the step's metrics."""
+        settings, built = self.built.settings, self.built
+        self.stream.position = self.progress.position
+        places, problems = self.stream.next()
+        rollout = collect_rollout(
+            sampler,
+            built.chat,
+            built.task,
+            self.grader,
+            params=self.state.params,
+            reference=self.reference,
+            key=jax.random.fold_in(jax.random.key(settings.seed), step),
+            places=places,
+            problems=problems,
+            prompt_limit=settings.sampling.prompt_limit,
+        )
+        start = time.monotonic()
+        self.state, metrics = built.update(
+            self.state, self.reference, rollout.episodes, rollout.scores
+        )
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds = rollout.graded.seconds | {"update": time.monotonic() - start}
+        self.progress.position = self.stream.position
+        if step % settings.log.transcripts_every == 0:
+            self.record(rollout, problems, step + 1)
+        return values | grading_metrics(rollout.graded) | timings(rollout, seconds)
+
+    def record(self, rollout: Rollout, problems: list, step: int) -> None:
+        """Writes a few of the step's dialogues, spread over its problems."""
+        rows = len(rollout.graded.attempts)
+        count = min(self.built.settings.log.transcripts, rows)
+        chosen = [i * rows // count for i in range(count)]
+        self.log.transcripts(
+            transcripts(
+                self.built.task, problems, rollout.local, rollout.graded, step=step, rows=chosen
+            )
+        )
+
+    def check(self, step: int, values: dict[str, float]) -> None:
+        """Stops on numbers that must not enter a checkpoint."""
+        steps = self.checkpoints.steps()
+        last = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise TrainingError(
+                    f"step {step}: {name} is {values[name]}; {last}. Lower "
+                    f"optimizer.learning_rate ({self.built.settings.optimizer.learning_rate}) or "
+                    "set optimizer.clip_norm, and run again"
+                )
+        gap, limit = values["logprob_gap/max"], self.built.settings.gap_limit
+        if gap > limit:
+            raise TrainingError(
+                f"step {step}: sampler and scorer differ by {gap:.3g} nats at one token, more than "
+                f"config.gap_limit {limit}; {last}. Use model.dtype='float32' or raise the limit"
+            )
+
+    def count(self, values: dict[str, float]) -> None:
+        """Adds a step's training reward, the unshaped weighted sum over turns."""
+        weights = self.built.settings.objective.reward_weights
+        self.progress.reward_sum += sum(
+            weight * values[f"reward/turn{turn}"] for turn, weight in enumerate(weights, 1)
+        )
+        self.progress.reward_count += 1
+
+    def save(self, step: int) -> None:
+        """Starts a checkpoint of everything and begins a new reward window."""
+        self.log.sync()
+        extra = {"position": self.progress.position, "settings": repr(self.built.settings)}
+        self.checkpoints.save(step, self.state, extra, self.progress.reward())
+        self.progress.reward_sum, self.progress.reward_count = 0.0, 0
+
+
+def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
+    """Wall time of each phase and tokens per second of the two that run on devices."""
+    policy = float(np.sum(rollout.local.turn > 0))
+    total = float(np.sum(rollout.local.length))
+    values = {f"time/{phase}": value for phase, value in seconds.items()}
+    values["tokens_per_second/sample"] = policy / seconds["sample"]
+    values["tokens_per_second/update"] = total / seconds["update"]
+    return values
+
+
+def start_state(
+    built: Built, checkpoints: Checkpoints, params: Callable[[], Params], say: Callable[[str], None]
+) -> tuple[TrainState, Progress]:
+    """The newest readable checkpoint, else a fresh state from `params()`.
+
+    A checkpoint's reward window always begins anew, since it was written at its end.
+    """
+    found = checkpoints.restore_latest(built.abstract_state(), say)
+    if found is None:
+        return built.init_state(params()), Progress()
+    step, state, extra = found
+    say(f"goes on from the checkpoint of step {step} of {built.settings.steps}")
+    return state, Progress(position=extra["position"])
