@@ -1,0 +1,15 @@
+"""As `code`, but the reward is the share of tests passed; `correct` still means all of them."""
+
+from dataclasses import replace
+
+from score_jax.records import Grade, Problem
+from score_jax.rewards import programs
+from score_jax.tasks import code
+
+
+def grade(problem: Problem, response: str) -> Grade:
+    """Partial credit, 0..1."""
+    return programs.grade(problem, programs.extract(response), share=True)
+
+
+TASK = replace(code.TASK, name="code_share", grade=grade)

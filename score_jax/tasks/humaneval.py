@@ -1,0 +1,31 @@
+"""Python functions from a signature and docstring (HumanEval), with `code`'s instruction.
+
+Source: arXiv:2107.03374, section 2; arXiv:2409.12917, section 6.
+"""
+
+from score_jax.records import Grade, Problem, Task
+from score_jax.rewards import programs
+from score_jax.tasks.code import INSTRUCTION
+
+
+def prompt(problem: Problem) -> str:
+    """The signature and docstring, as published."""
+    return problem.prompt
+
+
+def grade(problem: Problem, response: str) -> Grade:
+    """Takes a whole function or the body that continues the prompt."""
+    return programs.grade(problem, programs.complete(problem.prompt, response))
+
+
+ONE = Problem(
+    id="humaneval/known",
+    prompt='def double(x):\n    """Return 2 x."""\n',
+    tests=("def check(candidate):\n    assert candidate(2) == 4\n\ncheck(double)\n",),
+)
+KNOWN = (
+    (ONE, "    return 2 * x", "correct"),
+    (ONE, "```python\ndef double(x):\n    return x + x\n```", "correct"),
+    (ONE, "    return x", "wrong"),
+)
+TASK = Task(name="humaneval", prompt=prompt, instruction=INSTRUCTION, grade=grade, known=KNOWN)
