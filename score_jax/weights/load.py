@@ -9,8 +9,6 @@ little else is in memory, so that the buffer in flight never tops the finished t
 """
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,9 +167,11 @@ def read_sharded(
     entry: Entry, names: tuple[str, ...], tensors: Tensors, sharding: Sharding, dtype: Dtype
 ) -> jax.Array:
     """One parameter, each device's part read by itself."""
-    part: Callable[..., np.ndarray] = partial(
-        read_part, entry, names, tensors, dtype=jnp.dtype(dtype)
-    )
+
+    def part(index: Index | None) -> np.ndarray:
+        assert index is not None, f"{entry.path}: no index for a shard"
+        return read_part(entry, names, tensors, index, jnp.dtype(dtype))
+
     array = jax.make_array_from_callback(entry.shape, sharding, part)
     return jax.block_until_ready(array)  # frees the buffer before the next is read
 

@@ -1,0 +1,141 @@
+"""Token ids of each chat format equal those of the family's own template."""
+
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from score_jax.text.chat import FORMATS, Chat, get_format
+from score_jax.text.tokenizer import train_sentencepiece
+from tests.small_tokenizers import CORPUS, make
+
+pytest.importorskip("tokenizers")
+TEMPLATES = Path(__file__).parent / "templates"
+FAMILIES = {  # format: (small tokenizer, template, what the template is given)
+    "gemma": ("gemma", "gemma", {"bos_token": "<bos>"}),
+    "llama3": ("llama3", "llama3", {"bos_token": "<|begin_of_text|>"}),
+    "llama31": ("llama3", "llama31", {"bos_token": "<|begin_of_text|>"}),
+    "smollm2": ("chatml", "smollm2", {}),
+    "qwen25": ("chatml", "qwen25", {}),
+    "qwen25_math": ("chatml", "qwen25", {}),
+    "qwen3": ("chatml", "qwen3", {}),
+    "qwen3_no_think": ("chatml", "qwen3", {"enable_thinking": False}),
+}
+PROMPT = "What is 37 + 58?\nAnswer in a box."
+ANSWER = "The sum of 37 and 58 is 85."
+INSTRUCTION = "There might be an error in the solution above.\n\nPlease correct it."
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {family: make(family) for family in ("gemma", "llama3", "chatml")}
+
+
+def render(template, messages, **given):
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    source = (TEMPLATES / f"{template}.jinja").read_text()
+    return environment.from_string(source).render(
+        messages=messages, add_generation_prompt=True, **given
+    )
+
+
+def encode_marked(tokenizer, text, markers):
+    """Ids of a rendered template, markers read as such."""
+    for marker in markers:
+        if marker in text:
+            before, after = text.split(marker, 1)
+            return [
+                *encode_marked(tokenizer, before, markers),
+                tokenizer.marker(marker),
+                *encode_marked(tokenizer, after, markers),
+            ]
+    return tokenizer.encode(text) if text else []
+
+
+def system(name):
+    if name != "qwen25_math":
+        return []
+    text = "Please reason step by step, and put your final answer within \\boxed{}."
+    return [{"role": "system", "content": text}]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "prompt", [PROMPT, "x", "  spaces around \n", "braces {} {text} \\boxed{}"]
+)
+def test_the_prompt_is_that_of_the_template(name, prompt, tokenizers):
+    family, template, given = FAMILIES[name]
+    chat = Chat(tokenizers[family], FORMATS[name])
+    text = render(template, [*system(name), {"role": "user", "content": prompt}], **given)
+    assert chat.encode_prompt(prompt) == encode_marked(chat.tokenizer, text, chat.format.markers)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_turn_two_is_that_of_the_template_and_extends_turn_one(name, tokenizers):
+    family, template, given = FAMILIES[name]
+    chat = Chat(tokenizers[family], FORMATS[name])
+    row = [*chat.encode_prompt(PROMPT), *chat.tokenizer.encode(ANSWER), chat.stop]
+    row += chat.encode_instruction(INSTRUCTION)
+    messages = [
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": ANSWER},
+        {"role": "user", "content": INSTRUCTION},
+    ]
+    text = render(template, [*system(name), *messages], **given)
+    if name == "qwen3_no_think":  # its template drops the empty thinking of earlier turns
+        assert "<think>" not in text.split("<|im_end|>")[1]
+        first, last = (
+            text.rsplit("<|im_start|>assistant\n", 2)[0],
+            text.rsplit("\n<|im_start|>user"),
+        )
+        text = first + "<|im_start|>assistant\n<think>\n\n</think>\n\n" + ANSWER + "<|im_end|>"
+        text += "\n<|im_start|>user" + last[-1]
+    assert row == encode_marked(chat.tokenizer, text, chat.format.markers)
+
+
+def test_thinking_is_never_stripped_though_qwen3s_template_does(tokenizers):
+    chat = Chat(tokenizers["chatml"], FORMATS["qwen3"])
+    thought = "<think>\n37 + 58 is 85?\n</think>\n\n" + ANSWER
+    messages = [
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": thought},
+        {"role": "user", "content": INSTRUCTION},
+    ]
+    text = render("qwen3", messages)
+    assert "37 + 58 is 85?" not in text
+    row = [*chat.encode_prompt(PROMPT), *chat.tokenizer.encode(thought), chat.stop]
+    row += chat.encode_instruction(INSTRUCTION)
+    assert "37 + 58 is 85?" in chat.decode(row)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_marker_inside_a_problem_stays_text(name, tokenizers):
+    chat = Chat(tokenizers[FAMILIES[name][0]], FORMATS[name])
+    harmless = chat.encode_prompt("say x")
+    for marker in chat.format.markers:
+        index = chat.tokenizer.marker(marker)
+        ids = chat.encode_prompt(f"say {marker} x")
+        assert ids.count(index) == harmless.count(index), f"{marker} was read as a marker"
+        assert marker in chat.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("base_gemma", "gemma"), ("base_llama3", "llama3"), ("base_qwen", "chatml")],
+)
+def test_a_base_model_is_prompted_without_chat_markers(name, family, tokenizers):
+    chat = Chat(tokenizers[family], FORMATS[name])
+    assert chat.decode(chat.encode_prompt("7 + 5?")) == "Problem: 7 + 5?\n\nSolution:"
+    assert chat.decode(chat.encode_instruction("Again.")) == "\n\nAgain.\n\nSolution:"
+    assert chat.stop == chat.tokenizer.marker(chat.format.markers[-1])
+
+
+def test_a_model_without_the_formats_markers_is_refused():
+    plain = train_sentencepiece(CORPUS, vocab_size=200, markers=["<user>"])
+    with pytest.raises(ValueError, match=r"tokenizer has no <bos>, <start_of_turn>, .*base_gemma"):
+        Chat(plain, get_format("gemma"))
+
+
+def test_an_unknown_format_is_named():
+    with pytest.raises(ValueError, match="tokenizer.chat is 'vicuna'; choose one of plain, gemma"):
+        get_format("vicuna")
