@@ -1,0 +1,157 @@
+"""Reads back what a run wrote, finished or under way.
+
+A workdir holds run.json (the chain of stages) and one folder per stage. Files appear
+one by one and the last line of a log may be half written, so whatever is absent or
+unreadable becomes a line in `Run.missing` instead of an error.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+from score_jax.records import Transcript
+
+KEPT_TRANSCRIPTS = 24  # latest training dialogues of a stage; the file holds them all
+PURPOSE = {
+    "metrics.jsonl": "no curves",
+    "evaluation.json": "no held-out measurements",
+    "transcripts.jsonl": "no training dialogues",
+    "config.json": "no config",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage's folder holds."""
+
+    name: str
+    rows: tuple[dict[str, float], ...] = ()  # by step; NaN where the run logged NaN
+    transcripts: tuple[Transcript, ...] = ()  # the latest ones, oldest first
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    handoff: dict[str, Any] = field(default_factory=dict)
+
+    def column(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric, where the run logged it."""
+        pairs = [(row["step"], row[key]) for row in self.rows if key in row]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A chain of stages in the order in which they trained."""
+
+    stages: tuple[Stage, ...]
+    chain: dict[str, Any]  # run.json: command, config, versions, commit
+    missing: tuple[str, ...]  # one line for people per file that is absent or unreadable
+    written: float  # newest file, seconds since 1970
+
+    @property
+    def evaluated(self) -> Stage | None:
+        """The last stage that was evaluated."""
+        return next((stage for stage in reversed(self.stages) if stage.evaluation), None)
+
+
+def read_run(workdir: Path) -> Run:
+    """Reads a workdir.
+
+    Raises:
+      ValueError: it holds no stage with metrics or an evaluation.
+    """
+    missing: list[str] = []
+    chain = _read_object(workdir / "run.json", missing) if workdir.is_dir() else {}
+    names = [str(name) for name in chain.get("stages", [])] or _find_stages(workdir)
+    stages = tuple(_read_stage(workdir / name, missing) for name in names)
+    if not any(stage.rows or stage.evaluation for stage in stages):
+        raise ValueError(
+            f"workdir is {workdir}; no stage in it has metrics.jsonl or evaluation.json yet: "
+            "train first, or give the --workdir of a run"
+        )
+    if not chain:
+        missing.append("run.json is missing: no command and versions; stages are ordered by age")
+    files = [path for name in names for path in (workdir / name).glob("*.json*")]
+    return Run(
+        stages=stages,
+        chain=chain,
+        missing=tuple(missing),
+        written=max(path.stat().st_mtime for path in files),
+    )
+
+
+def _find_stages(workdir: Path) -> list[str]:
+    ages = {}
+    for name in ("evaluation.json", "metrics.jsonl"):  # metrics decide where both are there
+        ages |= {path.parent.name: path.stat().st_mtime for path in workdir.glob(f"*/{name}")}
+    return sorted(ages, key=lambda name: ages[name])
+
+
+def _read_stage(folder: Path, missing: list[str]) -> Stage:
+    name = folder.name
+    if not folder.is_dir():
+        missing.append(f"{name} has not started")
+        return Stage(name=name)
+    for file, purpose in PURPOSE.items():
+        if not (folder / file).is_file():
+            missing.append(f"{name}/{file} is missing: {purpose}")
+    lines = _read_lines(folder / "metrics.jsonl", missing)
+    rows = {row["step"]: row for row in map(_numbers, lines) if "step" in row}
+    read = [transcript_of(line) for line in _read_lines(folder / "transcripts.jsonl", missing)]
+    return Stage(
+        name=name,
+        rows=tuple(rows[step] for step in sorted(rows)),
+        transcripts=tuple(t for t in read if t is not None)[-KEPT_TRANSCRIPTS:],
+        evaluation=_read_object(folder / "evaluation.json", missing),
+        config=_read_object(folder / "config.json", missing),
+        handoff=_read_object(folder / "handoff.json", missing),
+    )
+
+
+def transcript_of(line: dict[str, Any]) -> Transcript | None:
+    """Reads a stored transcript; None where fields are missing, unknown ones are ignored."""
+    names = [f.name for f in fields(Transcript)]
+    if not all(name in line for name in names):
+        return None
+    values = {k: tuple(line[k]) if isinstance(line[k], list) else line[k] for k in names}
+    return Transcript(**cast(dict[str, Any], values))
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    row = {key: float(value) for key, value in line.items() if is_number(value)}
+    return row if math.isfinite(row.get("step", math.nan)) else {}
+
+
+def _read_object(path: Path, missing: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        missing.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    objects, broken = [], 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            if isinstance(value, dict):
+                objects.append(value)
+            else:
+                broken += 1
+    if broken:
+        missing.append(f"{path.parent.name}/{path.name} has {broken} unreadable line(s), left out")
+    return objects
