@@ -22,6 +22,7 @@ UNCHANGED = 0.05  # share of changed answers below which corrections have all bu
 FLAT = 0.01  # accuracy; a smaller delta is no self-correction
 TRUNCATED = 0.10  # share of attempts cut at the limit that bends lengths and rewards
 UNGRADED = 0.01  # share of timeouts and crashes above which they steer the training
+NO_SIGNAL = 0.02  # accuracy below which rewards teach nothing
 GAP_LIMIT = 0.1  # nats; used where the config states no gap_limit
 
 
@@ -154,7 +155,18 @@ def _stage_alarms(stage: Stage) -> Iterator[Finding]:
             text=f"First at step {lost[0]:g}, {len(lost)} steps in all. The parameters after it "
             "are worthless; resume from an earlier checkpoint with a lower learning rate.",
         )
-    yield from _training_collapse(stage)
+    right = [_late(stage, f"accuracy/turn{turn}") for turn in (1, 2)]
+    if any(share is not None for share in right) and max(s or 0.0 for s in right) < NO_SIGNAL:
+        unread = _late(stage, "verdict/unparsable")
+        seen = "" if unread is None else f" No answer can be read from {unread:.0%} of them."
+        yield Finding(
+            level="alarm",
+            title=f"{name}: almost no attempt is right",
+            text=f"Without right answers there is nothing to reinforce.{seen} Begin with easier "
+            "problems or a better base model; 40-70% right at first is the useful range.",
+        )
+    else:
+        yield from _training_collapse(stage)
     yield from _gap(stage)
     for turn in _turns(stage, "truncated"):
         share = _late(stage, f"truncated/turn{turn}")

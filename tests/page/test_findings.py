@@ -103,6 +103,13 @@ def test_collapse_needs_copies_and_a_flat_gain():
     assert titles(run_of(gaining)) == []
 
 
+def test_a_policy_that_is_never_right_has_no_signal_rather_than_collapsed():
+    lost = {"accuracy/turn1": 0.0, "accuracy/turn2": 0.001, "verdict/unparsable": 0.9}
+    rows = [HEALTHY | lost | {"answer_changed": 0.0, "delta": 0.0}] * 20
+    assert titles(run_of(rows)) == [("alarm", "Stage II: almost no attempt is right")]
+    assert "90%" in find_alarms(run_of(rows))[0].text
+
+
 def test_a_dip_that_recovered_is_no_collapse():
     dip = [HEALTHY] * 20 + [HEALTHY | {"answer_changed": 0.0, "delta": 0.0}] * 20 + [HEALTHY] * 20
     assert titles(run_of(dip)) == []
