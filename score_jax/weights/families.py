@@ -241,7 +241,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         scalar = config.head_dim if config.query_scale is None else config.query_scale**-2
         data |= {
             "hidden_activation": act,
-            "query_pre_attn_scalar": round(scalar, 6),
+            "query_pre_attn_scalar": round(scalar),  # transformers takes integers only
             "attn_logit_softcapping": config.attention_cap,
             "final_logit_softcapping": config.logit_cap,
         }

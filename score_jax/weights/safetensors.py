@@ -1,4 +1,4 @@
-"""A folder of safetensors files as named, lazily read tensors.
+"""Safetensors files as named, lazily read tensors; and their writing, tensor by tensor.
 
 Only headers are read at first. Each tensor is mapped into memory when asked for
 and unmapped when dropped, so that pages of the file do not pile up in this
@@ -6,9 +6,13 @@ process, and a slice of a tensor costs the reading of that slice.
 """
 
 import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -96,3 +100,42 @@ def read_header(path: Path) -> dict[str, Place]:
         )
         for name, entry in header.items()
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A tensor that will be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fetch: Callable[[], np.ndarray]  # brings it to the host, in C order
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_file(path: Path, pieces: Sequence[Piece]) -> None:
+    """Writes a safetensors file, one tensor in memory at a time.
+
+    Every host fetches, since a tensor may be spread over all; the first one writes.
+    """
+    spelt = {np.dtype(kind): name for name, kind in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    at = 0
+    for piece in pieces:
+        place = {"dtype": spelt[piece.dtype], "data_offsets": [at, at + piece.size]}
+        header[piece.name] = place | {"shape": piece.shape}
+        at += piece.size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    if jax.process_index() > 0:
+        for piece in pieces:
+            piece.fetch()
+        return
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for piece in pieces:
+            file.write(piece.fetch().view(np.uint8).data)
