@@ -9,9 +9,6 @@ from typing import Any
 from score_jax.model.config import ModelConfig, RopeScaling
 
 Sizes = tuple[int, int, int, int, int, int]  # L, D, N, K, H, F
-    8: RopeScaling(kind="llama3", factor=8.0),
-    32: RopeScaling(kind="llama3", factor=32.0),
-}
 
 
 def smollm2(sizes: Sizes, **more: Any) -> ModelConfig:
