@@ -7,12 +7,14 @@ and a forged early line must not win over the end.
 import re
 
 MARKER = re.compile(
-    r"final answer(?: is)?\s*:|the final answer is|the answer is\s*:?", re.IGNORECASE
+    r"final answer(?: is)?\s*:|the final answer is|the answer is\s*:?|^####",
+    re.IGNORECASE | re.MULTILINE,
 )
 CLOSING = re.compile(r"\s*\.?\s*I hope (?:it|this) is correct.*", re.IGNORECASE | re.DOTALL)
 LEAD_IN = re.compile(r"(?:the (?:final )?answer is\s*:?\s*)+", re.IGNORECASE)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 LONGEST_ANSWER = 2000  # characters
+LONGEST_PROSE = 30  # characters after "the answer is" that can still outweigh a box before it
 
 
 def last_boxed(text: str) -> str | None:
@@ -73,12 +75,13 @@ def final_answer(text: str) -> str | None:
     r"""Returns the final answer as written, without delimiters; None if none is stated.
 
     Whichever stands last of a marker's line and a \boxed{} decides; a box on the
-    marker's line is the answer of that line.
+    marker's line is the answer of that line. A sentence that merely begins with "the
+    answer is" does not outweigh a box.
     """
     marked, boxed = after_marker(text), last_boxed(text)
     if marked is not None and last_boxed(marked) is not None:
         answer = last_boxed(marked)
-    elif marked is None or _box_is_later(text, boxed):
+    elif marked is None or (boxed is not None and (_box_is_later(text) or _is_prose(marked))):
         answer = boxed
     else:
         answer = _strip_dollars(marked)
@@ -87,8 +90,10 @@ def final_answer(text: str) -> str | None:
     return answer
 
 
-def _box_is_later(text: str, boxed: str | None) -> bool:
-    if boxed is None:
-        return False
+def _box_is_later(text: str) -> bool:
     last_marker = max(match.end() for match in MARKER.finditer(text))
     return last_boxed(text[last_marker:]) is not None
+
+
+def _is_prose(marked: str) -> bool:
+    return len(marked) > LONGEST_PROSE and not marked.startswith(("$", r"\(", r"\["))

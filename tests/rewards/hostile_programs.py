@@ -80,7 +80,7 @@ CHEATS = [
     "import os\nfor d in range(20):\n    try: os.close(d)\n    except OSError: pass",
     "class Yes:\n    def __eq__(self, o): return True\nSECRET = Yes()",
     "class Yes(int):\n    def __eq__(self, o): return True\nSECRET = Yes()",
-    "class Yes(str):\n    def __eq__(s, o): return 1\n    def __hash__(s): return 1\nSECRET = Yes()",
+    "class Yes(str):\n    __hash__ = str.__hash__\n    def __eq__(s, o): return 1\nSECRET = Yes()",
     "class Yes(float):\n    def __eq__(self, o): return True\nSECRET = Yes()",
     "class Yes(list):\n    def __eq__(self, o): return True\nSECRET = Yes()",
     "class Yes(dict):\n    def __eq__(self, o): return True\nSECRET = Yes()",

@@ -1,0 +1,42 @@
+"""Answers that must agree letter by letter, but for outer spaces."""
+
+from score_jax.records import Grade, Problem, Task
+from score_jax.rewards.extract import final_answer
+
+INSTRUCTION = (
+    "There might be an error in the answer above. Please correct the error, if any, and rewrite "
+    'the answer. End with "Final Answer: " and the answer alone.'
+)
+
+
+def prompt(problem: Problem) -> str:
+    """The question and how to answer it."""
+    return f'{problem.prompt.strip()}\n\nEnd with "Final Answer: " and the answer alone.'
+
+
+def grade(problem: Problem, response: str) -> Grade:
+    """Compares the last stated answer; a gold answer of several lines is compared with the rest."""
+    answer = final_answer(response)
+    if "\n" in problem.answer.strip():
+        _, mark, rest = response.rpartition("Final Answer:")
+        answer = rest.strip() if mark else None
+    if answer is None:
+        return Grade(verdict="unparsable", reward=0.0, detail="no final answer")
+    right = answer.strip() == problem.answer.strip()
+    return Grade(verdict="correct" if right else "wrong", reward=float(right), extracted=answer)
+
+
+def state(problem: Problem) -> str:
+    """A response that gives the gold answer."""
+    return f"Final Answer: {problem.answer}"
+
+
+ONE = Problem(id="exact/known", prompt="Reverse abc.", answer="cba")
+KNOWN = (
+    (ONE, "Final Answer: cba", "correct"),
+    (ONE, "Final Answer: CBA", "wrong"),
+    (ONE, "cba", "unparsable"),
+)
+TASK = Task(
+    name="exact", prompt=prompt, instruction=INSTRUCTION, grade=grade, state=state, known=KNOWN
+)

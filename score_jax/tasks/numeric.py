@@ -1,0 +1,42 @@
+"""Questions whose answer is a number: finance, measurements, arithmetic in words.
+
+Within 0.01% of the gold value, or the tolerance that the gold answer names
+("12.5 +- 0.1", "12.5 +- 2%"). For another default, copy this page.
+"""
+
+from score_jax.records import Problem, Task
+from score_jax.rewards import numeric
+
+INSTRUCTION = (
+    "There might be an error in the solution above. Please correct the error, if any, and rewrite "
+    'the solution. End with "Final Answer: " and the number.'
+)
+
+
+def prompt(problem: Problem) -> str:
+    """The question and how to answer it."""
+    return (
+        f"{problem.prompt.strip()}\n\nThink step by step. "
+        'End with "Final Answer: " and the number, with its unit if it has one.'
+    )
+
+
+def state(problem: Problem) -> str:
+    """A response that gives the gold answer, without its tolerance."""
+    return f"Final Answer: {numeric.without_tolerance(problem.answer)}"
+
+
+LOSS = Problem(id="numeric/known", prompt="Net income?", answer="-$1.5 million")
+KNOWN = (
+    (LOSS, "Final Answer: $(1,500,000)", "correct"),
+    (LOSS, "Final Answer: -1.6 million", "wrong"),
+    (LOSS, "Final Answer: a loss", "unparsable"),
+)
+TASK = Task(
+    name="numeric",
+    prompt=prompt,
+    instruction=INSTRUCTION,
+    grade=numeric.grade,
+    state=state,
+    known=KNOWN,
+)

@@ -1,0 +1,53 @@
+import subprocess
+import sys
+
+import pytest
+
+from score_jax.records import Problem, Task
+from score_jax.rewards.pool import Pool
+from score_jax.tasks import registry
+
+
+def test_every_listed_task_is_one():
+    assert set(registry.names()) >= {"math", "code", "humaneval", "choice", "numeric", "exact"}
+    for name in registry.names():
+        task = registry.get(name)
+        assert isinstance(task, Task) and task.name == name
+        assert isinstance(task.prompt(Problem(id="1", prompt="What?", tests=("assert 1",))), str)
+        assert task.instruction.strip()
+
+
+@pytest.mark.parametrize("name", ["", "maths", "no.such.module", "json.decoder"])
+def test_an_unknown_task_is_refused_with_the_names(name):
+    with pytest.raises(ValueError, match="task is"):
+        registry.get(name)
+
+
+def test_light_tasks_import_neither_sympy_nor_jax():
+    code = (
+        "import sys; from score_jax.tasks import registry\n"
+        "for name in ('math', 'numeric', 'choice', 'exact', 'code'): registry.get(name)\n"
+        "assert not {'jax', 'sympy', 'math_verify'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+GOLD = {
+    "math": [r"\frac{1}{2}", r"\text{(B)}", "(1,2)", "1,2"],
+    "numeric": ["5", "12.5 +- 2%", "$3 million"],
+    "choice": ["A", "(D)"],
+    "exact": ["abc", "two\nlines"],
+}
+
+
+def test_every_task_passes_its_self_test():
+    with Pool(2) as pool:
+        for name in ("math", "numeric", "choice", "exact", "code", "code_share", "humaneval"):
+            answers = GOLD.get(name, [])
+            problems = [Problem(id=answer, prompt="?", answer=answer) for answer in answers]
+            pool.self_test(registry.get(name), problems)
+
+
+def test_an_unparsable_gold_answer_stops_a_run():
+    with Pool(1) as pool, pytest.raises(ValueError, match=r"'q7'.*'plenty'"):
+        pool.self_test(registry.get("numeric"), [Problem(id="q7", prompt="?", answer="plenty")])
