@@ -14,6 +14,7 @@ CLOSING = re.compile(r"\s*\.?\s*I hope (?:it|this) is correct.*", re.IGNORECASE 
 LEAD_IN = re.compile(r"(?:the (?:final )?answer is\s*:?\s*)+", re.IGNORECASE)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 LONGEST_ANSWER = 2000  # characters
+TAIL = 20_000  # characters of a response that are searched: an answer stands at the end
 LONGEST_PROSE = 30  # characters after "the answer is" that can still outweigh a box before it
 
 
@@ -78,6 +79,7 @@ def final_answer(text: str) -> str | None:
     marker's line is the answer of that line. A sentence that merely begins with "the
     answer is" does not outweigh a box.
     """
+    text = text[-TAIL:]
     marked, boxed = after_marker(text), last_boxed(text)
     if marked is not None and last_boxed(marked) is not None:
         answer = last_boxed(marked)

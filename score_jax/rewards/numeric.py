@@ -71,6 +71,8 @@ def parse(text: str) -> Quantity | None:
     Args:
       text: the whole answer; words before the number are not allowed, words after are its unit.
     """
+    if re.search(r"(?![0-9])\d", text):
+        return None  # other scripts' digits
     text = text.replace("−", "-").replace("{,}", ",").replace(r"\!", "").strip()
     text = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\(?:d|t|c)frac", r"\\frac", text)

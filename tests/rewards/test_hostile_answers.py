@@ -12,7 +12,7 @@ from tests.rewards.hostile_answers import MARK, responses
 def unwrapped(response):
     """Whether the answer is 42 in brackets, a matter of taste rather than of safety."""
     text = response.replace("Final Answer: $", "").rstrip("$")
-    for part in (r"\text", r"\left", r"\right", r"\frac", "{1}", *"(){}[]|\\"):
+    for part in (r"\text", r"\boxed", r"\left", r"\right", r"\frac", "{1}", *"(){}[]|\\!$ "):
         text = text.replace(part, "")
     return text == "42"
 
