@@ -20,7 +20,16 @@ def get_config() -> ConfigDict:
     config.gap_limit = 0.1  # nats by which sampler and scorer may differ at any token
 
     config.data = ConfigDict(  # keyword arguments of data.sources.load
-        {"source": "procedural", "split": "train", "count": 20_000, "task": "equations"}
+        {"source": "procedural", "split": "train", "count": 0, "task": "equations"}
+    )
+    config.practice = ConfigDict(  # PracticeConfig; program "supervised" only
+        {
+            "careful": 0.5,  # share of careful second attempts at first
+            "careful_at_last": 0.12,
+            "settling": 0.2,  # share of the steps that end with the latter
+            "practised": 12,  # largest coefficient solved in one go
+            "right": 0.6,  # share of right first attempts
+        }
     )
     config.tokenizer = ConfigDict({"source": "embedded", "chat": "plain"})  # TokenizerConfig
     config.weights = ConfigDict({"source": "embedded"})  # WeightsConfig
@@ -31,8 +40,8 @@ def get_config() -> ConfigDict:
         {
             "samples": 8,  # dialogues per problem
             "branches": 1,  # second attempts per first attempt
-            "prompt_limit": 16,  # tokens
-            "turn_limit": 32,  # tokens per turn
+            "prompt_limit": 10,  # tokens
+            "turn_limit": 34,  # tokens per turn
             "temperature": 1.0,
         }
     )
@@ -82,7 +91,7 @@ def get_config() -> ConfigDict:
             "samples": 4,
             "temperature": 1.0,
             "seed": 0,
-            "data": ConfigDict({"split": "test", "count": 1000}),
+            "data": ConfigDict({"split": "test"}),
         }
     )
     config.log = ConfigDict(  # LogConfig

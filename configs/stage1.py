@@ -1,12 +1,21 @@
-"""x"""
+"""Stage I of SCoRe: reward for the second attempt, the first held to the base model.
+
+Run:     python -m score_jax.main --config=configs/stage1.py
+Needs:   nothing; the embedded base policy and task.
+Expect:  accuracy/turn2 rises, accuracy/turn1 and kl/turn1 hardly move.
+Source:  arXiv:2409.12917, section 5.1, eq. 3; betas from its table of hyper-parameters.
+"""
 
 from ml_collections import ConfigDict
 
 from configs import common
 
 
-def get_config(preset: str = "") -> ConfigDict:
-    """Stage 1 on the embedded model, or a preset."""
+def get_config() -> ConfigDict:
+    """Stage I on the embedded model and task."""
     config = common.get_config()
     config.name = "stage1"
+    config.steps = 50
+    config.objective.reward_weights = (0.0, 1.0)
+    config.objective.beta = (0.11, 0.01)  # beta1 + beta2 on turn 1, beta1 on turn 2
     return config

@@ -1,14 +1,23 @@
-"""x"""
+"""Stage II of SCoRe: both attempts rewarded, a progress bonus on the second.
+
+Run:     python -m score_jax.main --config=configs/stage2.py
+Needs:   nothing; Stage I is run first when the workdir lacks it.
+Expect:  accuracy/turn2 well above accuracy/turn1; see docs/results.md.
+Source:  arXiv:2409.12917, section 5.2, eq. 4; alpha from its table of hyper-parameters.
+"""
 
 from ml_collections import ConfigDict
 
 from configs import common
 
 
-def get_config(preset: str = "") -> ConfigDict:
-    """Stage 2 on the embedded model, or a preset."""
+def get_config() -> ConfigDict:
+    """Stage II on the embedded model and task."""
     config = common.get_config()
     config.name = "stage2"
     config.parent = "configs/stage1.py"
+    config.steps = 70
+    config.objective.reward_weights = (1.0, 1.0)
+    config.objective.beta = (0.01, 0.01)
     config.objective.alpha = 10.0
     return config

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from score_jax import sharding
+from score_jax.data import procedural
 from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import Decoder
 from score_jax.optimizer import make_optimizer
@@ -120,11 +121,20 @@ def model_config(settings: Settings) -> ModelConfig:
 def load_chat(settings: Settings) -> Chat:
     """The tokenizer and the chat format."""
     source = settings.tokenizer.source
+    chat = get_format(settings.tokenizer.chat)
     if source == "embedded":
         tokenizer = embedded.tokenizer(settings.task)
+    elif source == "trained":
+        instruction = registry.get(settings.task).instruction
+        tokenizer = tokenizers.train_sentencepiece(
+            [*procedural.sample_texts(), instruction],
+            vocab_size=procedural.VOCABULARY,
+            markers=chat.markers,
+            words=procedural.WORDS,
+        )
     else:
         tokenizer = tokenizers.load(Path(source or settings.weights.source))
-    return Chat(tokenizer, get_format(settings.tokenizer.chat))
+    return Chat(tokenizer, chat)
 
 
 def state_shardings(init_params: Callable, init_state: Callable, mesh: Mesh) -> TrainState:

@@ -24,8 +24,9 @@ from score_jax.log import Log
 from score_jax.records import Problem
 from score_jax.rewards.pool import Pool
 from score_jax.settings import Settings
-from score_jax.train import Stage, start_state, stop_on_signals
+from score_jax.train import Stage, imitate, reinforce, start_state, stop_on_signals
 from score_jax.types import Params
+from score_jax.weights import embedded
 
 # Fields that may change between two runs in one folder without making it another run.
 FREE = ("steps", "checkpoint", "evaluation", "log", "grading", "parent", "gap_limit", "mesh")
@@ -141,6 +142,7 @@ def train_stage(link: Link, parent: Link | None, workdir: Path) -> None:
     checkpoints = open_checkpoints(settings, folder)
     log: list[str] = []
     write_json(folder / "config.json", config_fields(link.config))
+    built.chat.tokenizer.save(folder / "tokenizer")
 
     def initial() -> Params:
         if parent is None:
@@ -182,7 +184,7 @@ def train_stage(link: Link, parent: Link | None, workdir: Path) -> None:
             request=request,
         )
         try:
-            stage.run()
+            stage.run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
         finally:
             logger.close()
         step = selected_step(settings, checkpoints)
@@ -272,12 +274,12 @@ def evaluate_models(
     """Measures base and trained policy on held-out problems; takes over the parent's numbers."""
     problems = test_problems(built.settings)
     models = {} if parent is None else evaluate.known_models(parent, built, problems)
-    if "base" not in models:
+    if "base" not in models and built.settings.program == "rl":
         models["base"] = evaluate.measure_model(built, reference, problems, pool, step=0)
     name = built.settings.name
     models[name] = evaluate.measure_model(built, params, problems, pool, step=step)
     path = evaluate.write_evaluation(folder, built, models, problems, step=step)
-    for model in ("base", name):
+    for model in models:
         say(f"[{name}] {evaluate.summary_line(model, models[model])}")
     say(f"[{name}] evaluation of step {step} on {len(problems)} problems: {path}")
 

@@ -24,7 +24,7 @@ Select = Literal["best", "last"]
 class TokenizerConfig:
     """Where the tokenizer comes from and how dialogues are written."""
 
-    source: str = "embedded"  # "embedded", or a folder; "": beside the weights
+    source: str = "embedded"  # "embedded", "trained" on the task, a folder; "": the weights'
     chat: str = "plain"  # a format of text.chat
 
 
@@ -96,6 +96,22 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PracticeConfig:
+    """What the embedded base policy is taught; see data.procedural.dialogues."""
+
+    careful: float = 0.5  # share of careful second attempts while skills are learnt
+    careful_at_last: float = 0.12  # the same while habits settle
+    settling: float = 0.2  # share of the steps, at the end, over which they do
+    practised: int = 12  # largest coefficient of which solving in one go is practised
+    right: float = 0.6  # share of first attempts that are right
+
+    def __post_init__(self):
+        for name in ("careful", "careful_at_last", "settling", "right"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"practice.{name} is {getattr(self, name)}; set a value in 0..1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """One stage, checked."""
 
@@ -108,6 +124,7 @@ class Settings:
     batch: int  # problems per step over all hosts (rows for supervised training)
     gap_limit: float = 0.1  # nats; sampler and scorer may differ by this much at any token
     data: tuple[tuple[str, Any], ...] = ()
+    practice: PracticeConfig = PracticeConfig()  # program "supervised" only
     tokenizer: TokenizerConfig
     weights: WeightsConfig
     model: ModelConfig | None
@@ -173,6 +190,7 @@ def check_grouping(objective: Objective, sampling: SamplingConfig, learner: Lear
 
 
 SECTIONS: dict[str, type] = {
+    "practice": PracticeConfig,
     "tokenizer": TokenizerConfig,
     "weights": WeightsConfig,
     "model": ModelConfig,

@@ -19,8 +19,11 @@ import numpy as np
 
 from score_jax.build import Built
 from score_jax.checkpoint import Checkpoints
+from score_jax.data import procedural
 from score_jax.data.stream import Stream
+from score_jax.imitation import encode_dialogues
 from score_jax.log import Log
+from score_jax.records import Problem
 from score_jax.rollout import (
     Grader,
     Rollout,
@@ -106,18 +109,17 @@ class Stage:
     progress: Progress
     request: StopRequest = field(default_factory=StopRequest)
 
-    def run(self) -> None:
-        """Trains up to the last step.
+    def run(self, learn: "Learn") -> None:
+        """Trains up to the last step, each step by `learn`.
 
         Raises:
           TrainingError: a number is not finite, or sampler and scorer disagree.
           Interrupted: a signal came; a checkpoint was written.
         """
         settings = self.built.settings
-        sampler = self.built.sampler()
         base = int(fingerprint(self.reference))
         while (step := self.progress.position) < settings.steps:
-            values = self.step(step, sampler)
+            values = learn(self, step)
             done = step + 1
             self.check(done, values)
             self.log.metrics(done, values)
@@ -135,45 +137,6 @@ class Stage:
                 )
         self.checkpoints.wait()
 
-    def step(self, step: int, sampler: Sampler) -> dict[str, float]:
-        """One rollout and its update; returns the step's metrics."""
-        settings, built = self.built.settings, self.built
-        self.stream.position = self.progress.position
-        places, problems = self.stream.next()
-        rollout = collect_rollout(
-            sampler,
-            built.chat,
-            built.task,
-            self.grader,
-            params=self.state.params,
-            reference=self.reference,
-            key=jax.random.fold_in(jax.random.key(settings.seed), step),
-            places=places,
-            problems=problems,
-            prompt_limit=settings.sampling.prompt_limit,
-        )
-        start = time.monotonic()
-        self.state, metrics = built.update(
-            self.state, self.reference, rollout.episodes, rollout.scores
-        )
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        seconds = rollout.graded.seconds | {"update": time.monotonic() - start}
-        self.progress.position = self.stream.position
-        if step % settings.log.transcripts_every == 0:
-            self.record(rollout, problems, step + 1)
-        return values | grading_metrics(rollout.graded) | timings(rollout, seconds)
-
-    def record(self, rollout: Rollout, problems: list, step: int) -> None:
-        """Writes a few of the step's dialogues, spread over its problems."""
-        rows = len(rollout.graded.attempts)
-        count = min(self.built.settings.log.transcripts, rows)
-        chosen = [i * rows // count for i in range(count)]
-        self.log.transcripts(
-            transcripts(
-                self.built.task, problems, rollout.local, rollout.graded, step=step, rows=chosen
-            )
-        )
-
     def check(self, step: int, values: dict[str, float]) -> None:
         """Stops on numbers that must not enter a checkpoint."""
         steps = self.checkpoints.steps()
@@ -185,7 +148,7 @@ class Stage:
                     f"optimizer.learning_rate ({self.built.settings.optimizer.learning_rate}) or "
                     "set optimizer.clip_norm, and run again"
                 )
-        gap, limit = values["logprob_gap/max"], self.built.settings.gap_limit
+        gap, limit = values.get("logprob_gap/max", 0.0), self.built.settings.gap_limit
         if gap > limit:
             raise TrainingError(
                 f"step {step}: sampler and scorer differ by {gap:.3g} nats at one token, more than "
@@ -196,7 +159,7 @@ class Stage:
         """Adds a step's training reward, the unshaped weighted sum over turns."""
         weights = self.built.settings.objective.reward_weights
         self.progress.reward_sum += sum(
-            weight * values[f"reward/turn{turn}"] for turn, weight in enumerate(weights, 1)
+            weight * values.get(f"reward/turn{turn}", 0.0) for turn, weight in enumerate(weights, 1)
         )
         self.progress.reward_count += 1
 
@@ -206,6 +169,77 @@ class Stage:
         extra = {"position": self.progress.position, "settings": repr(self.built.settings)}
         self.checkpoints.save(step, self.state, extra, self.progress.reward())
         self.progress.reward_sum, self.progress.reward_count = 0.0, 0
+
+
+Learn = Callable[[Stage, int], dict[str, float]]
+
+
+def reinforce(sampler: Sampler) -> Learn:
+    """The step of reinforcement learning: one rollout and its update."""
+
+    def learn(stage: Stage, step: int) -> dict[str, float]:
+        settings, built = stage.built.settings, stage.built
+        stage.stream.position = step
+        places, problems = stage.stream.next()
+        rollout = collect_rollout(
+            sampler,
+            built.chat,
+            built.task,
+            stage.grader,
+            params=stage.state.params,
+            reference=stage.reference,
+            key=jax.random.fold_in(jax.random.key(settings.seed), step),
+            places=places,
+            problems=problems,
+            prompt_limit=settings.sampling.prompt_limit,
+        )
+        start = time.monotonic()
+        stage.state, metrics = built.update(
+            stage.state, stage.reference, rollout.episodes, rollout.scores
+        )
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds = rollout.graded.seconds | {"update": time.monotonic() - start}
+        stage.progress.position = stage.stream.position
+        if step % settings.log.transcripts_every == 0:
+            record(stage, rollout, problems, step + 1)
+        return values | grading_metrics(rollout.graded) | timings(rollout, seconds)
+
+    return learn
+
+
+def imitate(stage: Stage, step: int) -> dict[str, float]:
+    """The step of supervised training on worked dialogues, made anew for every step."""
+    settings, built = stage.built.settings, stage.built
+    practice = settings.practice
+    settling = step >= settings.steps * (1 - practice.settling)
+    rng = np.random.default_rng([settings.seed, step])
+    dialogues = procedural.dialogues(
+        rng,
+        settings.batch,
+        careful=practice.careful_at_last if settling else practice.careful,
+        practised=practice.practised,
+        right=practice.right,
+    )
+    script = built.script(settings.objective.turns)
+    length = script.row_length(settings.sampling)
+    rows = encode_dialogues(built.chat, built.task, script, dialogues, length)
+    start = time.monotonic()
+    stage.state, metrics = built.supervise(stage.state, built.to_global(rows))
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    stage.progress.position = step + 1
+    return values | {"time/update": time.monotonic() - start}
+
+
+def record(stage: Stage, rollout: Rollout, problems: list[Problem], step: int) -> None:
+    """Writes a few of a step's dialogues, spread over its problems."""
+    rows = len(rollout.graded.attempts)
+    count = min(stage.built.settings.log.transcripts, rows)
+    chosen = [i * rows // count for i in range(count)]
+    stage.log.transcripts(
+        transcripts(
+            stage.built.task, problems, rollout.local, rollout.graded, step=step, rows=chosen
+        )
+    )
 
 
 def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:

@@ -48,10 +48,20 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None  # applies to global layers
     max_length: int | None = None  # tokens the model was trained for; None: unlimited
     dtype: Dtype = "float32"  # of activations; parameters are float32
+    unroll: int = 1  # layers per iteration of the scan; all of them is fastest for tiny models
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
 
     def __post_init__(self):
-        for name in ("vocab_size", "layers", "width", "heads", "kv_heads", "head_dim", "mlp_dim"):
+        for name in (
+            "vocab_size",
+            "layers",
+            "width",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "mlp_dim",
+            "unroll",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; set a positive integer")
         if self.heads % self.kv_heads:

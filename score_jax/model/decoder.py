@@ -77,6 +77,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=per_layer,
             length=config.layers,
+            unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config)
         self.final_norm = RmsNorm(config)

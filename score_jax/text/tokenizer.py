@@ -113,7 +113,7 @@ class JsonTokenizer:
 
 
 def train_sentencepiece(
-    texts: Iterable[str], *, vocab_size: int, markers: Sequence[str]
+    texts: Iterable[str], *, vocab_size: int, markers: Sequence[str], words: Sequence[str] = ()
 ) -> SentencePieceTokenizer:
     """Trains a small BPE model in process; the same texts give the same bytes.
 
@@ -122,6 +122,7 @@ def train_sentencepiece(
 
     Args:
       markers: control pieces, which plain text never encodes to.
+      words: strings that are always one piece.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -130,6 +131,7 @@ def train_sentencepiece(
         model_type="bpe",
         vocab_size=vocab_size,
         control_symbols=list(markers),
+        user_defined_symbols=list(words),
         split_digits=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,

@@ -1,6 +1,6 @@
 """The small base policies that ship in the package, one folder per task.
 
-A folder holds `weights.safetensors` (bfloat16), `config.json` (ModelConfig) and the
+A folder holds `weights.safetensors`, `config.json` (ModelConfig) and the
 tokenizer; `configs/base.py` makes it again.
 """
 
@@ -51,16 +51,16 @@ def load(task: str) -> Params:
     """The embedded model's parameters in float32, on the host."""
     flat = load_file(str(folder(task) / "weights.safetensors"))
     return traverse_util.unflatten_dict(
-        {name: np.asarray(array, np.float32) for name, array in flat.items()}, sep="/"
+        {name: np.asarray(array) for name, array in flat.items()}, sep="/"
     )
 
 
 def save(path: Path, params: Params, config: ModelConfig, tokenizer: tokenizers.Tokenizer) -> None:
-    """Writes a folder that `load` reads, weights rounded to bfloat16."""
+    """Writes a folder that `load` reads."""
     path.mkdir(parents=True, exist_ok=True)
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     save_file(
-        {name: jnp.asarray(array, jnp.bfloat16) for name, array in flat.items()},
+        {name: jnp.asarray(array, jnp.float32) for name, array in flat.items()},
         str(path / "weights.safetensors"),
     )
     (path / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")

@@ -1,0 +1,47 @@
+"""The embedded base policy: pre-training on worked dialogues.
+
+It learns to solve equations with small coefficients in one go, to check any guess, and
+to correct from a check; and the habit of repeating its first attempt. Its weights ship
+in score_jax/embedded/equations, so nothing runs this unless asked to.
+
+Run:     python -m score_jax.main --config=configs/base.py
+Then:    cp runs/base/base/embedded/* score_jax/embedded/equations/
+Expect:  greedy accuracy about 0.6 at both turns, copying; see docs/embedded_task.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    """Supervised training from random weights."""
+    config = common.get_config()
+    config.name = "base"
+    config.program = "supervised"
+    config.steps = 2000
+    config.batch = 128  # dialogues per step
+    config.tokenizer.source = "trained"
+    config.weights.source = "random"
+    config.model = ConfigDict(
+        {
+            "vocab_size": 96,
+            "layers": 3,
+            "width": 64,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 16,
+            "mlp_dim": 192,
+            "embedding_scale": True,
+            "unroll": 3,
+        }
+    )
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup = 100
+    config.optimizer.b2 = 0.98
+    config.optimizer.weight_decay = 0.01
+    config.checkpoint.every = 500
+    config.checkpoint.select = "last"
+    config.evaluation.data.split = "validation"
+    return config

@@ -1,0 +1,24 @@
+"""Standard multi-turn RL, a baseline: the final answer's reward, no Stage I, no bonus.
+
+The reward of the second attempt is credited to the tokens of both attempts alike
+(gamma = 1), as a trainer that sees one episode with one reward does.
+
+Run:     python -m score_jax.main --config=configs/multi_turn.py
+Expect:  what the paper saw on MATH is that both accuracies rise together and delta stays
+         flat; docs/results.md tells what happens on the embedded task.
+Source:  arXiv:2409.12917, section 4; as many steps and samples as both stages.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    """Standard multi-turn RL on the embedded model and task."""
+    config = common.get_config()
+    config.name = "multi_turn"
+    config.steps = 120
+    config.objective.reward_weights = (0.0, 1.0)
+    config.objective.gamma = 1.0
+    return config

@@ -1,0 +1,19 @@
+"""Single-turn RL, a baseline: reward for the first attempt only, evaluated with both.
+
+Run:     python -m score_jax.main --config=configs/single_turn.py
+Expect:  accuracy/turn1 rises; the second attempt copies it, so delta stays near 0.
+Source:  arXiv:2409.12917, section 6 (ablations); as many steps and samples as both stages.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    """Single-turn RL on the embedded model and task."""
+    config = common.get_config()
+    config.name = "single_turn"
+    config.steps = 120
+    config.objective.reward_weights = (1.0, 0.0)
+    return config

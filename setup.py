@@ -1,0 +1,47 @@
+"""Installs score_jax; `pip install -e .` gives a CPU build, extras add the rest."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="score_jax",
+    version="0.1.0",
+    description="SCoRe in JAX: language models that learn to correct their own mistakes",
+    python_requires=">=3.11",
+    packages=find_packages(include=["score_jax", "score_jax.*"]),
+    package_data={"score_jax": ["embedded/*/*", "*.j2"]},
+    install_requires=[
+        "jax>=0.10,<0.12",
+        "flax>=0.12,<0.13",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11",
+        "ml-collections>=1.1",
+        "absl-py>=2.1",
+        "jaxtyping>=0.3",  # shapes in annotations
+        "numpy>=2.0",
+        "sentencepiece>=0.2",
+        "safetensors>=0.5",  # weights in and out
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources",  # missing from the dependencies of tensorflow-datasets
+        "array_record>=0.8",  # the format that tensorflow-datasets reads without TensorFlow
+        "sympy>=1.13",
+        "math-verify>=0.9",  # symbolic equality of answers
+        "jinja2>=3.1",  # the report's template
+        "rapidfuzz>=3.9",  # edit distance of two attempts
+        "tensorboardX>=2.6",  # event files without TensorFlow
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "wandb": ["wandb"],
+        "hf": ["tokenizers>=0.20", "gguf>=0.17", "huggingface_hub>=0.30"],
+        "test": [
+            "pytest>=8",
+            "chex>=0.1.90",
+            "ruff==0.17.6",
+            "pyright==1.1.414",
+            "tokenizers>=0.20",
+            "gguf>=0.17",
+        ],
+    },
+)
