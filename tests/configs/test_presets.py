@@ -1,0 +1,43 @@
+"""Every preset is a config that the door lets in."""
+
+import pytest
+
+from configs import presets, stage1, stage2
+from score_jax.settings import parse
+
+
+@pytest.mark.parametrize("task", presets.TASKS)
+@pytest.mark.parametrize("model", presets.MODELS)
+def test_a_preset_passes_the_door(model, task):
+    for stage in (stage1, stage2):
+        settings = parse(presets.apply(stage.get_config(), f"{model}_{task}"))
+        assert settings.task == presets.TASKS[task]["task"]
+        assert dict(settings.data)["source"] != "procedural"
+
+
+def test_the_parent_gets_the_same_preset():
+    config = presets.apply(stage2.get_config(), "gemma2_2b_math")
+    assert config.parent == "configs/stage1.py:gemma2_2b_math"
+    assert config.weights.source == "hub:google/gemma-2-2b-it"
+    assert config.tokenizer.chat == "gemma"
+
+
+def test_the_papers_numbers_are_in():
+    first = presets.apply(stage1.get_config(), "gemma2_2b_math")
+    second = presets.apply(stage2.get_config(), "gemma2_2b_math")
+    assert first.steps + second.steps == 3000
+    assert first.batch * first.sampling.samples == 512
+    assert (first.optimizer.learning_rate, second.objective.alpha) == (5e-6, 10)
+    assert (first.objective.beta, second.objective.beta) == ((0.11, 0.01), (0.01, 0.01))
+    code = presets.apply(stage1.get_config(), "qwen25_7b_code")
+    assert (code.objective.beta, code.optimizer.learning_rate) == ((0.26, 0.01), 1e-5)
+
+
+def test_a_model_alone_has_its_own_task_and_none_changes_nothing():
+    assert presets.split("smollm2_135m") == ("smollm2_135m", "words")
+    assert presets.apply(stage1.get_config(), "").to_dict() == stage1.get_config().to_dict()
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ValueError, match="preset is 'gpt5'; choose one of smollm2_135m"):
+        presets.apply(stage1.get_config(), "gpt5")
