@@ -15,12 +15,13 @@ LEAD_IN = re.compile(r"(?:the (?:final )?answer is\s*:?\s*)+", re.IGNORECASE)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 LONGEST_ANSWER = 2000  # characters
 TAIL = 20_000  # characters of a response that are searched: an answer stands at the end
+MOST_BOXES = 20  # looked at from the end, for one that closes
 LONGEST_PROSE = 30  # characters after "the answer is" that can still outweigh a box before it
 
 
 def last_boxed(text: str) -> str | None:
     r"""Returns the content of the last balanced \boxed{...}, or None."""
-    for match in reversed(list(BOX.finditer(text))):
+    for match in list(BOX.finditer(text))[: -MOST_BOXES - 1 : -1]:
         if text[match.end() : match.end() + 1] == "{":
             end = closing_brace(text, match.end())
             if end is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from score_jax.records import Problem, Task
 from score_jax.rewards.pool import LONGEST_RESPONSE, Pool, count_verdicts
+from tests.rewards.hostile_programs import programs as hostile_programs
 
 TASK = "graders_for_tests.task"  # found through sys.path, as a user's own task is
 PROBLEM = Problem(id="1", prompt="?", answer="4")
@@ -212,3 +213,41 @@ def test_a_thousand_trivial_answers_take_no_time():
     assert count_verdicts(grades)["correct"] == 1000
     assert seconds < 1.0, f"{seconds:.3f} s"  # 0.05 s on two idle cores
     json.dumps(count_verdicts(grades))
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_answers_leak_nothing():
+    """Of both kinds: remembered ones and new ones, with workers recycled on the way."""
+    me = psutil.Process()
+    with Pool(2, recycle_after=10_000, cache_size=1000) as pool:
+        pool.grade(TASK, [(PROBLEM, str(n)) for n in range(5000)])
+        files, memory = me.num_fds(), me.memory_info().rss
+        start = time.monotonic()
+        for batch in range(100):
+            answers = [str(batch * 1000 + n) for n in range(1000)]
+            grades = pool.grade(TASK, [(PROBLEM, answer) for answer in answers])
+            assert [grade.extracted for grade in grades] == answers
+        seconds = time.monotonic() - start
+        grown = me.memory_info().rss - memory
+        assert len(me.children()) == 2 and abs(me.num_fds() - files) <= 2
+        assert grown < 20 << 20, f"{grown / (1 << 20):.1f} MB"
+        workers = [child.memory_info().rss for child in me.children()]
+        assert max(workers) < 200 << 20
+    print(f"{100_000 / seconds:.0f} answers a second, {grown >> 10} KiB grown, {workers}")
+
+
+def test_hostile_programs_do_not_disturb_the_pool(tmp_path):
+    programs = hostile_programs(
+        mark=tmp_path / "mark", parent=os.getpid(), port=9, repository=tmp_path
+    )[::6]
+    problem = Problem(id="1", prompt="?", tests=("assert f(2) == 42",))
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    with Pool(2, deadline_seconds=8, batch_deadline_seconds=60, cache_size=0) as pool:
+        items = [(problem, source) for _, source in programs]
+        items.append((problem, "def f(x): return 42"))
+        grades = pool.grade("code", items)
+    assert grades[-1].verdict == "correct"
+    assert {grade.verdict for grade in grades[:-1]} <= {"wrong", "timeout", "unparsable"}
+    assert not (tmp_path / "mark").exists()
+    left = {child.pid for child in psutil.Process().children(recursive=True)} - children
+    assert left == set()

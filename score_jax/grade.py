@@ -1,0 +1,85 @@
+"""Tries a grader alone: answers in, verdicts out, one JSON object a line.
+
+    python -m score_jax.grade --task=math < answers.jsonl
+
+Each line has `response`, and `answer` or `tests` (and `prompt`, where the grader
+reads it); out come `verdict`, `reward`, `extracted`, `detail`, in the same order.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from score_jax.records import Problem
+from score_jax.rewards.pool import Pool
+from score_jax.tasks import registry
+
+BATCH = 1000
+
+
+def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[Problem, str]]:
+    """Yields problems with responses.
+
+    Raises:
+      ValueError: a line is not JSON or lacks a field; with its number.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("response"), str):
+            raise ValueError(f"line {number} has no text in its field 'response'")
+        if row.get("answer") is None and not row.get("tests"):
+            raise ValueError(f"line {number} has neither 'answer' nor 'tests'")
+        answer = row.get("answer")
+        yield (
+            Problem(
+                id=str(row.get("id", number)),
+                prompt=str(row.get("prompt", "")),
+                answer="" if answer is None else str(answer),
+                tests=tuple(row.get("tests") or ()),
+                task=task,
+            ),
+            row["response"],
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Grades standard input; the counts go to standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m score_jax.grade",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", required=True, help=", ".join(registry.names()))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--deadline-seconds", type=float, default=10.0)
+    options = parser.parse_args(arguments)
+    counts: Counter[str] = Counter()
+    try:
+        task = registry.get(options.task)
+        items = read(sys.stdin, task=task.name)
+        with Pool(
+            options.workers,
+            deadline_seconds=options.deadline_seconds,
+            batch_deadline_seconds=BATCH * options.deadline_seconds,
+        ) as pool:
+            while batch := list(itertools.islice(items, BATCH)):
+                for grade in pool.grade(task.name, batch):
+                    counts[grade.verdict] += 1
+                    print(json.dumps(vars(grade)), flush=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(counts), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

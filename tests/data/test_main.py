@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from score_jax.data.__main__ import main
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(argument="jsonl"):
+    return ConfigDict({{"task": "numeric", "data": {{"source": argument, "path": {path!r}}}}})
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [
+        {"id": "a", "prompt": "1 + 1?", "answer": 2},
+        {"id": "b", "prompt": "Say 3.", "answer": 3, "first_attempt": "4", "task": "exact"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "config.py").write_text(CONFIG.format(path=str(tmp_path / "p.jsonl")))
+    return str(tmp_path / "config.py")
+
+
+def test_problems_are_shown_as_a_model_sees_them(config, capsys):
+    assert main([f"--config={config}", "--show=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 problems" in shown and "=== a (numeric)\n1 + 1?" in shown
+    assert "=== b (exact)" in shown and "--- given first attempt\n4" in shown
+    assert "--- gold\n2" in shown
+
+
+def test_mistakes_are_one_line(config, tmp_path, capsys):
+    (tmp_path / "empty.py").write_text("x = 1")
+    for argument, message in (
+        (config + ":sql", "data.source is 'sql'"),
+        (str(tmp_path / "absent.py"), "No such file"),
+        (str(tmp_path / "empty.py"), "no get_config"),
+    ):
+        assert main([f"--config={argument}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_data_set_is_prepared(tmp_path, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    file = tmp_path / "g.jsonl"
+    file.write_text(json.dumps({"question": "q", "answer": "#### 4"}))
+    assert main(["--prepare=gsm8k", f"--files=test={file}", f"--path={tmp_path}"]) == 0
+    assert (tmp_path / "score_gsm8k" / "1.0.0" / "dataset_info.json").exists()
+    assert main(["--prepare=gsm8k"]) == 2

@@ -1,0 +1,42 @@
+import pytest
+
+from score_jax.records import Problem
+from score_jax.tasks import choice, code, exact, humaneval, numeric
+
+TASKS = {"choice": choice, "exact": exact, "numeric": numeric}
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_known_cases_hold(name):
+    task = TASKS[name].TASK
+    assert {verdict for _, _, verdict in task.known} == {"correct", "wrong", "unparsable"}
+    for problem, response, verdict in task.known:
+        assert task.grade(problem, response).verdict == verdict
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_stated_gold_answer_is_correct(name):
+    task = TASKS[name].TASK
+    answer = {"choice": "C", "exact": "a\nb", "numeric": "1,250 +- 3"}[name]
+    problem = Problem(id="1", prompt="?", answer=answer)
+    assert task.state is not None
+    assert task.grade(problem, task.state(problem)).verdict == "correct"
+
+
+def test_code_prompts_hold_three_shots_and_the_asserts():
+    text = code.prompt(Problem(id="1", prompt="Double.", tests=("assert f(1) == 2",)))
+    assert text.count("[BEGIN]") == 4 and text.count("[DONE]") == 3
+    assert text.endswith(
+        "Double. Your code should pass these tests:\n\nassert f(1) == 2\n[BEGIN]\n"
+    )
+    assert humaneval.prompt(Problem(id="1", prompt="def f():\n")) == "def f():\n"
+
+
+def test_the_three_shots_are_right():
+    """Each shot's program passes the asserts printed above it."""
+    from score_jax.rewards.sandbox import Limits, run
+
+    for shot in code.SHOTS.split("[DONE]")[:3]:
+        above, program = shot.split("[BEGIN]")
+        tests = tuple(line for line in above.splitlines() if line.startswith("assert"))
+        assert run(program, tests, Limits()).passed == (True, True, True)
