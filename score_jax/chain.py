@@ -1,25 +1,28 @@
-"""Runs a chain of stages: base model -> Stage I -> Stage II, each in its own folder.
-
-A stage hands its best policy on. The hand-off is recorded: which parent, which step,
-what was reset (the optimiser) and what was kept (the base model as the reference).
-"""
+"""Runs a chain of stages: base model -> Stage I -> Stage II, each in its own folder."""
 
 import importlib.metadata
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from score_jax import evaluate, report
 from score_jax.build import Built, build, load_reference
-from score_jax.checkpoint import Checkpoints, StorageError, read_json, write_json
+from score_jax.checkpoint import write_json
 from score_jax.data import sources
 from score_jax.data.stream import Stream
+from score_jax.handoff import (
+    Link,
+    check_folder,
+    config_fields,
+    finished,
+    open_checkpoints,
+    selected_step,
+    take_over,
+)
 from score_jax.log import Log
 from score_jax.records import Problem
 from score_jax.rewards.pool import Pool
@@ -27,17 +30,6 @@ from score_jax.settings import Settings
 from score_jax.train import Stage, imitate, reinforce, start_state, stop_on_signals
 from score_jax.types import Params
 from score_jax.weights import embedded
-
-# Fields that may change between two runs in one folder without making it another run.
-FREE = ("steps", "checkpoint", "evaluation", "log", "grading", "parent", "gap_limit", "mesh")
-
-
-@dataclass(frozen=True)
-class Link:
-    """One stage of a chain, as settings and as the config they came from."""
-
-    settings: Settings
-    config: ConfigDict
 
 
 def run_mode(mode: str, links: list[Link], workdir: Path, *, config: str, command: str) -> None:
@@ -81,54 +73,6 @@ def describe_run(links: list[Link], config: str, command: str) -> dict[str, Any]
     }
 
 
-def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
-    """The checkpoints of a stage."""
-    kept = settings.checkpoint
-    return Checkpoints(folder / "checkpoints", every=kept.every, keep=kept.keep)
-
-
-def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:
-    """The checkpoint that a finished stage hands on; None while it is unfinished."""
-    steps = checkpoints.steps()
-    if not steps or steps[-1] < settings.steps:
-        return None
-    return checkpoints.best() if settings.checkpoint.select == "best" else steps[-1]
-
-
-def check_folder(link: Link, folder: Path) -> None:
-    """Refuses to go on in a folder that another config has begun.
-
-    Raises:
-      ValueError: a field that shapes the run differs.
-    """
-    before = read_json(folder / "config.json")
-    if before is None or not (folder / "checkpoints").exists():
-        return
-    now = config_fields(link.config)
-    for name in sorted(set(before) | set(now)):
-        if name.split(".")[0] in FREE or before.get(name) == now.get(name):
-            continue
-        raise ValueError(
-            f"config.{name} is {now.get(name)}, but {folder} was begun with {before.get(name)}; "
-            "choose another --workdir, or set the field back"
-        )
-
-
-def config_fields(config: ConfigDict) -> dict[str, Any]:
-    """A config as one flat dictionary of JSON values."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
-        if isinstance(value, ConfigDict | dict):
-            for name, part in value.items():
-                visit(f"{prefix}{name}.", part)
-        else:
-            flat[prefix[:-1]] = list(value) if isinstance(value, tuple) else value
-
-    visit("", config)
-    return flat
-
-
 def train_stage(link: Link, parent: Link | None, workdir: Path) -> None:
     """Brings one stage to its last step and its evaluation, from wherever it stands."""
     settings = link.settings
@@ -139,105 +83,72 @@ def train_stage(link: Link, parent: Link | None, workdir: Path) -> None:
     check_folder(link, folder)
     built = build(settings)
     reference = load_reference(built)
-    checkpoints = open_checkpoints(settings, folder)
-    log: list[str] = []
+    problems = sources.load(**dict(settings.data))
     write_json(folder / "config.json", config_fields(link.config))
     built.chat.tokenizer.save(folder / "tokenizer")
-
-    def initial() -> Params:
-        if parent is None:
-            return reference
-        return take_over(built, parent, folder, workdir)
-
-    state, progress = start_state(built, checkpoints, initial, log.append)
-    problems = sources.load(**dict(settings.data))
-    stream = Stream(
-        problems,
-        batch=settings.batch,
-        seed=settings.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
+    checkpoints = open_checkpoints(settings, folder)
     with open_pool(built, problems) as pool, stop_on_signals() as request:
-        logger = Log(
-            folder,
-            stage=settings.name,
-            step=progress.position,
-            steps=settings.steps,
-            write=jax.process_index() == 0,
-            tensorboard=settings.log.tensorboard,
-            wandb=settings.log.wandb,
-            progress=settings.log.progress,
-        )
-        for message in log:
-            logger.say(message)
+
+        def initial() -> Params:
+            return reference if parent is None else take_over(parent, folder, workdir)
+
+        notes: list[str] = []
+        state, progress = start_state(built, checkpoints, initial, notes.append)
         stage = Stage(
             built=built,
-            folder=folder,
             checkpoints=checkpoints,
-            log=logger,
-            stream=stream,
+            log=open_log(settings, folder, progress.position),
+            stream=open_stream(settings, problems),
             grader=pool,
             reference=reference,
             state=state,
             progress=progress,
             request=request,
         )
+        for note in notes:
+            stage.log.say(note)
         try:
             stage.run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
         finally:
-            logger.close()
+            stage.log.close()
         step = selected_step(settings, checkpoints)
         assert step is not None, f"{folder} has no final checkpoint after its last step"
         params = checkpoints.restore_params(step, built.abstract_state())
-        evaluate_models(
-            built, folder, parent_folder(parent, workdir), reference, params, step, pool
-        )
+        if settings.program == "supervised":
+            embedded.save(folder / "embedded", params, built.decoder.config, built.chat.tokenizer)
+        before = parent_folder(parent, workdir)
+        evaluate_models(built, folder, before, reference, params, step, pool)
     checkpoints.close()
 
 
-def finished(link: Link, folder: Path) -> bool:
-    """Whether a stage is trained and evaluated."""
-    evaluation = read_json(folder / "evaluation.json")
-    if evaluation is None or not (folder / "checkpoints").exists():
-        return False
-    checkpoints = open_checkpoints(link.settings, folder)
-    step = selected_step(link.settings, checkpoints)
-    checkpoints.close()
-    return step is not None and evaluation["step"] == step
+def open_stream(settings: Settings, problems: Sequence[Problem]) -> Stream:
+    """This host's share of the training problems."""
+    return Stream(
+        problems,
+        batch=settings.batch,
+        seed=settings.seed,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+
+
+def open_log(settings: Settings, folder: Path, step: int) -> Log:
+    """The stage's log files; only the first host writes."""
+    return Log(
+        folder,
+        stage=settings.name,
+        step=step,
+        steps=settings.steps,
+        write=jax.process_index() == 0,
+        tensorboard=settings.log.tensorboard,
+        wandb=settings.log.wandb,
+        progress=settings.log.progress,
+    )
 
 
 def parent_folder(parent: Link | None, workdir: Path) -> Path | None:
     """The folder of the parent stage."""
     return None if parent is None else workdir / parent.settings.name
-
-
-def take_over(built: Built, parent: Link, folder: Path, workdir: Path) -> Params:
-    """The parent's selected policy; the hand-off is written down.
-
-    Raises:
-      StorageError: the parent has no finished checkpoint.
-    """
-    source = workdir / parent.settings.name
-    checkpoints = open_checkpoints(parent.settings, source)
-    step = selected_step(parent.settings, checkpoints)
-    if step is None:
-        raise StorageError(f"{source} has no finished checkpoint; run {parent.settings.name} first")
-    # The optimiser of the parent may have another shape: its own programs say which.
-    params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
-    reward = checkpoints.reward(step)
-    checkpoints.close()
-    write_json(
-        folder / "handoff.json",
-        {
-            "parent": parent.settings.name,
-            "step": step,
-            "metrics": {"training_reward": reward},
-            "reset": ["optimizer", "step", "baseline"],
-            "kept": ["reference: the base model, as in the parent"],
-        },
-    )
-    return params
 
 
 def open_pool(built: Built, problems: Any) -> Pool:

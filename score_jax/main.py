@@ -17,8 +17,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from score_jax.chain import Link, run_mode
+from score_jax.chain import run_mode
 from score_jax.checkpoint import StorageError
+from score_jax.handoff import Link
 from score_jax.settings import parse
 from score_jax.train import Interrupted, TrainingError
 

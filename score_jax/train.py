@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -99,7 +98,6 @@ class Stage:
     """A stage under way: its programs, files and state."""
 
     built: Built
-    folder: Path
     checkpoints: Checkpoints
     log: Log
     stream: Stream

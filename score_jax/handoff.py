@@ -1,0 +1,114 @@
+"""What a stage's folder says: begun with which config, finished where, handed on how.
+
+A stage hands its best policy on. The hand-off is recorded: which parent, which step,
+what was reset (the optimiser) and what was kept (the base model as the reference).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_jax.build import build
+from score_jax.checkpoint import Checkpoints, StorageError, read_json, write_json
+from score_jax.settings import Settings
+from score_jax.types import Params
+
+# Fields that may change between two runs in one folder without making it another run.
+FREE = ("steps", "checkpoint", "evaluation", "log", "grading", "parent", "gap_limit", "mesh")
+
+
+@dataclass(frozen=True)
+class Link:
+    """One stage of a chain, as settings and as the config they came from."""
+
+    settings: Settings
+    config: ConfigDict
+
+
+def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
+    """The checkpoints of a stage."""
+    kept = settings.checkpoint
+    return Checkpoints(folder / "checkpoints", every=kept.every, keep=kept.keep)
+
+
+def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:
+    """The checkpoint that a finished stage hands on; None while it is unfinished."""
+    steps = checkpoints.steps()
+    if not steps or steps[-1] < settings.steps:
+        return None
+    return checkpoints.best() if settings.checkpoint.select == "best" else steps[-1]
+
+
+def check_folder(link: Link, folder: Path) -> None:
+    """Refuses to go on in a folder that another config has begun.
+
+    Raises:
+      ValueError: a field that shapes the run differs.
+    """
+    before = read_json(folder / "config.json")
+    if before is None or not (folder / "checkpoints").exists():
+        return
+    now = config_fields(link.config)
+    for name in sorted(set(before) | set(now)):
+        if name.split(".")[0] in FREE or before.get(name) == now.get(name):
+            continue
+        raise ValueError(
+            f"config.{name} is {now.get(name)}, but {folder} was begun with {before.get(name)}; "
+            "choose another --workdir, or set the field back"
+        )
+
+
+def config_fields(config: ConfigDict) -> dict[str, Any]:
+    """A config as one flat dictionary of JSON values."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, ConfigDict | dict):
+            for name, part in value.items():
+                visit(f"{prefix}{name}.", part)
+        else:
+            flat[prefix[:-1]] = list(value) if isinstance(value, tuple) else value
+
+    visit("", config)
+    return flat
+
+
+def finished(link: Link, folder: Path) -> bool:
+    """Whether a stage is trained and evaluated."""
+    evaluation = read_json(folder / "evaluation.json")
+    if evaluation is None or not (folder / "checkpoints").exists():
+        return False
+    checkpoints = open_checkpoints(link.settings, folder)
+    step = selected_step(link.settings, checkpoints)
+    checkpoints.close()
+    return step is not None and evaluation["step"] == step
+
+
+def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
+    """The parent's selected policy; the hand-off is written down.
+
+    Raises:
+      StorageError: the parent has no finished checkpoint.
+    """
+    source = workdir / parent.settings.name
+    checkpoints = open_checkpoints(parent.settings, source)
+    step = selected_step(parent.settings, checkpoints)
+    if step is None:
+        raise StorageError(f"{source} has no finished checkpoint; run {parent.settings.name} first")
+    # The optimiser of the parent may have another shape: its own programs say which.
+    params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
+    reward = checkpoints.reward(step)
+    checkpoints.close()
+    write_json(
+        folder / "handoff.json",
+        {
+            "parent": parent.settings.name,
+            "step": step,
+            "metrics": {"training_reward": reward},
+            "reset": ["optimizer", "step", "baseline"],
+            "kept": ["reference: the base model, as in the parent"],
+        },
+    )
+    return params
