@@ -3,55 +3,50 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
+from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
 
-class Mixture(Sequence[Problem]):
-    """Several data sets read as one, each with its share of the places.
+def mix(parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: int) -> Lazy:
+    """Reads several data sets as one, each with its share of the places.
 
-    One pass over the mixture sees every problem of every part at least once; a part
-    that is small for its weight is repeated, each time in another order. Places are
-    computed, so nothing is copied and any place can be read at once.
+    One pass sees every problem of every part at least once; a part that is small for
+    its weight is repeated, each time in another order. Places are computed, so nothing
+    is copied and any place can be read at once.
+
+    Args:
+      parts: the data sets.
+      weights: one for each; they need not sum to 1.
+      seed: of the orders within the parts.
+
+    Raises:
+      ValueError: a part is empty, or a weight is not positive and finite.
     """
+    if not parts or len(parts) != len(weights):
+        raise ValueError(f"data.parts has {len(parts)} parts and {len(weights)} weights")
+    for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        if not len(part):
+            raise ValueError(f"data.parts[{number}] holds no problems")
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"data.parts[{number}].weight is {weight}; set one above 0")
+    passes = max(len(part) / weight for part, weight in zip(parts, weights, strict=True))
+    counts = [max(len(p), round(passes * w)) for p, w in zip(parts, weights, strict=True)]
+    starts = np.concatenate([[0], np.cumsum(counts)])
 
-    def __init__(self, parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: int):
-        """Takes the parts and their weights, which need not sum to 1.
+    @lru_cache(maxsize=64)
+    def order(number: int, repetition: int) -> np.ndarray:
+        return np.random.default_rng([seed, number, repetition]).permutation(len(parts[number]))
 
-        Raises:
-          ValueError: a part is empty, or a weight is not positive and finite.
-        """
-        if not parts or len(parts) != len(weights):
-            raise ValueError(f"data.parts has {len(parts)} parts and {len(weights)} weights")
-        for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            if not len(part):
-                raise ValueError(f"data.parts[{number}] holds no problems")
-            if not (math.isfinite(weight) and weight > 0):
-                raise ValueError(f"data.parts[{number}].weight is {weight}; set one above 0")
-        passes = max(len(part) / weight for part, weight in zip(parts, weights, strict=True))
-        counts = [max(len(p), round(passes * w)) for p, w in zip(parts, weights, strict=True)]
-        self._parts = list(parts)
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-        self._seed = seed
+    def read(index: int) -> Problem:
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        repetition, place = divmod(index - int(starts[number]), len(parts[number]))
+        return parts[number][int(order(number, repetition)[place])]
 
-    def __len__(self) -> int:
-        """Places in one pass."""
-        return int(self._starts[-1])
-
-    def __getitem__(self, index):
-        """Returns the problem at a place; slices are lists."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"place {index} of a mixture of {len(self)}")
-        index %= len(self)
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        part = self._parts[number]
-        round_, place = divmod(index - int(self._starts[number]), len(part))
-        order = np.random.default_rng([self._seed, number, round_]).permutation(len(part))
-        return part[int(order[place])]
+    return Lazy(int(starts[-1]), read)
 
 
 def keep_by_pass_rate(

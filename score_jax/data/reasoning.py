@@ -5,9 +5,9 @@ one and credit for containment in many. Here are those whose answer is one fixed
 text or number; the others are left out.
 """
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 
+from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
 GRADERS = {  # our task for each of theirs
@@ -45,34 +45,7 @@ GRADERS = {  # our task for each of theirs
 SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
-class Generated(Sequence[Problem]):
-    """Problems made when they are read; a place always gives the same one."""
-
-    def __init__(self, name: str, dataset: Sequence[dict], split: str):
-        """Takes the package's data set."""
-        self._name, self._dataset, self._split = name, dataset, split
-
-    def __len__(self) -> int:
-        """As many as asked for."""
-        return len(self._dataset)
-
-    def __getitem__(self, index):
-        """Returns the problem at a place; slices are lists."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"place {index} of {len(self)} problems")
-        index %= len(self)
-        entry = self._dataset[index]
-        return Problem(
-            id=f"{self._name}/{self._split}/{index}",
-            prompt=entry["question"].strip(),
-            answer=str(entry["answer"]).strip("$"),
-            task=GRADERS[self._name],
-        )
-
-
-def problems(name: str, *, split: str, count: int, seed: int) -> Generated:
+def problems(name: str, *, split: str, count: int, seed: int) -> Lazy:
     """Returns a task's problems; the splits are drawn from different seeds.
 
     A small problem space can still give one problem to two splits.
@@ -100,4 +73,14 @@ def problems(name: str, *, split: str, count: int, seed: int) -> Generated:
     # The package draws problem i from seed + i: splits must lie further apart than any count.
     start = (seed * len(SPLIT_SEEDS) + SPLIT_SEEDS[split]) * 1_000_000_000
     dataset = reasoning_gym.create_dataset(name, size=count or 10_000, seed=start)
-    return Generated(name, dataset, split)
+
+    def read(place: int) -> Problem:
+        entry = dataset[place]
+        return Problem(
+            id=f"{name}/{split}/{place}",
+            prompt=entry["question"].strip(),
+            answer=str(entry["answer"]).strip("$"),
+            task=GRADERS[name],
+        )
+
+    return Lazy(len(dataset), read)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from score_jax.data import jsonl, mixture, packaged
+from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
 SOURCES = ("procedural", "jsonl", "tfds", "reasoning_gym", "packaged", "mixture")
@@ -44,6 +45,7 @@ def load(
     Raises:
       ValueError: a setting or the data is at fault; the message names field, file and line.
     """
+    problems: Sequence[Problem]
     if source == "mixture":
         problems = _mix(parts, seed=seed)
     elif source == "jsonl":
@@ -65,7 +67,7 @@ def load(
     else:
         raise ValueError(f"data.source is {source!r}; choose one of {', '.join(SOURCES)}")
     if task and source not in ("mixture", "procedural", "jsonl"):
-        problems = Assigned(problems, task)
+        problems = _assigned(problems, task)
     if pass_rates:
         rates = jsonl.column(pass_rates, "pass_rate")
         lowest, highest = pass_rate_range
@@ -80,25 +82,7 @@ def load(
     return problems
 
 
-class Assigned(Sequence[Problem]):
-    """A data set whose problems are graded by another task than its own."""
-
-    def __init__(self, problems: Sequence[Problem], task: str):
-        """Takes the problems and the task's name."""
-        self._problems, self._task = problems, task
-
-    def __len__(self) -> int:
-        """As many as before."""
-        return len(self._problems)
-
-    def __getitem__(self, index):
-        """Returns the problem with its new task; slices are lists."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        return replace(self._problems[index], task=self._task)
-
-
-def _mix(parts: Sequence[Mapping], *, seed: int) -> mixture.Mixture:
+def _mix(parts: Sequence[Mapping], *, seed: int) -> Sequence[Problem]:
     loaded, weights = [], []
     for number, part in enumerate(parts):
         settings = dict(part)
@@ -107,4 +91,9 @@ def _mix(parts: Sequence[Mapping], *, seed: int) -> mixture.Mixture:
             loaded.append(load(**settings))
         except (TypeError, ValueError) as error:
             raise ValueError(f"data.parts[{number}]: {error}") from error
-    return mixture.Mixture(loaded, weights, seed=seed)
+    return mixture.mix(loaded, weights, seed=seed)
+
+
+def _assigned(problems: Sequence[Problem], task: str) -> Sequence[Problem]:
+    """Has a data set graded by another task than its own."""
+    return Lazy(len(problems), lambda place: replace(problems[place], task=task))

@@ -1,13 +1,14 @@
 """Reads TFDS folders with random access and without TensorFlow."""
 
 import json
-from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from score_jax.data import rows
+from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
 INFO = "dataset_info.json"
@@ -16,37 +17,13 @@ OWN_VERSION = "1.0.0"
 CATALOGUE = {"gsm8k": rows.gsm8k}
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """Turns the bytes and arrays of TFDS into text and lists."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, (list, tuple, np.ndarray)):
         return [_plain(item) for item in value]
     return value
-
-
-class Prepared(Sequence[Problem]):
-    """Problems read from array_record files as they are asked for."""
-
-    def __init__(self, source: Sequence[Mapping], name: str, split: str):
-        """Takes an opened data source."""
-        self._source, self._name, self._split = source, name, split
-
-    def __len__(self) -> int:
-        """All of the split."""
-        return len(self._source)
-
-    def __getitem__(self, index):
-        """Returns the problem at a place; slices are lists."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"place {index} of {len(self)} problems")
-        index %= len(self)
-        row = {name: _plain(value) for name, value in self._source[index].items()}
-        if self._name in CATALOGUE:
-            return CATALOGUE[self._name](row, f"{self._name}/{self._split}/{index}")
-        return Problem(**{**row, "tests": tuple(row["tests"])})
 
 
 def _folder(path: str, name: str) -> Path:
@@ -63,7 +40,7 @@ def _folder(path: str, name: str) -> Path:
     return found[0]
 
 
-def problems(*, path: str, split: str, name: str = "") -> Prepared:
+def problems(*, path: str, split: str, name: str = "") -> Lazy:
     """Opens a prepared data set.
 
     Args:
@@ -100,5 +77,13 @@ def problems(*, path: str, split: str, name: str = "") -> Prepared:
         raise ValueError(f"data.split is {split!r}; {folder} has {', '.join(splits)}")
     import tensorflow_datasets
 
-    builder = tensorflow_datasets.builder_from_directory(str(folder))
-    return Prepared(builder.as_data_source(split=split), found, split)
+    builder: Any = tensorflow_datasets.builder_from_directory(str(folder))
+    source = builder.as_data_source(split=split)
+
+    def read(place: int) -> Problem:
+        row = {field: _plain(value) for field, value in source[place].items()}
+        if found in CATALOGUE:
+            return CATALOGUE[found](row, f"{found}/{split}/{place}")
+        return Problem(**{**row, "tests": tuple(row["tests"])})
+
+    return Lazy(len(source), read)

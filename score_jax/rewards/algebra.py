@@ -63,7 +63,7 @@ def _symbols(text: str) -> Basic | None:
     """Parses LaTeX without evaluating Python; None if it is not mathematics."""
     config = LatexExtractionConfig(boxed_match_priority=-1)
     text = re.sub(r"(\d+)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"(\1\\cdot\\frac{\\pi}{180})", text)
-    found = parse(f"${text}$", [config], fallback_mode="no_fallback", parsing_timeout=None)
+    found = parse(f"${text}$", [config], fallback_mode="no_fallback", parsing_timeout=0)
     if not found or not isinstance(found[0], Basic):
         return None
     parsed = found[0]
@@ -102,9 +102,16 @@ def _far_apart(left: Expr, right: Expr) -> bool:
     return bool(difference > Float(10) ** (-DIGITS // 2) * (1 + size))
 
 
+def _difference(equation: Eq) -> Expr | None:
+    left, right = equation.lhs, equation.rhs
+    return left - right if isinstance(left, Expr) and isinstance(right, Expr) else None
+
+
 def _same_equations(left: Eq, right: Eq) -> bool:
     """Whether one equation is the other times a number."""
-    first, second = left.lhs - left.rhs, right.lhs - right.rhs
+    first, second = _difference(left), _difference(right)
+    if first is None or second is None:
+        return left == right
     if first == 0 or second == 0:
         return first == second
     ratio = simplify(first / second)

@@ -210,6 +210,12 @@ class Pool:
             chunk = self._take_chunk()
             if chunk is None:
                 break
+            if not process.alive():  # killed while it had nothing to do, by no answer's fault
+                process.reap()
+                process = self._start(number)
+                if process is None:
+                    self._drop_late(chunk)
+                    break
             left = self._grade_chunk(process, self._drop_late(chunk))
             with self._changed:
                 self._queue.extendleft(reversed(left))

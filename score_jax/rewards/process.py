@@ -24,7 +24,7 @@ class WorkerLost(Exception):
     def __init__(self, verdict: Verdict, detail: str):
         """Takes the verdict for the answer it was at."""
         super().__init__(detail)
-        self.verdict = verdict
+        self.verdict: Verdict = verdict
 
 
 class GraderBroken(Exception):
@@ -68,6 +68,10 @@ class WorkerProcess:
         self._lines: deque[bytes] = deque()
         self._rest = b""
         self._ready = False
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return not self.lost and self._process.poll() is None
 
     def send(self, task: str, payloads: Sequence[str]) -> None:
         """Hands over answers of one task and waits until its grader is loaded.

@@ -10,6 +10,8 @@ import collections
 import importlib
 import json
 import os
+from collections.abc import Callable
+from typing import Any
 
 LONGEST_MESSAGE = 1 << 24  # bytes
 CONTAINERS = {"l": list, "t": tuple, "s": set, "z": frozenset, "q": collections.deque}
@@ -52,7 +54,7 @@ class Channel:
         except OSError as error:
             raise Gone(str(error)) from error
 
-    def receive(self):
+    def receive(self) -> Any:
         """Waits for a message."""
         parts = [self._rest]
         size = len(self._rest)
@@ -69,7 +71,7 @@ class Channel:
             raise Gone("it broke the protocol") from error
 
 
-def pack(value: object, handle):
+def pack(value: Any, handle: Callable) -> Any:
     """Turns a value into JSON; `handle(value)` packs what is not plain data."""
     if value is None or value is True or value is False:
         return value
@@ -96,7 +98,7 @@ def pack(value: object, handle):
     return handle(value)
 
 
-def unpack(message, handle):
+def unpack(message: Any, handle: Callable) -> Any:
     """Turns JSON into a value; `handle(number)` makes what is not plain data.
 
     Raises:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from score_jax.rewards import jail
@@ -50,7 +50,7 @@ def _silence() -> tuple[int, int]:
     return source, sink
 
 
-def _perform(objects: dict, question: list, args: list, named: dict):
+def _perform(objects: Mapping, question: list, args: list, named: dict):
     """Does one thing with the program's objects."""
     kind, name = question[0], question[1]
     if name not in objects:

@@ -1,6 +1,6 @@
 """Multiple-choice questions: law, medicine, exams. The prompt holds the lettered options."""
 
-from score_jax.records import Problem, Task
+from score_jax.records import Problem, Task, Verdict
 from score_jax.rewards import choice
 
 INSTRUCTION = (
@@ -22,7 +22,7 @@ def state(problem: Problem) -> str:
 
 
 ONE = Problem(id="choice/known", prompt="A. yes\nB. no", answer="B")
-KNOWN = (
+KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (ONE, "Final Answer: (B) no", "correct"),
     (ONE, "The answer is A.", "wrong"),
     (ONE, "Final Answer: A or B", "unparsable"),

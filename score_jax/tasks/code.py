@@ -3,7 +3,7 @@
 Source: arXiv:2409.12917, appendix (prompts); arXiv:2108.07732, section 2.1 (the three shots).
 """
 
-from score_jax.records import Grade, Problem, Task
+from score_jax.records import Grade, Problem, Task, Verdict
 from score_jax.rewards import programs
 
 SHOTS = """You are an expert Python programmer, and here is your task: Write a function to find \
@@ -71,7 +71,7 @@ def grade(problem: Problem, response: str) -> Grade:
 
 
 ONE = Problem(id="code/known", prompt="Double x.", tests=("assert double(2) == 4",))
-KNOWN = (
+KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (ONE, "def double(x):\n    return 2 * x", "correct"),
     (ONE, "```python\ndef double(x):\n    return x\n```", "wrong"),
     (ONE, "import os\nos._exit(0)", "wrong"),

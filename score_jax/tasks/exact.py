@@ -1,6 +1,6 @@
 """Answers that must agree letter by letter, but for outer spaces."""
 
-from score_jax.records import Grade, Problem, Task
+from score_jax.records import Grade, Problem, Task, Verdict
 from score_jax.rewards.extract import final_answer
 
 INSTRUCTION = (
@@ -32,7 +32,7 @@ def state(problem: Problem) -> str:
 
 
 ONE = Problem(id="exact/known", prompt="Reverse abc.", answer="cba")
-KNOWN = (
+KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (ONE, "Final Answer: cba", "correct"),
     (ONE, "Final Answer: CBA", "wrong"),
     (ONE, "cba", "unparsable"),

@@ -3,7 +3,7 @@
 Source: arXiv:2107.03374, section 2; arXiv:2409.12917, section 6.
 """
 
-from score_jax.records import Grade, Problem, Task
+from score_jax.records import Grade, Problem, Task, Verdict
 from score_jax.rewards import programs
 from score_jax.tasks.code import INSTRUCTION
 
@@ -23,7 +23,7 @@ ONE = Problem(
     prompt='def double(x):\n    """Return 2 x."""\n',
     tests=("def check(candidate):\n    assert candidate(2) == 4\n\ncheck(double)\n",),
 )
-KNOWN = (
+KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (ONE, "    return 2 * x", "correct"),
     (ONE, "```python\ndef double(x):\n    return x + x\n```", "correct"),
     (ONE, "    return x", "wrong"),

@@ -3,7 +3,7 @@
 Source: arXiv:2409.12917, appendix (prompts).
 """
 
-from score_jax.records import Grade, Problem, Task
+from score_jax.records import Grade, Problem, Task, Verdict
 from score_jax.rewards.extract import final_answer
 
 PROMPT = (
@@ -48,7 +48,7 @@ def state(problem: Problem) -> str:
 
 HALF = Problem(id="math/known", prompt="What is 1/2?", answer=r"\frac{1}{2}")
 POINT = Problem(id="math/known", prompt="Which point?", answer="(1,2)")
-KNOWN = (
+KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (HALF, "The answer is 0.5.", "correct"),
     (HALF, r"So it is $\boxed{\dfrac{2}{4}}$.", "correct"),
     (HALF, "Final Answer: The final answer is $2$. I hope it is correct.", "wrong"),

@@ -4,7 +4,7 @@ Within 0.01% of the gold value, or the tolerance that the gold answer names
 ("12.5 +- 0.1", "12.5 +- 2%"). For another default, copy this page.
 """
 
-from score_jax.records import Problem, Task
+from score_jax.records import Problem, Task, Verdict
 from score_jax.rewards import numeric
 
 INSTRUCTION = (
@@ -27,7 +27,7 @@ def state(problem: Problem) -> str:
 
 
 LOSS = Problem(id="numeric/known", prompt="Net income?", answer="-$1.5 million")
-KNOWN = (
+KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (LOSS, "Final Answer: $(1,500,000)", "correct"),
     (LOSS, "Final Answer: -1.6 million", "wrong"),
     (LOSS, "Final Answer: a loss", "unparsable"),

@@ -1,7 +1,3 @@
-import pytest
-
-pytest.importorskip("tensorflow_datasets")
-
 from score_jax.data import builders, tfds
 
 

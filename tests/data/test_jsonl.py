@@ -59,7 +59,7 @@ def test_an_empty_or_absent_or_binary_file_is_named(tmp_path):
 
 
 def test_an_unknown_field_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="data.fields names \\['gold'\\]"):
+    with pytest.raises(ValueError, match=r"data.fields names \['gold'\]"):
         jsonl.problems(write(tmp_path, GOOD), fields={"gold": "answer"})
 
 

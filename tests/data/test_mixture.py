@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from score_jax.data.mixture import Mixture, keep_by_pass_rate, with_first_attempts
+from score_jax.data.mixture import keep_by_pass_rate, mix, with_first_attempts
 from score_jax.records import Problem
 
 
@@ -11,7 +11,7 @@ def part(name, size):
 
 
 def test_shares_follow_the_weights_and_every_problem_is_seen():
-    mixed = Mixture([part("a", 100), part("b", 10)], [1.0, 3.0], seed=0)
+    mixed = mix([part("a", 100), part("b", 10)], [1.0, 3.0], seed=0)
     ids = [problem.id for problem in mixed]
     assert len(ids) == len(mixed) == 400
     assert sum(x.startswith("a") for x in ids) == 100
@@ -22,7 +22,7 @@ def test_shares_follow_the_weights_and_every_problem_is_seen():
 
 def test_a_place_always_holds_the_same_problem():
     def make(seed):
-        return Mixture([part("a", 7), part("b", 5)], [1, 1], seed=seed)
+        return mix([part("a", 7), part("b", 5)], [1, 1], seed=seed)
 
     first, second, other = make(1), make(1), make(2)
     assert [first[n].id for n in reversed(range(14))] == [p.id for p in second][::-1]
@@ -35,9 +35,9 @@ def test_a_place_always_holds_the_same_problem():
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_parts_are_refused(weight):
     with pytest.raises(ValueError, match=r"data.parts\[1\].weight"):
-        Mixture([part("a", 1), part("b", 1)], [1.0, weight], seed=0)
+        mix([part("a", 1), part("b", 1)], [1.0, weight], seed=0)
     with pytest.raises(ValueError, match=r"data.parts\[0\] holds no problems"):
-        Mixture([[]], [1.0], seed=0)
+        mix([[]], [1.0], seed=0)
 
 
 def test_the_filter_keeps_what_is_solved_sometimes():

@@ -1,8 +1,7 @@
 import json
 
 import pytest
-
-tensorflow_datasets = pytest.importorskip("tensorflow_datasets")
+import tensorflow_datasets
 
 from score_jax.data import builders, sources, tfds
 
