@@ -1,5 +1,6 @@
 import os
 import socket
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -183,3 +184,34 @@ def test_a_slow_program_is_stopped_in_time():
     outcome = sandbox.run("while True: pass", ("f()",), LIMITS)
     assert not any(outcome.passed)
     assert time.monotonic() - start < 3
+
+
+@linux
+@pytest.mark.skipif(os.getuid() != 0, reason="the other tests already run without root")
+def test_the_sandbox_needs_no_root():
+    """Started by an ordinary user it makes a user namespace, and has no capability inside."""
+    program = (
+        "import os\n"
+        "def f(): return [os.getuid(), os.getpid(), 'home' in os.listdir('/')]\n"
+        "def mount():\n"
+        "    import ctypes\n"
+        "    return ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, b'')\n"
+    )
+    code = (
+        "import os\n"
+        "from score_jax.rewards import sandbox\n"
+        "os.setgroups([]); os.setresgid(1234, 1234, 1234); os.setresuid(1234, 1234, 1234)\n"
+        f"print(sandbox.run({program!r}, ('assert f() == [1234, 1, False]', "
+        "'assert mount() == -1'), sandbox.Limits()))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd="/",
+        env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode:
+        pytest.skip(f"another user cannot start this Python: {ran.stderr[-200:]}")
+    assert "passed=(True, True)" in ran.stdout or "namespaces" in ran.stdout, ran.stdout
