@@ -16,7 +16,9 @@ from score_jax.records import Problem
 @lru_cache(maxsize=2)
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order in which an epoch visits a data set."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
+    order = np.random.default_rng([seed, epoch]).permutation(size)
+    order.setflags(write=False)  # kept between calls
+    return order
 
 
 class Stream:
