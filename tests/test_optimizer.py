@@ -1,0 +1,79 @@
+"""Schedules and Adam's first steps by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from score_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+
+def rates(count=11, **fields):
+    schedule = learning_rate(OptimizerConfig(learning_rate=1.0, **fields), 10)
+    return [float(schedule(step)) for step in range(count)]
+
+
+def test_constant_rate():
+    assert rates() == [1.0] * 11
+
+
+def test_warmup_rises_from_zero_and_joins_the_rest():
+    assert rates(warmup=4) == pytest.approx([0, 0.25, 0.5, 0.75] + [1.0] * 7)
+
+
+def test_linear_falls_to_zero_with_the_last_update():
+    assert rates(schedule="linear") == pytest.approx([1 - step / 10 for step in range(11)])
+    falling = [1 - step / 6 for step in range(7)]
+    assert rates(schedule="linear", warmup=4) == pytest.approx([0, 0.25, 0.5, 0.75, *falling])
+
+
+def test_cosine_falls_to_zero_with_the_last_update():
+    want = [(1 + np.cos(np.pi * step / 10)) / 2 for step in range(11)]
+    assert rates(schedule="cosine") == pytest.approx(want, abs=1e-6)
+
+
+def run(gradients, params=2.0, **fields):
+    """One parameter after each of some updates."""
+    optimizer = make_optimizer(OptimizerConfig(**({"learning_rate": 0.1} | fields)), len(gradients))
+    value = jnp.array([params])
+    state, out = optimizer.init(value), []
+    for gradient in gradients:
+        moves, state = optimizer.update(jnp.array([gradient]), state, value)
+        value = optax.apply_updates(value, moves)
+        out.append(float(value[0]))
+    return out
+
+
+def test_adam_by_hand():
+    m = v = 0.0
+    x, want = 2.0, []
+    for count, g in enumerate([3.0, -1.0, 0.5], 1):
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        x -= 0.1 * (m / (1 - 0.8**count)) / (np.sqrt(v / (1 - 0.9**count)) + 1e-8)
+        want.append(x)
+    got = run([3.0, -1.0, 0.5], b1=0.8, b2=0.9, clip_norm=None)
+    assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+    """A large gradient counts as one of norm 1: Adam's memory shows it."""
+    clipped = run([30.0, 0.5], clip_norm=1.0)
+    assert clipped == pytest.approx(run([1.0, 0.5], clip_norm=None), rel=1e-5)
+    assert clipped[1] != pytest.approx(run([30.0, 0.5], clip_norm=None)[1], rel=1e-3)
+
+
+def test_weight_decay_shrinks_apart_from_the_gradient():
+    assert run([0.0], weight_decay=0.5)[0] == pytest.approx(2.0 - 0.1 * 0.5 * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": 0.0}, r"optimizer.learning_rate is 0.0; set a value > 0"),
+        ({"learning_rate": float("nan")}, r"optimizer.learning_rate is nan; set a value > 0"),
+        ({"schedule": "cosin"}, r"optimizer.schedule is 'cosin'; choose one of constant, cosine"),
+    ],
+)
+def test_impossible_settings_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**fields)

@@ -1,0 +1,152 @@
+"""The house: imports point down, workers stay free of jax, nothing silences a linter."""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+import score_jax
+
+PACKAGE = Path(score_jax.__file__).parent
+FLOORS = (  # a module imports from floors above this line only, or from its own folder
+    {"records", "types", "numerics", "intervals"},
+    {"sharding", "text", "rewards", "page", "metrics", "filters"},
+    {"tasks", "model"},
+    {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},
+    {"step", "rollout", "checkpoint", "log", "imitation", "grade"},
+    {"settings", "report"},
+    {"build"},
+    {"train", "evaluate", "handoff", "collect", "plan", "bench", "ask"},
+    {"chain"},
+    {"main"},
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+WITHOUT_JAX = sorted(
+    name for name in MODULES if name == "records" or name.split(".")[0] in ("rewards", "tasks")
+)
+
+
+@lru_cache
+def tree(name):
+    return ast.parse(MODULES[name].read_text())
+
+
+def imports(name):
+    """Modules of the package that one imports, anywhere in its code."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "score_jax":
+            base = node.module.removeprefix("score_jax").lstrip(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}".lstrip(".")
+                found.add(full if full in MODULES else base)
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.removeprefix("score_jax.")
+                for alias in node.names
+                if alias.name.startswith("score_jax.")
+            }
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}: relative import"
+    return found
+
+
+def test_every_module_has_a_floor():
+    homeless = {name for name in MODULES if name.split(".")[0] not in FLOOR}
+    assert not homeless, f"{homeless}: give each a floor in FLOORS"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    folder = name.split(".")[0]
+    for other in imports(name):
+        target = other.split(".")[0]
+        inside = "." in name and target == folder
+        assert inside or FLOOR[target] < FLOOR[folder], f"{name} imports {other}, which is no lower"
+
+
+def test_no_folder_imports_in_a_circle():
+    def visit(name, above):
+        assert name not in above, " -> ".join([*above, name])
+        if name not in done:
+            for other in sorted(imports(name) & set(MODULES)):
+                visit(other, [*above, name])
+            done.add(name)
+
+    done = set()
+    for name in MODULES:
+        visit(name, [])
+
+
+@pytest.mark.parametrize("name", WITHOUT_JAX)
+def test_what_grading_workers_import_never_names_jax(name):
+    roots = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add((node.module or "").split(".")[0])
+    assert not roots & {"jax", "jaxlib", "flax", "optax", "jaxtyping", "orbax"}
+
+
+def test_importing_what_grading_workers_import_loads_no_jax():
+    """Not even through a third party; a worker with jax would wait on the chip's lock."""
+    names = ", ".join(f"score_jax.{name}" for name in WITHOUT_JAX)
+    code = f"import sys, {names}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def comments(path):
+    text = path.read_text()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_silences_a_linter(name):
+    silence = re.compile(r"noqa|type:\s*ignore|pyright:|pylint|ruff:|pragma")
+    assert not [text for text in comments(MODULES[name]) if silence.search(text)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_broad_except_in_the_package_at_most_in_the_worker(name):
+    def broad(handler):
+        names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+        return bool(names & {"Exception", "BaseException"})
+
+    handlers = [node for node in ast.walk(tree(name)) if isinstance(node, ast.ExceptHandler)]
+    assert not [node.lineno for node in handlers if node.type is None], "bare except"
+    if name not in ("rewards.worker", "rewards.runner"):
+        assert not [node.lineno for node in handlers if broad(node)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functions_stay_short(name):
+    for node in ast.walk(tree(name)):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        first = node.body[0]
+        documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+        start = first.end_lineno + 1 if documented else node.lineno
+        assert node.end_lineno - start < 80, f"{name}.{node.name} is long; split it"
+
+
+def test_package_files_are_empty():
+    """An import says where a thing lives."""
+    assert not [p for p in PACKAGE.rglob("__init__.py") if p.read_text().strip()]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_is_for(name):
+    assert ast.get_docstring(tree(name))

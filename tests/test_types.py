@@ -1,0 +1,27 @@
+"""The records that cross borders hold what they should, and no more."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from score_jax.types import Episodes, Scores, TrainState
+
+
+def test_pytrees_can_be_mapped_and_replaced():
+    scores = Scores(logprobs=np.ones((2, 3)), hidden=None)
+    doubled = jax.tree.map(lambda x: 2 * x, scores)
+    assert doubled.logprobs.tolist() == [[2.0] * 3] * 2 and doubled.hidden is None
+    assert scores.replace(hidden=np.zeros(1)).hidden is not None
+
+
+def test_the_train_state_never_holds_the_reference():
+    """An update is given the state to donate; the reference must outlive it."""
+    names = {field.name for field in dataclasses.fields(TrainState)}
+    assert names == {"step", "params", "opt_state", "baseline"}
+
+
+def test_every_field_of_a_row_leads_with_the_batch():
+    """So that rows can be split, dealt out and gathered without knowing the fields."""
+    for field in dataclasses.fields(Episodes):
+        assert str(field.type.dim_str).split()[0] == "B", field.name
