@@ -207,7 +207,7 @@ def update(
             reference_params,
             part,
             objective=objective,
-            most=turns * turn_limit,
+            most=min(turns * turn_limit, episodes.tokens.shape[1]),
             chunk=config.chunk,
         )
 
@@ -215,7 +215,7 @@ def update(
         params, opt_state = carry
         gradient, sums = accumulated_gradient(loss, params, part, config.microbatches)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        sums["gradient_norm"] = optax.global_norm(gradient)
+        sums["gradient_norm"] = optax.tree.norm(gradient)
         return (optax.apply_updates(params, updates), opt_state), sums
 
     (params, opt_state), sums = jax.lax.scan(
@@ -299,4 +299,4 @@ def supervised_update(
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
     )
-    return state, {**sums, "gradient_norm": optax.global_norm(gradient)}
+    return state, {**sums, "gradient_norm": optax.tree.norm(gradient)}

@@ -1,0 +1,269 @@
+"""One update: its parts add up to the whole, and only what it may change changes."""
+
+import dataclasses
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from score_jax import step
+from score_jax.model.decoder import Decoder
+from score_jax.objectives import Objective
+from score_jax.step import LearnerConfig
+from score_jax.types import TrainState
+from tests.tiny import MODEL, naive_logprobs, random_params, row_logits, rows_of
+
+LIMIT = 5
+SAMPLES = 2
+LINES = [  # tokens, turn
+    ([3, 4, 5, 2, 1, 0, 7, 8, 6, 0], [0, 0, 0, 1, 1, 1, 0, 0, 2, 2]),
+    ([3, 4, 5, 0, 7, 8, 1, 2, 3, 4, 5], [0, 0, 0, 1, 0, 0, 2, 2, 2, 2, 2]),
+    ([1, 2, 3, 4, 5, 6, 6, 0, 7, 8, 0], [0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 2]),
+    ([1, 2, 0, 7, 8, 4, 4, 0], [0, 0, 1, 0, 0, 2, 2, 2]),
+]
+REWARDS = np.array([[0.0, 1], [1, 0], [0, 0], [1, 1]])
+STAGE_TWO = Objective(reward_weights=(1.0, 1.0), beta=(0.2, 0.1), alpha=2.0)
+DECODER = Decoder(MODEL)
+
+
+def episodes(**options):
+    rows = rows_of(LINES, 2, **options)
+    tokens, turn = np.asarray(rows.tokens), np.asarray(rows.turn)
+    old = np.where(turn > 0, naive_logprobs(MODEL, random_params(MODEL), tokens), 0)
+    return rows_of(LINES, 2, rewards=REWARDS, logprobs=old, **options)
+
+
+@lru_cache
+def program(objective, config, rate, decoder):
+    """Reference scores and one update, jitted."""
+    sgd = optax.sgd(rate)
+
+    @jax.jit
+    def go(params, reference, rows):
+        scores = step.score_episodes(
+            decoder,
+            reference,
+            rows,
+            most=2 * LIMIT,
+            config=config,
+            keep_hidden=objective.kl == "exact",
+        )
+        state = TrainState(
+            step=jnp.array(7),
+            params=params,
+            opt_state=sgd.init(params),
+            baseline=jnp.array([0.5, 0.25]),
+        )
+        return step.update(
+            decoder,
+            sgd,
+            state,
+            reference,
+            rows,
+            scores,
+            objective=objective,
+            config=config,
+            samples=SAMPLES,
+            branches=1,
+            turn_limit=LIMIT,
+        )
+
+    return go
+
+
+def run(objective=STAGE_TWO, rows=None, rate=1.0, decoder=DECODER, **learner):
+    """The state and metrics after one update from random parameters."""
+    go = program(objective, LearnerConfig(**learner), rate, decoder)
+    rows = episodes() if rows is None else rows
+    return go(random_params(MODEL), random_params(MODEL, seed=1), rows)
+
+
+def naive_loss(params, rows, objective):
+    """The loss of Stage II with all of [B T V] and the exact KL, written once more."""
+    reference = jax.nn.log_softmax(row_logits(MODEL)(random_params(MODEL, seed=1), rows.tokens))
+    policy = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens))
+    alpha = objective.alpha
+    total = 0.0
+    for row in range(len(LINES)):
+        other = row ^ 1  # the problem's other sample
+        gain = [
+            [r[0], r[1] + alpha * (r[1] - r[0])] for r in (REWARDS[row], REWARDS[other])
+        ]  # fmt: skip
+        for place in range(1, len(LINES[row][0])):
+            turn = LINES[row][1][place]
+            if turn == 0:
+                continue
+            advantage = gain[0][turn - 1] - gain[1][turn - 1]
+            here, there = policy[row, place - 1], reference[row, place - 1]
+            kl = jnp.sum(jnp.exp(here) * (here - there))
+            total += -advantage * here[LINES[row][0][place]] + objective.beta[turn - 1] * kl
+    return total / len(LINES)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return run(chunk=100)
+
+
+@pytest.fixture(scope="module")
+def naive():
+    return jax.jit(jax.value_and_grad(naive_loss), static_argnums=2)(
+        random_params(MODEL), episodes(), STAGE_TWO
+    )
+
+
+def assert_close(a, b, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def gradient(state):
+    """What plain descent at rate 1 has taken off the parameters."""
+    return jax.tree.map(lambda old, new: old - new, random_params(MODEL), state.params)
+
+
+def test_loss_and_gradient_are_those_of_the_plain_formula(whole, naive):
+    state, metrics = whole
+    assert float(metrics["loss"]) == pytest.approx(float(naive[0]), abs=1e-5)
+    assert_close(gradient(state), naive[1])
+    assert float(optax.tree.norm(naive[1])) > 0.1
+    assert float(metrics["gradient_norm"]) == pytest.approx(
+        float(optax.tree.norm(naive[1])), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "learner", [{"chunk": 3, "microbatches": 2}, {"chunk": 1, "microbatches": 4}], ids=str
+)
+def test_cutting_for_memory_changes_nothing(whole, learner):
+    state, metrics = run(**learner)
+    assert_close(state, whole[0])
+    for name, got in metrics.items():
+        np.testing.assert_allclose(got, whole[1][name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+def test_more_padding_changes_nothing(whole, padding):
+    """Though the padding be the stop token, id 0."""
+    state, metrics = run(rows=episodes(width=17, padding=padding), chunk=100)
+    assert_close(state, whole[0])
+    for name, got in metrics.items():
+        np.testing.assert_allclose(got, whole[1][name], atol=1e-5, err_msg=name)
+
+
+def test_rematerialisation_changes_nothing(whole):
+    decoder = Decoder(dataclasses.replace(MODEL, remat="full"))
+    assert_close(run(decoder=decoder, chunk=100)[0], whole[0])
+
+
+def test_minibatches_are_updates_one_after_the_other():
+    """Each sees its own rows once, at their mean, under the advantages of the whole batch."""
+    clipped = dataclasses.replace(STAGE_TWO, clip=0.2, beta=(0.0, 0.0), kl="k2")
+    rate, rows, params = 0.05, episodes(), random_params(MODEL)
+    returns = np.stack([REWARDS[:, 0], 3 * REWARDS[:, 1] - 2 * REWARDS[:, 0]], 1)
+    advantages = returns - returns[[1, 0, 3, 2]]
+    owner = np.asarray(rows.turn)
+
+    def loss(params, part):
+        logprobs = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens[part]))[:, :-1]
+        chosen = jnp.take_along_axis(logprobs, rows.tokens[part][:, 1:, None], -1)[..., 0]
+        ratio = jnp.exp(chosen - rows.logprobs[part][:, 1:])
+        total = 0.0
+        for turn in (1, 2):
+            gain = advantages[part, turn - 1][:, None]
+            pessimist = jnp.minimum(ratio * gain, jnp.clip(ratio, 0.8, 1.2) * gain)
+            total -= jnp.sum(jnp.where(owner[part][:, 1:] == turn, pessimist, 0.0))
+        return total / len(part)
+
+    for part in ([0, 2], [1, 3]):  # rows are dealt out
+        slope = jax.jit(jax.grad(partial(loss, part=np.array(part))))(params)
+        params = jax.tree.map(lambda p, g: p - rate * g, params, slope)
+    state, metrics = run(clipped, rows, rate, minibatches=2)
+    assert_close(state.params, params)
+    assert float(metrics["logprob_gap/max"]) < 1e-4  # of the first, where nothing has moved
+
+
+def test_state_counts_steps_and_remembers_returns(whole):
+    state, metrics = whole
+    assert int(state.step) == 8
+    returns = np.array([0.5, (1 + 2 * 1 + 0 - 2 * 1 + 0 + 1) / 4])  # alpha 2
+    assert [float(metrics[f"return/turn{t}"]) for t in (1, 2)] == pytest.approx(returns)
+    np.testing.assert_allclose(state.baseline, 0.9 * np.array([0.5, 0.25]) + 0.1 * returns)
+
+
+def test_metrics_by_hand(whole):
+    metrics = {name: float(x) for name, x in whole[1].items()}
+    assert metrics["accuracy/turn1"] == 0.5 and metrics["accuracy/turn2"] == 0.5
+    assert metrics["delta"] == 0.0
+    assert metrics["delta_i_to_c"] == 0.25 and metrics["delta_c_to_i"] == 0.25
+    assert metrics["length/turn1"] == (3 + 1 + 5 + 1) / 4
+    assert metrics["length/turn2"] == (2 + 5 + 1 + 3) / 4
+    assert metrics["truncated/turn1"] == 0.0
+    assert metrics["logprob_gap/max"] < 1e-5
+    advantages = np.array([3 - -2, -2 - 3, 0 - 1, 1 - 0], float)  # less the sibling's
+    assert metrics["advantage_std/turn2"] == pytest.approx(advantages.std())
+
+
+def test_reported_kl_and_entropy_are_per_turn_and_per_token(whole):
+    rows = episodes()
+    tables = [
+        np.asarray(jax.nn.log_softmax(row_logits(MODEL)(random_params(MODEL, seed=s), rows.tokens)))
+        for s in (0, 1)
+    ]
+    policy, reference = (np.pad(t, ((0, 0), (1, 0), (0, 0)))[:, :-1] for t in tables)
+    kl = (np.exp(policy) * (policy - reference)).sum(-1)
+    entropy = -(np.exp(policy) * policy).sum(-1)
+    for turn in (1, 2):
+        own = np.asarray(rows.turn) == turn
+        assert float(whole[1][f"kl/turn{turn}"]) == pytest.approx(kl[own].sum() / 4, rel=1e-4)
+        assert float(whole[1][f"entropy/turn{turn}"]) == pytest.approx(
+            entropy[own].mean(), rel=1e-4
+        )
+
+
+def test_the_gap_metric_sees_a_sampler_that_lies():
+    rows = episodes()
+    logprobs = rows.logprobs.at[2, 4].add(0.5)
+    metrics = run(rows=rows.replace(logprobs=logprobs), chunk=3, microbatches=2)[1]
+    assert float(metrics["logprob_gap/max"]) == pytest.approx(0.5, abs=1e-4)
+    assert float(metrics["logprob_gap/mean"]) == pytest.approx(0.5 / 21, abs=1e-4)
+
+
+def test_rows_are_dealt_out_and_joined_again():
+    tree = {"a": jnp.arange(12).reshape(6, 2)}
+    parts = step.split_rows(tree, 3)
+    assert parts["a"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
+    assert (step.join_rows(parts)["a"] == tree["a"]).all()
+
+
+def test_supervised_update_follows_the_mean_cross_entropy():
+    rows, params = episodes(), random_params(MODEL)
+
+    def loss(params):
+        logprobs = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens))[:, :-1]
+        chosen = jnp.take_along_axis(logprobs, rows.tokens[:, 1:, None], -1)[..., 0]
+        own = rows.turn[:, 1:] > 0
+        return -jnp.sum(jnp.where(own, chosen, 0.0)) / 21
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(params)
+    sgd = optax.sgd(1.0)
+    state = TrainState(
+        step=jnp.array(0), params=params, opt_state=sgd.init(params), baseline=jnp.zeros(2)
+    )
+    config = LearnerConfig(microbatches=2, chunk=3)
+    new, metrics = jax.jit(
+        lambda state, rows: step.supervised_update(
+            DECODER, sgd, state, rows, config=config, most=2 * LIMIT
+        )
+    )(state, rows)
+    assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-5)
+    assert_close(gradient(new), slope)
+    assert int(new.step) == 1
+
+
+@pytest.mark.parametrize("field", ["microbatches", "minibatches", "chunk"])
+def test_a_learner_cut_into_nothing_is_refused(field):
+    with pytest.raises(ValueError, match=f"learner.{field} is 0; set at least 1"):
+        LearnerConfig(**{field: 0})
