@@ -21,7 +21,7 @@ from score_jax.records import Grade, Problem
 BARRED = ("jax", "jaxlib", "flax", "optax", "orbax", "libtpu", "torch", "tensorflow")
 MEMORY_BYTES = 4 << 30  # address space of one worker; a grader that needs more has run away
 KEPT_CHARACTERS = 500  # of an extracted answer or a detail that travel back
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 GradeFunction = Callable[[Problem, str], Grade]
 
@@ -105,6 +105,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Orphans of a sandbox come here to be collected; a container's init may not do it.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.meta_path.insert(0, _Barrier())

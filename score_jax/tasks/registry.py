@@ -15,7 +15,7 @@ _HERE = Path(__file__).parent
 def names() -> list[str]:
     """Lists the built-in tasks."""
     found = (module.name for module in pkgutil.iter_modules([str(_HERE)]))
-    return sorted(name for name in found if name not in ("registry", "prompts"))
+    return sorted(name for name in found if name != "registry")
 
 
 def get(name: str) -> Task:

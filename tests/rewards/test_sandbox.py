@@ -204,14 +204,17 @@ def test_the_sandbox_needs_no_root():
         f"print(sandbox.run({program!r}, ('assert f() == [1234, 1, False]', "
         "'assert mount() == -1'), sandbox.Limits()))"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd="/",
-        env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode:
-        pytest.skip(f"another user cannot start this Python: {ran.stderr[-200:]}")
-    assert "passed=(True, True)" in ran.stdout or "namespaces" in ran.stdout, ran.stdout
+    for python in (sys.executable, "/usr/bin/python3"):  # the first may lie in root's home
+        ran = subprocess.run(
+            [python, "-c", code],
+            cwd="/",
+            env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not ran.returncode:
+            break
+    else:
+        pytest.skip(f"another user can start no Python here: {ran.stderr[-200:]}")
+    assert "passed=(True, True)" in ran.stdout or "namespaces (" in ran.stdout, ran.stdout
