@@ -1,7 +1,7 @@
 """The embedded base policy: pre-training on worked dialogues.
 
-It learns to solve equations with small coefficients in one go, to check any guess, and
-to correct from a check; and the habit of repeating its first attempt. Its weights ship
+It learns to solve equations in one go as well as it can, to check any guess, and to
+correct from a check; and the habit of repeating its first attempt. Its weights ship
 in score_jax/embedded/equations, so nothing runs this unless asked to.
 
 Run:     python -m score_jax.main --config=configs/base.py
@@ -20,12 +20,12 @@ def get_config() -> ConfigDict:
     config.name = "base"
     config.program = "supervised"
     config.steps = 2000
-    config.batch = 128  # dialogues per step
+    config.batch = 64  # dialogues per step
     config.tokenizer.source = "trained"
     config.weights.source = "random"
     config.model = ConfigDict(
         {
-            "vocab_size": 96,
+            "vocab_size": 80,
             "layers": 3,
             "width": 64,
             "heads": 4,
@@ -36,11 +36,12 @@ def get_config() -> ConfigDict:
             "unroll": 3,
         }
     )
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.kind = "muon"
+    config.optimizer.learning_rate = 2e-2
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = 100
     config.optimizer.b2 = 0.98
-    config.optimizer.weight_decay = 0.01
+    config.optimizer.weight_decay = 0.02
     config.checkpoint.every = 500
     config.checkpoint.select = "last"
     config.evaluation.data.split = "validation"

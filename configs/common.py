@@ -24,11 +24,10 @@ def get_config() -> ConfigDict:
     )
     config.practice = ConfigDict(  # PracticeConfig; program "supervised" only
         {
-            "careful": 0.5,  # share of careful second attempts at first
+            "careful": 0.8,  # share of careful second attempts at first
             "careful_at_last": 0.12,
             "settling": 0.2,  # share of the steps that end with the latter
-            "practised": 12,  # largest coefficient solved in one go
-            "right": 0.6,  # share of right first attempts
+            "right": 0.25,  # share of right first attempts; wrong ones are not learnt
         }
     )
     config.tokenizer = ConfigDict({"source": "embedded", "chat": "plain"})  # TokenizerConfig
@@ -38,10 +37,11 @@ def get_config() -> ConfigDict:
 
     config.sampling = ConfigDict(  # SamplingConfig
         {
-            "samples": 8,  # dialogues per problem
+            "samples": 4,  # dialogues per problem
             "branches": 1,  # second attempts per first attempt
-            "prompt_limit": 10,  # tokens
-            "turn_limit": 34,  # tokens per turn
+            "prompt_limit": 12,  # tokens
+            "turn_limit": 50,  # tokens of one turn
+            "row_limit": 96,  # tokens of a whole dialogue; 0: no further limit
             "temperature": 1.0,
         }
     )
@@ -60,11 +60,13 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = ConfigDict(  # OptimizerConfig
         {
-            "learning_rate": 1e-4,
+            "kind": "adam",  # or "muon"
+            "adam_share": 0.2,  # of muon's learning rate, for what Adam updates beside it
+            "learning_rate": 4e-4,
             "schedule": "constant",  # constant, cosine, linear
-            "warmup": 0,  # updates
+            "warmup": 5,  # updates
             "b1": 0.9,
-            "b2": 0.999,
+            "b2": 0.95,
             "eps": 1e-8,
             "weight_decay": 0.0,
             "clip_norm": 1.0,

@@ -3,6 +3,7 @@
 Training, evaluation and planning all run what is built here.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -127,7 +128,7 @@ def load_chat(settings: Settings) -> Chat:
     elif source == "trained":
         instruction = registry.get(settings.task).instruction
         tokenizer = tokenizers.train_sentencepiece(
-            [*procedural.sample_texts(), instruction],
+            procedural.sample_texts(instruction),
             vocab_size=procedural.VOCABULARY,
             markers=chat.markers,
             words=procedural.WORDS,
@@ -145,7 +146,7 @@ def state_shardings(init_params: Callable, init_state: Callable, mesh: Mesh) -> 
     return TrainState(
         step=whole,
         params=sharding.parameter_shardings(state.params, mesh),
-        opt_state=sharding.parameter_shardings(state.opt_state, mesh),
+        opt_state=sharding.parameter_shardings(state.opt_state, mesh, constants=1),
         baseline=whole,
     )
 
@@ -186,7 +187,8 @@ def build(settings: Settings, devices: list[jax.Device] | None = None) -> Built:
 
     places = state_shardings(init_boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
-    most = settings.objective.turns * settings.sampling.turn_limit
+    row = settings.sampling.row_limit or math.inf
+    most = int(min(settings.objective.turns * settings.sampling.turn_limit, row))
 
     def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
         return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)

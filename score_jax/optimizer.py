@@ -1,16 +1,22 @@
-"""The optimiser: Adam with clipping and a schedule, as Optax composes them."""
+"""The optimiser: Adam or Muon with clipping and a schedule, as Optax composes them."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import jax
 import optax
+import optax.contrib
 
 Schedule = Literal["constant", "cosine", "linear"]
+Kind = Literal["adam", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam and its learning rate over the optimiser's updates."""
+    """The optimiser and its learning rate over the optimiser's updates."""
+
+    kind: Kind = "adam"  # muon: orthogonalised momentum for the blocks' matrices, Adam for the rest
+    adam_share: float = 0.2  # of muon's learning rate, for the parameters that Adam updates
 
     learning_rate: float = 5e-6  # the paper's value on MATH; its schedule is not stated
     schedule: Schedule = "constant"  # how it falls to 0 after the warm-up
@@ -24,11 +30,12 @@ class OptimizerConfig:
     def __post_init__(self):
         if not self.learning_rate > 0:
             raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; set a value > 0")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(
-                f"optimizer.schedule is {self.schedule!r}; "
-                f"choose one of {', '.join(get_args(Schedule))}"
-            )
+        for name, choices in (("schedule", Schedule), ("kind", Kind)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"optimizer.{name} is {getattr(self, name)!r}; "
+                    f"choose one of {', '.join(get_args(choices))}"
+                )
 
 
 def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
@@ -50,14 +57,39 @@ def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW (Adam where weight_decay is 0)."""
-    adam = optax.adamw(
-        learning_rate(config, updates),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+    """Clipping, then AdamW (Adam where weight_decay is 0) or Muon."""
+    rate = learning_rate(config, updates)
+    if config.kind == "muon":
+        inner = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_learning_rate=lambda count: config.adam_share * rate(count),
+            muon_weight_dimension_numbers=matrix_axes,
+        )
+    else:
+        inner = optax.adamw(
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+        )
     if config.clip_norm is None:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+        return inner
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
+
+
+def matrix_axes(params: Any) -> Any:
+    """Which axes of the stacked block matrices are inputs and outputs; None: not a matrix.
+
+    Source: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/) for which
+    parameters Muon is meant for: hidden matrices, not embeddings or scales.
+    """
+
+    def axes(path: tuple, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if leaf.ndim == 3:
+            return optax.contrib.MuonDimensionNumbers((1,), (2,))
+        if leaf.ndim == 4 and name == "out":
+            return optax.contrib.MuonDimensionNumbers((1, 2), (3,))
+        return optax.contrib.MuonDimensionNumbers((1,), (2, 3)) if leaf.ndim == 4 else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -31,6 +31,7 @@ class SamplingConfig:
     branches: int = 1  # second attempts drawn from each first attempt; divides samples
     prompt_limit: int = 64  # tokens; longer prompts are refused
     turn_limit: int = 64  # tokens of one turn, its stop token included
+    row_limit: int = 0  # tokens of a whole dialogue; 0: all that the other limits allow
     temperature: float = 1.0  # 0: greedy
 
     def __post_init__(self):
@@ -41,6 +42,11 @@ class SamplingConfig:
             raise ValueError(
                 f"sampling.samples is {self.samples}; "
                 f"set a multiple of sampling.branches {self.branches}"
+            )
+        if 0 < self.row_limit <= self.prompt_limit:
+            raise ValueError(
+                f"sampling.row_limit is {self.row_limit}; set more than sampling.prompt_limit "
+                f"{self.prompt_limit}, or 0"
             )
         if self.temperature < 0:
             raise ValueError(f"sampling.temperature is {self.temperature}; set a value >= 0")
@@ -57,7 +63,8 @@ class Script:
     def row_length(self, config: SamplingConfig) -> int:
         """T: the most tokens that a dialogue can take."""
         between = (self.turns - 1) * (len(self.instruction) + 1)
-        return config.prompt_limit + self.turns * config.turn_limit + between
+        whole = config.prompt_limit + self.turns * config.turn_limit + between
+        return min(whole, config.row_limit or whole)
 
 
 @struct.dataclass
@@ -151,7 +158,8 @@ def advance(
     """Appends one token to every row that is not done, and moves rows between turns.
 
     A turn that reaches its limit is flagged as truncated and closed by a forced stop
-    token, which is not the policy's; a turn that stops itself owns its stop token.
+    token, which is not the policy's; a turn that stops itself owns its stop token. A row
+    that is full ends where it is, the turn under way truncated.
     """
     forcing = loop.forced <= len(script.instruction)
     policy = ~forcing & ~loop.done
@@ -160,19 +168,23 @@ def advance(
     cut = policy & ~stopped & (used >= limit)
     ended = stopped | cut
     final = loop.turn == script.turns
+    over = ended & final
+    full = (loop.length + 1 >= loop.tokens.shape[1]) & ~over & ~loop.done
     this_turn = jnp.arange(1, script.turns + 1)[None, :] == loop.turn[:, None]
+    ahead = jnp.arange(1, script.turns + 1)[None, :] > loop.turn[:, None]
+    lost = (this_turn & ~stopped[:, None]) | ahead  # turns that a full row leaves unfinished
     forced = jnp.where(forcing, loop.forced + 1, loop.forced)
     return loop.replace(
         tokens=put(loop.tokens, loop.length, token, ~loop.done),
         turn_ids=put(loop.turn_ids, loop.length, loop.turn, policy),
         logprobs=put(loop.logprobs, loop.length, logprob, policy),
-        truncated=loop.truncated | (this_turn & cut[:, None]),
+        truncated=loop.truncated | (this_turn & cut[:, None]) | (lost & full[:, None]),
         length=loop.length + ~loop.done,
         turn=jnp.where(ended & ~final, loop.turn + 1, loop.turn),
         used=jnp.where(ended, 0, used),
         # The script begins with the stop token, which only a truncated turn still needs.
         forced=jnp.where(ended & ~final, jnp.where(cut, 0, 1), forced),
-        done=loop.done | (ended & final),
+        done=loop.done | over | full,
     )
 
 

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from ml_collections import ConfigDict
+
 from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.objectives import Objective
 from score_jax.optimizer import OptimizerConfig
@@ -99,11 +101,10 @@ class LogConfig:
 class PracticeConfig:
     """What the embedded base policy is taught; see data.procedural.dialogues."""
 
-    careful: float = 0.5  # share of careful second attempts while skills are learnt
+    careful: float = 0.8  # share of careful second attempts while skills are learnt
     careful_at_last: float = 0.12  # the same while habits settle
     settling: float = 0.2  # share of the steps, at the end, over which they do
-    practised: int = 12  # largest coefficient of which solving in one go is practised
-    right: float = 0.6  # share of first attempts that are right
+    right: float = 0.25  # share of first attempts that are right, and learnt
 
     def __post_init__(self):
         for name in ("careful", "careful_at_last", "settling", "right"):
@@ -246,7 +247,7 @@ def section(kind: type, values: Mapping[str, Any], path: str) -> Any:
 
 def plain(value: Any) -> Any:
     """Lists become tuples and mappings tuples of items, so that settings are hashable."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | ConfigDict):
         return items(value)
     if isinstance(value, list | tuple):
         return tuple(plain(part) for part in value)

@@ -85,21 +85,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = TRAIN_RULES) -> Any:
+def parameter_shardings(
+    boxed: Any, mesh: Mesh, rules: Rules = TRAIN_RULES, *, constants: int = 0
+) -> Any:
     """The sharding of each leaf of a tree made by `eval_shape` with its axes on it.
 
-    Scalars are replicated.
+    Args:
+      constants: most dimensions of a leaf that needs no axes and is replicated: 0 for
+        parameters, 1 where an optimiser's state holds coefficients of its own.
 
     Raises:
       ValueError: an array has no logical axes, or one that does not divide.
     """
 
-    def one(path: tuple, leaf: Any) -> NamedSharding:
+    def one(path: tuple, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path)
         if not isinstance(leaf, nn.LogicallyPartitioned):
-            if leaf.ndim == 0:
+            if leaf.ndim <= constants:
                 return replicated(mesh)
             raise ValueError(f"parameter {name} of shape {leaf.shape} has no logical axes")
+        if not jax.tree.leaves(leaf.value):
+            return leaf.value  # a place that an optimiser keeps empty
         spec = nn.logical_to_mesh_axes(leaf.names, rules)
         shape = leaf.value.shape
         assert spec is not None, f"no mesh axes for {name} with logical axes {leaf.names}"

@@ -215,7 +215,6 @@ def imitate(stage: Stage, step: int) -> dict[str, float]:
         rng,
         settings.batch,
         careful=practice.careful_at_last if settling else practice.careful,
-        practised=practice.practised,
         right=practice.right,
     )
     script = built.script(settings.objective.turns)

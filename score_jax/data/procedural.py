@@ -1,14 +1,14 @@
-"""Problems made by rule: linear equations modulo 23, checked by substitution.
+"""Problems made by rule: linear equations that are checked by substitution.
 
-"7x+9=4 (mod 23)" is answered by a guess and its check, "x=5:7*5=12,12+9=21". The check
-is what a careful reader can use: 21 should have been 4, so the guess must grow by
-(4 - 21) / 7 = 6 / 7 = 14, to 19. A second attempt is written in one of two ways:
+"7x+16=128" is answered by a guess and its check, "x=17:7*17=119+16=135". The check is
+what a careful reader can use: 135 is 7 too many, so the guess was 7 / 7 = 1 too high.
+A second attempt is written in one of two ways:
 
-    again     x=5:7*5=12,12+9=21
-    careful   4-21=6,6/7=14,5+14=19,x=19:7*19=18,18+9=4
+    again     x=17:7*17=119+16=135
+    careful   check135-7=128,7/7=1,17-1,x=16:7*16=112+16=128
 
-Every number is one token, every step of the work one fact of a 23 x 23 table, so a
-very small model can do each step; solving in one go takes two of them at once.
+Problems with a solution below 10 are easy for a very small model to guess in one go,
+the others hard; every set of problems holds as many of one kind as of the other.
 """
 
 import zlib
@@ -20,98 +20,105 @@ import numpy as np
 
 from score_jax.records import Problem
 
-MODULUS = 23
-SPLITS = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}  # percent of all problems
 TASK = "equations"
-WORDS = (*(str(number) for number in range(10, MODULUS)), f" (mod {MODULUS})")  # one token each
-VOCABULARY = 96
+COEFFICIENTS, SOLUTIONS, OFFSETS = range(2, 10), range(1, 30), range(1, 40)
+EASY = 10  # solutions below are easy
+SPLITS = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}  # percent of all problems
+WORDS = ("check",)  # one token
+VOCABULARY = 80
 
 
 @dataclass(frozen=True)
 class Equation:
-    """a x + b = c modulo 23, with a not 0."""
+    """a x + b = c with its solution x."""
 
     a: int
+    x: int
     b: int
-    c: int
+
+    @property
+    def c(self) -> int:
+        """The right-hand side."""
+        return self.reached(self.x)
 
     @property
     def text(self) -> str:
         """The problem as it is asked."""
-        return f"{self.a}x+{self.b}={self.c} (mod {MODULUS})"
+        return f"{self.a}x+{self.b}={self.c}"
 
-    @property
-    def solution(self) -> int:
-        """The x that solves it."""
-        return (self.c - self.b) * pow(self.a, -1, MODULUS) % MODULUS
+    def reached(self, guess: int) -> int:
+        """The left-hand side under a guess."""
+        return self.a * guess + self.b
 
-    def check(self, x: int) -> str:
+    def check(self, guess: int) -> str:
         """What is written behind a guess."""
-        product = self.a * x % MODULUS
-        return f"{self.a}*{x}={product},{product}+{self.b}={(product + self.b) % MODULUS}"
+        return f"{self.a}*{guess}={self.a * guess}+{self.b}={self.reached(guess)}"
 
-    def again(self, x: int) -> str:
+    def again(self, guess: int) -> str:
         """An attempt that states a guess and its check."""
-        return f"x={x}:{self.check(x)}"
+        return f"x={guess}:{self.check(guess)}"
 
-    def careful(self, x: int) -> str:
+    def careful(self, guess: int) -> str:
         """An attempt that works from what the check of an earlier guess has left over."""
-        reached = (self.a * x + self.b) % MODULUS
-        rest = (self.c - reached) % MODULUS
-        step = rest * pow(self.a, -1, MODULUS) % MODULUS
-        new = (x + step) % MODULUS
-        work = f"{self.c}-{reached}={rest},{rest}/{self.a}={step},{x}+{step}={new}"
-        return f"{work},{self.again(new)}"
+        reached, steps = self.reached(guess), abs(self.x - guess)
+        if not steps:
+            return f"check{reached}={self.c},{self.again(guess)}"
+        sign, rest = ("+" if guess < self.x else "-"), self.a * steps
+        work = f"check{reached}{sign}{rest}={self.c},{rest}/{self.a}={steps},{guess}{sign}{steps}"
+        return f"{work},{self.again(self.x)}"
 
 
 def split_of(equation: Equation) -> str:
-    """The split that an equation belongs to, from a hash of its text."""
-    place = zlib.crc32(equation.text.encode()) % 100
+    """The split that an equation belongs to, from a hash of its numbers."""
+    place = zlib.crc32(f"{equation.a},{equation.x},{equation.b}".encode()) % 100
     return next(name for name, (low, high) in SPLITS.items() if low <= place < high)
 
 
 @lru_cache(maxsize=3)
-def equations(split: str) -> tuple[Equation, ...]:
-    """All equations of a split, in a fixed order.
+def equations(split: str) -> tuple[tuple[Equation, ...], tuple[Equation, ...]]:
+    """All easy and all hard equations of a split, in a fixed order.
 
     Raises:
       ValueError: there is no such split.
     """
     if split not in SPLITS:
         raise ValueError(f"data.split is {split!r}; choose one of {', '.join(SPLITS)}")
-    numbers = range(MODULUS)
-    every = (Equation(a, b, c) for a in range(1, MODULUS) for b in numbers for c in numbers)
-    return tuple(equation for equation in every if split_of(equation) == split)
+    every = (Equation(a, x, b) for a in COEFFICIENTS for x in SOLUTIONS for b in OFFSETS)
+    own = [equation for equation in every if split_of(equation) == split]
+    return (
+        tuple(equation for equation in own if equation.x < EASY),
+        tuple(equation for equation in own if equation.x >= EASY),
+    )
 
 
 def problems(task: str, split: str, count: int, seed: int) -> Sequence[Problem]:
-    """Problems of a split in seeded order.
+    """Distinct problems of a split, easy and hard by turns, in seeded order.
 
     Args:
       task: only "equations" is made by rule.
-      count: how many; 0 or more than there are: all.
+      count: how many; 0 or more than there are: all (twice the easy ones).
 
     Raises:
       ValueError: another task, or no such split.
     """
     if task != TASK:
         raise ValueError(f"data.task is {task!r}; only {TASK!r} is procedural")
-    every = equations(split)
-    order = np.random.default_rng(seed).permutation(len(every))
-    chosen = [every[i] for i in order[: count or len(every)]]
+    easy, hard = equations(split)
+    rng = np.random.default_rng(seed)
+    pairs = zip(rng.permutation(len(easy)), rng.permutation(len(hard)), strict=False)
+    mixed = [equation for i, j in pairs for equation in (easy[i], hard[j])]
     return [
-        Problem(id=equation.text, prompt=equation.text, answer=f"x={equation.solution}", task=task)
-        for equation in chosen
+        Problem(id=equation.text, prompt=equation.text, answer=f"x={equation.x}", task=task)
+        for equation in mixed[: count or len(mixed)]
     ]
 
 
-def sample_texts() -> list[str]:
+def sample_texts(instruction: str) -> list[str]:
     """Texts from which the embedded tokenizer is trained; always the same."""
-    chosen = equations("train")[::50]
     return [
         text
-        for equation in chosen
-        for text in (equation.text, equation.again(7), equation.careful(7))
+        for equation in sum(equations("train"), ())[::20]
+        for text in (equation.text, equation.again(7), instruction, equation.careful(7))
     ]
 
 
@@ -131,36 +138,41 @@ class Dialogue:
     attempts: tuple[tuple[Part, ...], ...]
 
 
+def near_miss(rng: np.random.Generator, x: int) -> int:
+    """A wrong guess near the solution: by a few, sometimes by a dozen or by a digit."""
+    while True:
+        kind = rng.random()
+        if kind < 0.7:
+            distance = int(rng.integers(1, 4))
+        elif kind < 0.9:
+            distance = int(rng.integers(1, 13))
+        else:
+            distance = 10 * int(rng.integers(1, 3)) + int(rng.integers(-2, 3))
+        guess = x + distance if rng.random() < 0.5 else x - distance
+        if 0 < guess <= SOLUTIONS[-1] + 5:
+            return guess
+
+
 def dialogues(
-    rng: np.random.Generator,
-    count: int,
-    *,
-    careful: float,
-    practised: int,
-    right: float = 0.6,
+    rng: np.random.Generator, count: int, *, careful: float, right: float
 ) -> list[Dialogue]:
     """Worked examples from which the base policy learns.
 
-    Solving in one go is practised for small coefficients only, so the model is sure of
-    some problems and at a loss with others; checking and careful correction are
-    practised for all. Guesses that are not learnt stand there as what the model has
-    to react to: it is never trained to guess wrong.
+    Wrong guesses stand there as something to check and to react to and are not learnt:
+    where the model guesses wrong, it is for want of ability.
 
     Args:
       careful: share of second attempts that are careful ones, whatever the first was.
-      practised: largest coefficient of which solving in one go is practised.
-      right: share of first attempts that are right.
+      right: share of first attempts that are right, and learnt.
     """
-    pool = equations("train")
+    kinds = equations("train")
     out = []
     for _ in range(count):
-        equation = pool[int(rng.integers(len(pool)))]
+        kind = kinds[int(rng.integers(2))]
+        equation = kind[int(rng.integers(len(kind)))]
         solved = rng.random() < right
-        guess = int(rng.integers(MODULUS))
-        if solved or guess == equation.solution:
-            guess = equation.solution
-        learn = guess == equation.solution and equation.a <= practised
-        first = (Part(f"x={guess}", learn), Part(f":{equation.check(guess)}"))
+        guess = equation.x if solved else near_miss(rng, equation.x)
+        first = (Part("x="), Part(f"{guess}:", learn=solved), Part(equation.check(guess)))
         second = equation.careful(guess) if rng.random() < careful else equation.again(guess)
         out.append(Dialogue(equation.text, (first, (Part(second),))))
     return out

@@ -1,6 +1,6 @@
 """Linear equations that are checked by substitution: the embedded task.
 
-"7x+95=606" is answered "x=73:7*73=511+95=606": a guess, and the check that shows
+"7x+16=128" is answered "x=16:7*16=112+16=128": a guess, and the check that shows
 whether it holds. The grader reads the last "x=" of an attempt and nothing else.
 """
 

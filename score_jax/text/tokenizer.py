@@ -133,6 +133,7 @@ def train_sentencepiece(
         control_symbols=list(markers),
         user_defined_symbols=list(words),
         split_digits=True,
+        character_coverage=1.0,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
