@@ -49,7 +49,7 @@ def load(
     if source == "mixture":
         problems = _mix(parts, seed=seed)
     elif source == "jsonl":
-        problems = jsonl.problems(path, fields=fields, task=task)
+        problems = jsonl.problems(path, fields=dict(fields or {}), task=task)
     elif source == "packaged":
         problems = packaged.problems(name, split)
     elif source == "procedural":
