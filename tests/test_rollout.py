@@ -1,0 +1,174 @@
+"""From problems to graded rows, with a chat of one character per token."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_jax import rollout
+from score_jax.records import Grade, Problem, Task
+from score_jax.rollout import Graded, Sampler
+from tests.tiny import rows_of
+
+PROBLEMS = [Problem(id="a", prompt="3", answer="1"), Problem(id="b", prompt="45", answer="2")]
+TASK = Task(
+    name="digits",
+    prompt=lambda problem: f"9{problem.prompt}",
+    instruction="7",
+    grade=lambda *_: None,
+)
+LINES = [  # turn 1 and turn 2 end in the stop token 0, or were cut
+    ([9, 3, 1, 0, 7, 2, 2, 0], [0, 0, 1, 1, 0, 2, 2, 2]),
+    ([9, 3, 5, 5, 5, 0, 7, 1, 0], [0, 0, 1, 1, 1, 0, 0, 2, 2]),
+    ([9, 4, 5, 0, 7, 2, 0], [0, 0, 0, 1, 0, 2, 2]),
+    ([9, 4, 5, 2, 0, 7, 1, 1, 1], [0, 0, 0, 1, 1, 0, 2, 2, 2]),
+]
+TEXTS = [("1", "22"), ("555", "1"), ("", "2"), ("2", "111")]
+EPISODES = rows_of(LINES, 2, rewards=np.zeros((4, 2)))
+
+
+class DigitChat:
+    stop = 0
+
+    def encode_prompt(self, text):
+        return [int(digit) for digit in text]
+
+    def decode(self, ids):
+        return "".join(str(index) for index in ids)
+
+
+@dataclass
+class LastDigit:
+    """Grades at once by the last digit; remembers what it was asked."""
+
+    events: list
+
+    def submit(self, task, items):
+        self.events.append(("submit", task, list(items)))
+        return self
+
+    def result(self):
+        self.events.append(("result",))
+        grades = []
+        for problem, text in self.events[0][2]:
+            if not text:
+                grades.append(Grade(verdict="unparsable", reward=0.0))
+            elif text[-1] == problem.answer:
+                grades.append(Grade(verdict="correct", reward=1.0, extracted=text[-1]))
+            else:
+                grades.append(Grade(verdict="wrong", reward=0.0, extracted=text[-1]))
+        return grades
+
+
+def graded(meanwhile=lambda: None):
+    events = []
+    found = rollout.grade_rollout(
+        DigitChat(), TASK, LastDigit(events), PROBLEMS, EPISODES, meanwhile
+    )
+    return found, events
+
+
+def test_prompts_are_padded_behind_and_keep_their_places():
+    places = np.array([17, 4])
+    got = rollout.encode_prompts(DigitChat(), TASK, places, PROBLEMS, 4)
+    assert got.tokens.tolist() == [[9, 3, 0, 0], [9, 4, 5, 0]]
+    assert got.length.tolist() == [2, 3]
+    assert got.problem.tolist() == [17, 4]
+
+
+def test_a_prompt_that_is_too_long_is_refused_by_name():
+    message = r"sampling.prompt_limit is 2; problem 'b' has 3 tokens: raise the limit"
+    with pytest.raises(ValueError, match=message):
+        rollout.encode_prompts(DigitChat(), TASK, np.array([0, 1]), PROBLEMS, 2)
+
+
+def test_attempts_are_the_turns_own_tokens_without_their_stop():
+    assert rollout.attempt_texts(DigitChat(), EPISODES, 2) == TEXTS
+
+
+def test_a_stop_token_within_padding_belongs_to_nobody():
+    wide = rows_of(LINES, 2, width=14, padding=0)
+    assert rollout.attempt_texts(DigitChat(), wide, 2) == TEXTS
+
+
+def test_every_turn_is_graded_against_its_rows_problem():
+    found, events = graded()
+    a, b = PROBLEMS
+    assert events[0] == ("submit", "digits", [
+        (a, "1"), (a, "22"), (a, "555"), (a, "1"), (b, ""), (b, "2"), (b, "2"), (b, "111"),
+    ])  # fmt: skip
+    assert rollout.reward_array(found.grades).tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
+    assert found.attempts == TEXTS
+    assert found.seconds.keys() == {"grade"}
+
+
+def test_the_device_works_while_the_graders_do():
+    events = []
+    rollout.grade_rollout(
+        DigitChat(), TASK, LastDigit(events), PROBLEMS, EPISODES, lambda: events.append(("device",))
+    )
+    assert [event[0] for event in events] == ["submit", "device", "result"]
+
+
+def test_transcripts_hold_what_happened_in_a_row():
+    found, _ = graded()
+    cut = EPISODES.replace(truncated=np.array([[0, 0], [1, 0], [0, 0], [0, 1]], bool))
+    first, last = rollout.transcripts(TASK, PROBLEMS, cut, found, step=6, rows=[1, 3])
+    assert (first.step, first.problem, first.prompt, first.answer) == (6, "a", "93", "1")
+    assert first.attempts == ("555", "1") and first.verdicts == ("wrong", "correct")
+    assert first.rewards == (0.0, 1.0) and first.extracted == ("5", "1")
+    assert first.lengths == (3, 2) and first.truncated == (True, False)
+    assert last.problem == "b" and last.lengths == (2, 3) and last.truncated == (False, True)
+
+
+def test_every_verdict_is_counted():
+    found, _ = graded()
+    metrics = rollout.grading_metrics(found)
+    shares = {"correct": 4 / 8, "wrong": 3 / 8, "unparsable": 1 / 8, "timeout": 0, "crashed": 0}
+    assert {name: metrics[f"verdict/{name}"] for name in shares} == shares
+
+
+def test_answer_changed_compares_first_and_last():
+    def row(*answers):
+        return tuple(Grade(verdict="wrong", reward=0.0, extracted=a) for a in answers)
+
+    grades = [row("1", "1"), row("1", "2"), row(None, "2"), row("3", "3")]
+    metrics = rollout.grading_metrics(Graded(attempts=[], grades=grades))
+    assert metrics["answer_changed"] == 0.5
+
+
+def test_collecting_puts_rewards_on_the_rows_and_scores_with_the_reference():
+    seen = {}
+
+    def sample(params, prompts, key):
+        seen.update(params=params, prompts=prompts, key=key)
+        return EPISODES
+
+    def score(reference, episodes):
+        seen.update(reference=reference, scored=episodes)
+        return "scores"
+
+    def to_global(tree):
+        return jax.tree.map(jnp.asarray, tree)
+
+    got = rollout.collect_rollout(
+        Sampler(to_global=to_global, sample=sample, score=score),
+        DigitChat(),
+        TASK,
+        LastDigit([]),
+        params="policy",
+        reference="base",
+        key="key",
+        places=np.array([5, 6]),
+        problems=PROBLEMS,
+        prompt_limit=3,
+    )
+    assert (seen["params"], seen["reference"], seen["key"]) == ("policy", "base", "key")
+    assert seen["prompts"].problem.tolist() == [5, 6] and seen["scored"] is EPISODES
+    want = [[1, 0], [0, 1], [0, 1], [1, 0]]
+    assert got.episodes.rewards.tolist() == want and got.local.rewards.tolist() == want
+    assert got.scores == "scores" and got.graded.attempts == TEXTS
+    assert isinstance(got.local.tokens, np.ndarray)
+    assert got.graded.seconds.keys() == {"sample", "grade"}
