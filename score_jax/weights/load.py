@@ -22,7 +22,7 @@ from score_jax.text import tokenizer as tokenizers
 from score_jax.text.rebuild import from_gguf
 from score_jax.text.tokenizer import Tokenizer
 from score_jax.types import Params
-from score_jax.weights import gguf
+from score_jax.weights import gguf, orbax_folder
 from score_jax.weights.families import from_hf
 from score_jax.weights.gguf import GgufFile
 from score_jax.weights.names import Entry, entries
@@ -104,13 +104,16 @@ def load_params(
     """Reads a model's parameters, each straight into its sharded place.
 
     Args:
-      source: a folder, a .gguf file, or hub:org/name.
+      source: a folder of safetensors or an Orbax checkpoint, a .gguf file, or hub:org/name.
       shardings: one Sharding per parameter, in the tree of the unboxed "params"
         collection; None: all on the first device.
 
     Raises:
       ValueError: tensors are missing, left over or of the wrong shape; all are listed.
     """
+    arrays = orbax_folder.find_arrays(locate(source))
+    if arrays is not None:
+        return orbax_folder.load_params(arrays, config, shardings, dtype)
     tensors = open_tensors(source)
     places = match_names(entries(config), tensors, source)
     params: dict[str, Any] = {}
