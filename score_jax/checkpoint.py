@@ -51,7 +51,9 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, enable_async_checkpointing=True
+                preservation_policy=policy,
+                best_fn=lambda metrics: metrics["reward"],  # without it no metrics are stored
+                enable_async_checkpointing=True,
             ),
         )
 
