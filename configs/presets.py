@@ -67,7 +67,7 @@ TASKS = {"words": WORDS, "math": MATH, "code": CODE}
 STAGE1_BETAS = {"words": (0.11, 0.01), "math": (0.11, 0.01), "code": (0.26, 0.01)}
 
 
-def apply(config: ConfigDict, name: str) -> ConfigDict:
+def apply(config: Any, name: str) -> ConfigDict:
     """Gives a stage's config a preset, and its parent the same one.
 
     Args:
@@ -105,7 +105,7 @@ def split(name: str) -> tuple[str, str]:
     )
 
 
-def update(config: ConfigDict, values: dict[str, Any]) -> None:
+def update(config: Any, values: dict[str, Any]) -> None:
     """Sets nested fields; the sources of problems take what fields they need."""
     for name, value in values.items():
         if not isinstance(value, dict):

@@ -32,7 +32,8 @@ def folder(task: str) -> Path:
         known = sorted(p.parent.name for p in ROOT.glob("*/config.json"))
         raise ValueError(
             f"weights.source is 'embedded', but no base policy ships for task {task!r} "
-            f"(there are: {', '.join(known)}); set config.weights.source and config.tokenizer.source"
+            f"(there are: {', '.join(known)}); set config.weights.source and "
+            "config.tokenizer.source"
         )
     return path
 

@@ -22,9 +22,9 @@ from score_jax.text import tokenizer as tokenizers
 from score_jax.text.rebuild import from_gguf
 from score_jax.text.tokenizer import Tokenizer
 from score_jax.types import Params
-from score_jax.weights import gguf, orbax_folder
+from score_jax.weights import gguf_config, orbax_folder
 from score_jax.weights.families import from_hf
-from score_jax.weights.gguf import GgufFile
+from score_jax.weights.gguf import GgufFile, read_header
 from score_jax.weights.names import Entry, entries
 from score_jax.weights.safetensors import SafetensorsFolder
 
@@ -74,7 +74,7 @@ def model_config(source: str) -> ModelConfig:
     """
     path = locate(source)
     if path.suffix == GGUF:
-        return gguf.model_config(path)
+        return gguf_config.model_config(path)
     return from_hf(read_config(path))
 
 
@@ -86,7 +86,7 @@ def load_tokenizer(source: str) -> Tokenizer:
     """
     path = locate(source)
     if path.suffix == GGUF:
-        return from_gguf(gguf.read_header(path).metadata)
+        return from_gguf(read_header(path).metadata)
     return tokenizers.load(path)
 
 

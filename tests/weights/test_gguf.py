@@ -142,25 +142,3 @@ def test_an_unknown_architecture_is_named(tmp_path):
     writer.close()
     with pytest.raises(ValueError, match=r"general.architecture is 'mamba'; supported are llama"):
         model_config(str(path))
-
-
-def test_llama3_scaling_is_recognised_from_its_factors(tmp_path):
-    base, width = 500_000.0, 64
-    frequencies = base ** -(np.arange(0, width, 2) / width)
-    factors = []
-    for frequency in frequencies:
-        wavelength = 2 * np.pi / frequency
-        if wavelength < 8192 / 4:
-            factors.append(1.0)
-        elif wavelength > 8192 / 1:
-            factors.append(32.0)
-        else:
-            smooth = (8192 / wavelength - 1) / (4 - 1)
-            factors.append(1 / ((1 - smooth) / 32 + smooth))
-    path = tmp_path / "factors.bin"
-    path.write_bytes(np.array(factors, np.float32).tobytes())
-    place = reader.Stored(0, 0, (width // 2,))
-    found = reader.llama3_scaling(path, place, {"rope_theta": base, "head_dim": width})
-    assert (found["rope_type"], found["factor"]) == ("llama3", 32.0)
-    with pytest.raises(ValueError, match="not the factors"):
-        reader.llama3_scaling(path, place, {"rope_theta": 10_000.0, "head_dim": width})
