@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
             "problems": 1000,
             "batch": 500,
             "turns": 2,
-            "samples": 4,
+            "samples": 2,
             "temperature": 1.0,
             "seed": 0,
             "data": ConfigDict({"split": "test"}),

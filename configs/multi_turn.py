@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     """Standard multi-turn RL on the embedded model and task."""
     config = common.get_config()
     config.name = "multi_turn"
-    config.steps = 120
+    config.steps = 80
     config.objective.reward_weights = (0.0, 1.0)
     config.objective.gamma = 1.0
     return config

@@ -14,6 +14,6 @@ def get_config() -> ConfigDict:
     """Single-turn RL on the embedded model and task."""
     config = common.get_config()
     config.name = "single_turn"
-    config.steps = 120
+    config.steps = 80
     config.objective.reward_weights = (1.0, 0.0)
     return config

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     """Stage I on the embedded model and task."""
     config = common.get_config()
     config.name = "stage1"
-    config.steps = 50
+    config.steps = 40
     config.objective.reward_weights = (0.0, 1.0)
     config.objective.beta = (0.11, 0.01)  # beta1 + beta2 on turn 1, beta1 on turn 2
     return config

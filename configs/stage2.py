@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.name = "stage2"
     config.parent = "configs/stage1.py"
-    config.steps = 70
+    config.steps = 40
     config.optimizer.learning_rate = 2e-4
     config.objective.reward_weights = (1.0, 1.0)
     config.objective.beta = (0.01, 0.01)

@@ -8,7 +8,8 @@ A second attempt is written in one of two ways:
     careful   check135-7=128,7/7=1,17-1,x=16:7*16=112+16=128
 
 Problems with a solution below 10 are easy for a very small model to guess in one go,
-the others hard; every set of problems holds as many of one kind as of the other.
+the others hard. One problem in four that are asked is easy; the worked dialogues from
+which the base policy learns hold as many of one kind as of the other.
 """
 
 import zlib
@@ -92,11 +93,11 @@ def equations(split: str) -> tuple[tuple[Equation, ...], tuple[Equation, ...]]:
 
 
 def problems(task: str, split: str, count: int, seed: int) -> Sequence[Problem]:
-    """Distinct problems of a split, easy and hard by turns, in seeded order.
+    """Distinct problems of a split in seeded order, every fourth an easy one.
 
     Args:
       task: only "equations" is made by rule.
-      count: how many; 0 or more than there are: all (twice the easy ones).
+      count: how many; 0 or more than there are: all the hard ones, and easy ones to match.
 
     Raises:
       ValueError: another task, or no such split.
@@ -105,8 +106,10 @@ def problems(task: str, split: str, count: int, seed: int) -> Sequence[Problem]:
         raise ValueError(f"data.task is {task!r}; only {TASK!r} is procedural")
     easy, hard = equations(split)
     rng = np.random.default_rng(seed)
-    pairs = zip(rng.permutation(len(easy)), rng.permutation(len(hard)), strict=False)
-    mixed = [equation for i, j in pairs for equation in (easy[i], hard[j])]
+    harder = [hard[i] for i in rng.permutation(len(hard))]
+    mixed = []
+    for place, i in enumerate(rng.permutation(len(easy))[: len(hard) // 3]):
+        mixed += [easy[i], *harder[3 * place : 3 * place + 3]]
     return [
         Problem(id=equation.text, prompt=equation.text, answer=f"x={equation.x}", task=task)
         for equation in mixed[: count or len(mixed)]
