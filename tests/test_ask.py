@@ -30,6 +30,7 @@ def built(tmp_path_factory):
     config.model = ConfigDict({"vocab_size": tokenizer.vocab_size, **SIZES})
     config.sampling.prompt_limit = 80
     config.sampling.turn_limit = 12
+    config.sampling.row_limit = 0
     return build(parse(config))
 
 
