@@ -1,0 +1,126 @@
+"""Run as a program with eight fake devices: writes what `test_sharding.py` looks at.
+
+    python -m tests.eight_devices TOKENIZER_FOLDER OUT.npz
+
+Sample, score and update of one stage, as `build` makes them, on one device and on a
+mesh of 2 x 2 x 2.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax.build import build
+from score_jax.settings import parse
+from score_jax.sharding import local_rows
+from score_jax.types import Prompts
+
+MODEL = {
+    "vocab_size": 64,
+    "layers": 2,
+    "width": 16,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 4,
+    "mlp_dim": 32,
+}
+
+
+def settings(tokenizer, **mesh):
+    """A stage with every part of the step in use."""
+    return parse(
+        {
+            "name": "sharded",
+            "steps": 2,
+            "batch": 8,
+            "tokenizer": {"source": tokenizer},
+            "weights": {"source": "random"},
+            "model": MODEL,
+            "mesh": mesh,
+            "sampling": {"samples": 2, "prompt_limit": 6, "turn_limit": 5},
+            "objective": {
+                "reward_weights": (1.0, 1.0),
+                "beta": (0.1, 0.2),
+                "alpha": 3.0,
+                "kl": "exact",
+            },
+            "optimizer": {"learning_rate": 1e-3},
+            "learner": {"microbatches": 2, "chunk": 4},
+            "practice": {},
+            "grading": {},
+            "checkpoint": {},
+            "evaluation": {},
+            "log": {},
+        }
+    )
+
+
+def prompts():
+    """Eight problems of three to six tokens."""
+    draws = np.random.default_rng(0)
+    length = draws.integers(3, 7, 8).astype(np.int32)
+    tokens = draws.integers(4, 60, (8, 6)).astype(np.int32)
+    tokens[np.arange(6) >= length[:, None]] = 0
+    return Prompts(tokens=tokens, length=length, problem=np.arange(8, dtype=np.int32) * 3)
+
+
+def shares(tree):
+    """Of each leaf, the share of its numbers that one device holds."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): leaf.addressable_shards[0].data.size / leaf.size
+        for path, leaf in paths
+    }
+
+
+def one_step(stage, devices):
+    """Everything that one step computes, as flat numpy arrays, and facts about placement."""
+    built = build(stage, devices)
+    reference = built.init_params(jax.random.key(1))
+    state = built.init_state(built.init_params(jax.random.key(2)))
+    before = jax.tree.map(np.asarray, reference)
+    placed = {"params": shares(state.params), "opt_state": shares(state.opt_state)}
+    policy = jax.tree.map(jnp.copy, state.params)
+    sampler = built.sampler()
+    episodes = sampler.sample(policy, built.to_global(prompts()), jax.random.key(3))
+    rewards = np.random.default_rng(1).integers(0, 2, (16, 2)).astype(np.float32)
+    episodes = episodes.replace(rewards=built.to_global(rewards))
+    local = local_rows(episodes)
+    scores = sampler.score(reference, episodes)
+    old = jax.tree.leaves(state.params)
+    state, metrics = built.update(state, reference, episodes, scores)
+    arrays = {
+        "episodes": local,
+        "hidden": np.asarray(scores.hidden),
+        "params": jax.tree.map(np.asarray, state.params),
+        "metrics": jax.tree.map(np.asarray, metrics),
+    }
+    same = jax.tree.map(lambda a, b: bool((a == np.asarray(b)).all()), before, reference)
+    facts = {
+        "shares": placed,
+        "after": shares(state.params),
+        "row_shards": len({str(s.index) for s in episodes.tokens.addressable_shards}),
+        "state_donated": all(leaf.is_deleted() for leaf in old),
+        "reference_kept": all(jax.tree.leaves(same)),
+    }
+    flat = jax.tree_util.tree_leaves_with_path(arrays)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in flat}, facts
+
+
+def main(tokenizer, out):
+    """Compares nothing: it writes both results."""
+    assert len(jax.devices()) == 8, jax.devices()
+    one, one_facts = one_step(settings(tokenizer), jax.devices()[:1])
+    many, many_facts = one_step(settings(tokenizer, data=2, fsdp=2, tensor=2), None)
+    arrays = {f"one{name}": x for name, x in one.items()}
+    arrays |= {f"many{name}": x for name, x in many.items()}
+    np.savez(out, **arrays)
+    Path(out).with_suffix(".json").write_text(json.dumps({"one": one_facts, "many": many_facts}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
