@@ -144,6 +144,20 @@ def test_a_row_does_not_depend_on_its_batch(case):
             np.testing.assert_allclose(other.logprobs[b, :size], base.logprobs[a, :size], atol=1e-5)
 
 
+def test_a_full_row_ends_where_it_is_with_what_is_missing_flagged():
+    """It is the unlimited row cut off; turns that did not get to their end are truncated."""
+    size, want = 12, []
+    for tokens, owner, cut in rows(sample()):
+        whole = [owner.count(turn) for turn in (1, 2)]
+        inside = [owner[:size].count(turn) for turn in (1, 2)]
+        lost = [a or b > c for a, b, c in zip(cut, whole, inside, strict=True)]
+        want.append((tokens[:size], owner[:size], lost))
+    got = sample(sampling=with_(row_limit=size))
+    assert rows(got) == want
+    assert got.tokens.shape[1] == size
+    assert [2 in owner for _, owner, _ in want].count(False) and got.length.min() < size
+
+
 def test_padding_of_the_prompt_is_never_read():
     """Whatever stands behind the prompt, the stop token included."""
     noisy = PROMPTS.tokens.copy()
