@@ -20,12 +20,14 @@ setup(
         "numpy>=2.0",
         "sentencepiece>=0.2",
         "safetensors>=0.5",  # weights in and out
+        "ml_dtypes>=0.5",  # bfloat16 in numpy
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",  # missing from the dependencies of tensorflow-datasets
         "array_record>=0.8",  # the format that tensorflow-datasets reads without TensorFlow
         "sympy>=1.13",
-        "math-verify>=0.9",  # symbolic equality of answers
+        "math-verify==0.9.0",  # symbolic equality of answers; its verdicts are pinned by tests
         "jinja2>=3.1",  # the report's template
+        "markupsafe>=2.1",  # escapes model text in it
         "rapidfuzz>=3.9",  # edit distance of two attempts
         "tensorboardX>=2.6",  # event files without TensorFlow
         "tqdm>=4.66",
@@ -34,14 +36,21 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "wandb": ["wandb"],
-        "hf": ["tokenizers>=0.20", "gguf>=0.17", "huggingface_hub>=0.30"],
+        "reasoning": ["reasoning-gym==0.1.25"],
+        # tokenizer.json, GGUF files and the hub
+        "hf": ["tokenizers>=0.23", "gguf>=0.19", "protobuf", "huggingface_hub"],
+        # what other libraries' models compute, for the slow tests that compare with it
+        "parity": ["torch", "transformers>=5", "accelerate", "regex"],
         "test": [
             "pytest>=8",
-            "chex>=0.1.90",
+            "psutil>=6",  # counts the processes that a test leaves behind
+            "reasoning-gym==0.1.25",
             "ruff==0.17.6",
             "pyright==1.1.414",
-            "tokenizers>=0.20",
-            "gguf>=0.17",
+            "tokenizers>=0.23",
+            "gguf>=0.19",
+            "protobuf",
+            "huggingface_hub",
         ],
     },
 )

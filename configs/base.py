@@ -9,6 +9,8 @@ Then:    cp runs/base/base/embedded/* score_jax/embedded/equations/
 Expect:  greedy accuracy about 0.6 at both turns, copying; see docs/embedded_task.md.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -16,7 +18,7 @@ from configs import common
 
 def get_config() -> ConfigDict:
     """Supervised training from random weights."""
-    config = common.get_config()
+    config: Any = common.get_config()
     config.name = "base"
     config.program = "supervised"
     config.steps = 2000

@@ -4,12 +4,14 @@ Stage files start from this and change what is theirs. The section comments name
 frozen dataclass that documents and checks each field.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
     """The common ground of all stages: the embedded model and task on any CPU."""
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.name = ""  # the stage's folder in the workdir
     config.parent = ""  # config file of the stage before; "": start from the base model
     config.program = "rl"  # or "supervised"

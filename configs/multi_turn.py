@@ -9,16 +9,18 @@ Expect:  what the paper saw on MATH is that both accuracies rise together and de
 Source:  arXiv:2409.12917, section 4; as many steps and samples as both stages.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, presets
 
 
-def get_config() -> ConfigDict:
-    """Standard multi-turn RL on the embedded model and task."""
-    config = common.get_config()
+def get_config(preset: str = "") -> ConfigDict:
+    """Standard multi-turn RL on the embedded model and task, or a preset of configs/presets.py."""
+    config: Any = common.get_config()
     config.name = "multi_turn"
     config.steps = 80
     config.objective.reward_weights = (0.0, 1.0)
     config.objective.gamma = 1.0
-    return config
+    return presets.apply(config, preset)

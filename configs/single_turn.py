@@ -5,15 +5,17 @@ Expect:  accuracy/turn1 rises; the second attempt copies it, so delta stays near
 Source:  arXiv:2409.12917, section 6 (ablations); as many steps and samples as both stages.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, presets
 
 
-def get_config() -> ConfigDict:
-    """Single-turn RL on the embedded model and task."""
-    config = common.get_config()
+def get_config(preset: str = "") -> ConfigDict:
+    """Single-turn RL on the embedded model and task, or a preset of configs/presets.py."""
+    config: Any = common.get_config()
     config.name = "single_turn"
     config.steps = 80
     config.objective.reward_weights = (1.0, 0.0)
-    return config
+    return presets.apply(config, preset)

@@ -6,16 +6,18 @@ Expect:  accuracy/turn2 rises, accuracy/turn1 and kl/turn1 hardly move.
 Source:  arXiv:2409.12917, section 5.1, eq. 3; betas from its table of hyper-parameters.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, presets
 
 
-def get_config() -> ConfigDict:
-    """Stage I on the embedded model and task."""
-    config = common.get_config()
+def get_config(preset: str = "") -> ConfigDict:
+    """Stage I on the embedded model and task, or a preset of configs/presets.py."""
+    config: Any = common.get_config()
     config.name = "stage1"
     config.steps = 40
     config.objective.reward_weights = (0.0, 1.0)
     config.objective.beta = (0.11, 0.01)  # beta1 + beta2 on turn 1, beta1 on turn 2
-    return config
+    return presets.apply(config, preset)

@@ -6,14 +6,16 @@ Expect:  accuracy/turn2 well above accuracy/turn1; see docs/results.md.
 Source:  arXiv:2409.12917, section 5.2, eq. 4; alpha from its table of hyper-parameters.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, presets
 
 
-def get_config() -> ConfigDict:
-    """Stage II on the embedded model and task."""
-    config = common.get_config()
+def get_config(preset: str = "") -> ConfigDict:
+    """Stage II on the embedded model and task, or a preset of configs/presets.py."""
+    config: Any = common.get_config()
     config.name = "stage2"
     config.parent = "configs/stage1.py"
     config.steps = 40
@@ -21,4 +23,4 @@ def get_config() -> ConfigDict:
     config.objective.reward_weights = (1.0, 1.0)
     config.objective.beta = (0.01, 0.01)
     config.objective.alpha = 10.0
-    return config
+    return presets.apply(config, preset)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -24,12 +23,13 @@ from score_jax.records import Task
 from score_jax.rollout import Sampler
 from score_jax.sampling import SamplingConfig, Script, sample_dialogues
 from score_jax.settings import Settings
-from score_jax.step import score_episodes, supervised_update, update
+from score_jax.step import score_episodes, update
+from score_jax.supervised import supervised_update
 from score_jax.tasks import registry
 from score_jax.text import tokenizer as tokenizers
 from score_jax.text.chat import Chat, get_format
 from score_jax.types import Params, TrainState
-from score_jax.weights import embedded
+from score_jax.weights import embedded, load
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,6 @@ def model_config(settings: Settings) -> ModelConfig:
         return embedded.model_config(settings.task)
     if source == "random":
         raise ValueError("config.model is None with weights.source 'random'; set config.model")
-    from score_jax.weights import load
-
     return load.model_config(source)
 
 
@@ -134,7 +132,7 @@ def load_chat(settings: Settings) -> Chat:
             words=procedural.WORDS,
         )
     else:
-        tokenizer = tokenizers.load(Path(source or settings.weights.source))
+        tokenizer = load.load_tokenizer(source or settings.weights.source)
     return Chat(tokenizer, chat)
 
 
@@ -253,6 +251,4 @@ def load_reference(built: Built) -> Params:
         return jax.tree.map(jax.device_put, params, built.state_shardings.params)
     if source == "random":
         return built.init_params(jax.random.key(built.settings.seed))
-    from score_jax.weights import load
-
     return load.load_params(source, built.decoder.config, built.state_shardings.params)

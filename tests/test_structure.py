@@ -20,7 +20,7 @@ FLOORS = (  # a module imports from floors above this line only, or from its own
     {"tasks", "model"},
     {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},
     {"step", "rollout", "checkpoint", "log", "imitation", "grade"},
-    {"settings", "report"},
+    {"settings", "report", "supervised"},
     {"build"},
     {"train", "evaluate", "handoff", "collect", "plan", "bench", "ask"},
     {"chain"},
