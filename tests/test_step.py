@@ -236,34 +236,3 @@ def test_rows_are_dealt_out_and_joined_again():
     parts = step.split_rows(tree, 3)
     assert parts["a"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
     assert (step.join_rows(parts)["a"] == tree["a"]).all()
-
-
-def test_supervised_update_follows_the_mean_cross_entropy():
-    rows, params = episodes(), random_params(MODEL)
-
-    def loss(params):
-        logprobs = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens))[:, :-1]
-        chosen = jnp.take_along_axis(logprobs, rows.tokens[:, 1:, None], -1)[..., 0]
-        own = rows.turn[:, 1:] > 0
-        return -jnp.sum(jnp.where(own, chosen, 0.0)) / 21
-
-    value, slope = jax.jit(jax.value_and_grad(loss))(params)
-    sgd = optax.sgd(1.0)
-    state = TrainState(
-        step=jnp.array(0), params=params, opt_state=sgd.init(params), baseline=jnp.zeros(2)
-    )
-    config = LearnerConfig(microbatches=2, chunk=3)
-    new, metrics = jax.jit(
-        lambda state, rows: step.supervised_update(
-            DECODER, sgd, state, rows, config=config, most=2 * LIMIT
-        )
-    )(state, rows)
-    assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-5)
-    assert_close(gradient(new), slope)
-    assert int(new.step) == 1
-
-
-@pytest.mark.parametrize("field", ["microbatches", "minibatches", "chunk"])
-def test_a_learner_cut_into_nothing_is_refused(field):
-    with pytest.raises(ValueError, match=f"learner.{field} is 0; set at least 1"):
-        LearnerConfig(**{field: 0})
