@@ -1,5 +1,6 @@
 """Schedules and Adam's first steps by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -77,3 +78,39 @@ def test_weight_decay_shrinks_apart_from_the_gradient():
 def test_impossible_settings_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
+
+
+def test_muon_orthogonalises_matrices_layer_by_layer():
+    """One step from zero momentum is, layer by layer, near an orthogonal matrix times the rate."""
+    config = OptimizerConfig(kind="muon", learning_rate=0.5, clip_norm=None)
+    rng = np.random.default_rng(0)
+    params = {
+        "gate": jnp.zeros((2, 4, 4)),
+        "query": jnp.zeros((2, 4, 2, 2)),
+        "out": jnp.zeros((2, 2, 2, 4)),
+        "scale": jnp.zeros(4),
+    }
+
+    def slope_like(x):
+        """Per layer a matrix with known, well-conditioned singular values."""
+        if x.ndim == 1:
+            return jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+        frames = (np.linalg.svd(rng.normal(size=(4, 4))) for _ in range(2))
+        layers = [u @ np.diag([1.0, 0.8, 0.6, 0.4]) @ v for u, _, v in frames]
+        return jnp.asarray(np.reshape(layers, x.shape), jnp.float32)
+
+    gradient = jax.tree.map(slope_like, params)
+    muon = make_optimizer(config, 10)
+    updates, _ = muon.update(gradient, muon.init(params), params)
+    for name in ("gate", "query", "out"):
+        for layer, slope in zip(updates[name], gradient[name], strict=True):
+            step, slope = np.reshape(layer, (4, 4)), np.reshape(slope, (4, 4))
+            singular = np.linalg.svd(step, compute_uv=False)
+            # Five Newton-Schulz steps leave singular values between 0.5 and 1.3 of the rate.
+            assert np.all(singular > 0.5 * 0.3) and np.all(singular < 0.5 * 1.4), name
+            left, _, right = np.linalg.svd(slope)
+            assert np.sum(step * (left @ right)) < -0.5 * 2.0, name  # downhill, same frame
+    # Optax's Muon runs Adam with Nesterov momentum, whose first step is longer by this factor.
+    nesterov = 1 + config.b1 * (1 - config.b1) / (1 - config.b1**2)
+    wanted = -0.5 * config.adam_share * nesterov * np.sign(gradient["scale"])
+    np.testing.assert_allclose(updates["scale"], wanted, rtol=1e-3)
