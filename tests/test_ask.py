@@ -34,6 +34,7 @@ def built(tmp_path_factory):
     return build(parse(config))
 
 
+@pytest.mark.slow
 def test_greedy_attempts_are_those_of_the_sampler(built):
     params = built.init_params(jax.random.key(3))
     sampling = SamplingConfig(samples=1, prompt_limit=80, turn_limit=12, temperature=0.0)
@@ -52,6 +53,7 @@ def test_greedy_attempts_are_those_of_the_sampler(built):
             assert attempt in shown
 
 
+@pytest.mark.slow
 def test_a_seed_decides_what_is_drawn(built):
     params = built.init_params(jax.random.key(3))
 

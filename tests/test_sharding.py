@@ -51,6 +51,7 @@ def pairs(runs, part):
     return [(name, both["one"][name], both["many"][name]) for name in found]
 
 
+@pytest.mark.slow
 def test_eight_devices_sample_the_same_dialogues(runs):
     for name, one, many in pairs(runs, "episodes"):
         np.testing.assert_allclose(many, one, atol=1e-5, err_msg=name)
@@ -58,11 +59,13 @@ def test_eight_devices_sample_the_same_dialogues(runs):
     assert len(np.unique(tokens, axis=0)) == 16
 
 
+@pytest.mark.slow
 def test_eight_devices_score_alike(runs):
     for name, one, many in pairs(runs, "hidden"):
         np.testing.assert_allclose(many, one, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_update_alike(runs):
     """Adam's first step is lr * sign(g): params of tiny gradients are held by the norm."""
     for name, one, many in pairs(runs, "metrics"):
@@ -71,6 +74,7 @@ def test_eight_devices_update_alike(runs):
         np.testing.assert_allclose(many, one, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_parameters_and_moments_are_split_before_and_after(runs):
     many = runs[1]["many"]
     whole = {name for name, share in many["shares"]["params"].items() if share == 1.0}
@@ -83,6 +87,7 @@ def test_parameters_and_moments_are_split_before_and_after(runs):
     assert many["row_shards"] == 4 and runs[1]["one"]["row_shards"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["one", "many"])
 def test_the_state_is_donated_and_the_reference_is_not(runs, side):
     assert runs[1][side]["state_donated"]

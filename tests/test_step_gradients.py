@@ -127,6 +127,7 @@ def test_k3_as_a_loss_has_the_forward_gradient():
     assert np.abs(want - reverse).max() > 0.01  # the two can be told apart here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "exact", "k2", "k3"])
 @pytest.mark.parametrize("turn", [1, 2])
 def test_a_turns_beta_moves_that_turn_alone(kind, turn):

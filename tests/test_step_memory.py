@@ -70,6 +70,7 @@ def largest_with_vocabulary(compiled):
     return max(math.prod(size) for size in sizes if any(n % VOCABULARY == 0 for n in size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [4])
 def test_the_update_never_holds_the_vocabulary_for_every_token(chunk):
     compiled = compiled_update(chunk)
@@ -79,6 +80,7 @@ def test_the_update_never_holds_the_vocabulary_for_every_token(chunk):
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * ALL
 
 
+@pytest.mark.slow
 def test_the_measure_sees_such_a_buffer():
     """With one chunk for all tokens it is there: the test above can fail."""
     compiled = compiled_update(2 * LIMIT)
@@ -86,6 +88,7 @@ def test_the_measure_sees_such_a_buffer():
     assert compiled.memory_analysis().temp_size_in_bytes > 4 * ALL
 
 
+@pytest.mark.slow
 def test_sampling_expands_one_token_per_row():
     prompts = Prompts(
         tokens=np.ones((2, PROMPT), np.int32),
