@@ -4,7 +4,7 @@ Training, evaluation and planning all run what is built here.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -141,15 +141,16 @@ def state_shardings(init_params: Callable, init_state: Callable, mesh: Mesh) -> 
     boxed = jax.eval_shape(init_params, jax.random.key(0))
     state = jax.eval_shape(init_state, boxed)
     whole = sharding.replicated(mesh)
-    return TrainState(
-        step=whole,
-        params=sharding.parameter_shardings(state.params, mesh),
-        opt_state=sharding.parameter_shardings(state.opt_state, mesh, constants=1),
-        baseline=whole,
-    )
+    places: dict[str, Any] = {  # a sharding stands where the state has an array
+        "step": whole,
+        "params": sharding.parameter_shardings(state.params, mesh),
+        "opt_state": sharding.parameter_shardings(state.opt_state, mesh, constants=1),
+        "baseline": whole,
+    }
+    return TrainState(**places)
 
 
-def build(settings: Settings, devices: list[jax.Device] | None = None) -> Built:
+def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     """Makes the mesh and the programs of one stage; nothing is compiled yet.
 
     Raises:

@@ -27,7 +27,14 @@ from score_jax.log import Log
 from score_jax.records import Problem
 from score_jax.rewards.pool import Pool
 from score_jax.settings import Settings
-from score_jax.train import Stage, imitate, reinforce, start_state, stop_on_signals
+from score_jax.train import (
+    Stage,
+    StopRequest,
+    imitate,
+    reinforce,
+    start_state,
+    stop_on_signals,
+)
 from score_jax.types import Params
 from score_jax.weights import embedded
 
@@ -40,11 +47,12 @@ def run_mode(mode: str, links: list[Link], workdir: Path, *, config: str, comman
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "run.json", describe_run(links, config, command))
     last = links[-1]
-    if mode == "train":
-        for place, link in enumerate(links):
-            train_stage(link, links[place - 1] if place else None, workdir)
-    else:
-        evaluate_stage(last, links, workdir)
+    with stop_on_signals() as request:
+        if mode == "train":
+            for place, link in enumerate(links):
+                train_stage(link, links[place - 1] if place else None, workdir, request)
+        else:
+            evaluate_stage(last, links, workdir)
     if last.settings.program == "rl":
         print(f"report: {report.write_report(workdir)}")
 
@@ -73,44 +81,41 @@ def describe_run(links: list[Link], config: str, command: str) -> dict[str, Any]
     }
 
 
-def train_stage(link: Link, parent: Link | None, workdir: Path) -> None:
+def train_stage(link: Link, parent: Link | None, workdir: Path, request: StopRequest) -> None:
     """Brings one stage to its last step and its evaluation, from wherever it stands."""
     settings = link.settings
     folder = workdir / settings.name
+    check_folder(link, folder)
     if finished(link, folder):
         print(f"[{settings.name}] already in {folder}")
         return
-    check_folder(link, folder)
+    print(f"[{settings.name}] {settings.steps} steps in {folder}")
     built = build(settings)
     reference = load_reference(built)
     problems = sources.load(**dict(settings.data))
     write_json(folder / "config.json", config_fields(link.config))
     built.chat.tokenizer.save(folder / "tokenizer")
-    checkpoints = open_checkpoints(settings, folder)
-    with open_pool(built, problems) as pool, stop_on_signals() as request:
 
-        def initial() -> Params:
-            return reference if parent is None else take_over(parent, folder, workdir)
+    def initial() -> Params:
+        return reference if parent is None else take_over(parent, folder, workdir)
 
+    with open_checkpoints(settings, folder) as checkpoints, open_pool(built, problems) as pool:
         notes: list[str] = []
         state, progress = start_state(built, checkpoints, initial, notes.append)
-        stage = Stage(
-            built=built,
-            checkpoints=checkpoints,
-            log=open_log(settings, folder, progress.position),
-            stream=open_stream(settings, problems),
-            grader=pool,
-            reference=reference,
-            state=state,
-            progress=progress,
-            request=request,
-        )
-        for note in notes:
-            stage.log.say(note)
-        try:
-            stage.run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
-        finally:
-            stage.log.close()
+        with open_log(settings, folder, progress.position) as log:
+            for note in notes:
+                log.say(note)
+            Stage(
+                built=built,
+                checkpoints=checkpoints,
+                log=log,
+                stream=open_stream(settings, problems),
+                grader=pool,
+                reference=reference,
+                state=state,
+                progress=progress,
+                request=request,
+            ).run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
         step = selected_step(settings, checkpoints)
         assert step is not None, f"{folder} has no final checkpoint after its last step"
         params = checkpoints.restore_params(step, built.abstract_state())
@@ -118,7 +123,6 @@ def train_stage(link: Link, parent: Link | None, workdir: Path) -> None:
             embedded.save(folder / "embedded", params, built.decoder.config, built.chat.tokenizer)
         before = parent_folder(parent, workdir)
         evaluate_models(built, folder, before, reference, params, step, pool)
-    checkpoints.close()
 
 
 def open_stream(settings: Settings, problems: Sequence[Problem]) -> Stream:
@@ -200,13 +204,11 @@ def evaluate_stage(link: Link, links: list[Link], workdir: Path) -> None:
     settings = link.settings
     folder = workdir / settings.name
     built = build(settings)
-    checkpoints = open_checkpoints(settings, folder)
-    step = selected_step(settings, checkpoints) or max(checkpoints.steps(), default=None)
-    reference = load_reference(built)
-    params = reference
-    if step is not None:
-        params = checkpoints.restore_params(step, built.abstract_state())
-    checkpoints.close()
+    reference = params = load_reference(built)
+    with open_checkpoints(settings, folder) as checkpoints:
+        step = selected_step(settings, checkpoints) or max(checkpoints.steps(), default=None)
+        if step is not None:
+            params = checkpoints.restore_params(step, built.abstract_state())
     parent = parent_folder(links[-2] if len(links) > 1 else None, workdir)
     with open_pool(built, test_problems(settings)) as pool:
         evaluate_models(built, folder, parent, reference, params, step or 0, pool)

@@ -1,8 +1,8 @@
 """Orbax checkpoints of a stage: written in the background, kept by recency and reward.
 
 One folder per step holds the train state as arrays and, as JSON, what else a run needs
-to go on: the stream's position, the config, sums for the metrics. A checkpoint that can't be
-read is passed over for the one before it, and said so.
+to go on (the stream's position, the sums of the reward window) and a checksum of the
+arrays. A checkpoint that can't be read is passed over for the one before it, and said so.
 """
 
 import json
@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
+from score_jax.sharding import agree
 from score_jax.types import TrainState
 
 Say = Callable[[str], None]
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError)
 COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it last
 
 
@@ -24,8 +27,22 @@ class StorageError(RuntimeError):
     """A checkpoint could not be written or read; the message says what remains."""
 
 
+@jax.jit
+def fingerprint(tree: Any) -> jax.Array:
+    """A checksum over every bit of a tree of arrays, whatever their sharding."""
+    bits = [
+        jnp.sum(
+            jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32
+        )
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return sum(bits, jnp.zeros((), jnp.uint32))
+
+
 def first_line(error: BaseException) -> str:
     """The start of an error's message; those of the storage layer run over pages."""
+    if type(error) is Exception and error.__cause__ is not None:
+        error = error.__cause__  # Orbax puts the array's whole specification around it
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
 
@@ -39,6 +56,9 @@ class Checkpoints:
         Args:
           every: steps between checkpoints, for the manager's own bookkeeping.
           keep: latest ones to keep, beside the best by training reward.
+
+        Raises:
+          StorageError: the reward of one can't be read.
         """
         self.folder = folder.absolute()
         self.every = every
@@ -48,14 +68,18 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         policy = managers.AnyPreservationPolicy([managers.LatestN(keep), best])
-        self.manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=lambda metrics: metrics["reward"],  # without it no metrics are stored
-                enable_async_checkpointing=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=lambda metrics: metrics["reward"],  # without it no metrics are stored
+            enable_async_checkpointing=True,
         )
+        try:
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
+        except json.JSONDecodeError as error:
+            raise StorageError(
+                f"a checkpoint in {self.folder} has a damaged metrics file ({error}); move that "
+                "checkpoint elsewhere, and the same command goes on from the one before it"
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, first to last."""
@@ -72,19 +96,26 @@ class Checkpoints:
         metrics = self.manager.metrics(step)
         return None if not metrics else float(metrics["reward"])
 
-    def save(self, step: int, state: TrainState, extra: dict[str, Any], reward: float) -> None:
+    def save(
+        self, step: int, state: TrainState, extra: dict[str, Any], reward: float | None
+    ) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied.
+
+        Args:
+          reward: of training, which makes it a candidate for the best; None: it is none.
 
         Raises:
           StorageError: this or the previous write failed.
         """
         if step in self.steps():
             return
+        extra = extra | {"fingerprint": int(fingerprint(state))}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
+        metrics = None if reward is None else {"reward": reward}
         try:
-            self.manager.save(step, args=args, metrics={"reward": reward}, force=True)
+            self.manager.save(step, args=args, metrics=metrics, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failure(error) from error
 
@@ -101,15 +132,12 @@ class Checkpoints:
 
     def failure(self, error: BaseException) -> StorageError:
         """The error of a failed write, with the last step that is safe."""
-        steps = [
-            s for s in self.steps() if (self.folder / str(s) / "_CHECKPOINT_METADATA").exists()
-        ]
+        steps = [step for step in self.steps() if (self.folder / str(step) / COMMITTED).exists()]
         safe = (
             f"the checkpoint of step {steps[-1]} is intact" if steps else "none was written before"
         )
-        reason = str(error).strip().splitlines()[0][:300]
         return StorageError(
-            f"checkpoint in {self.folder} could not be written ({reason}); {safe}: "
+            f"checkpoint in {self.folder} could not be written ({first_line(error)}); {safe}: "
             "make room and run the same command again"
         )
 
@@ -123,12 +151,16 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
         )
+        name = f"checkpoint {self.folder / str(step)}"
         try:
             found = self.manager.restore(step, args=args)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise StorageError(
-                f"checkpoint {self.folder / str(step)} can't be read ({first_line(error)})"
-            ) from error
+        except Exception as error:
+            # Orbax wraps what TensorStore says of a damaged file in a bare Exception.
+            if type(error) is not Exception and not isinstance(error, UNREADABLE):
+                raise
+            raise StorageError(f"{name} can't be read ({first_line(error)})") from error
+        if int(fingerprint(found["state"])) != found["extra"]["fingerprint"]:
+            raise StorageError(f"{name} is damaged (its arrays do not give its checksum)")
         return found["state"], found["extra"]
 
     def restore_latest(
@@ -140,24 +172,48 @@ class Checkpoints:
           StorageError: there are checkpoints and none can be read.
         """
         steps = self.steps()
+        damaged: dict[int, StorageError] = {}
         for step in reversed(steps):
             try:
                 state, extra = self.restore(step, like)
             except StorageError as error:
-                say(f"{error}; falling back to the one before it")
-                self.manager.delete(step)
+                damaged[step] = error
                 continue
+            for bad, error in damaged.items():
+                say(f"{error}; set aside as {self.set_aside(bad)}, the one before it is taken")
             return step, state, extra
         if steps:
             raise StorageError(
-                f"none of the checkpoints {steps} in {self.folder} can be read; "
-                "restore one from a backup, or choose another --workdir"
+                f"none of the checkpoints {steps} in {self.folder} can be read "
+                f"({damaged[steps[-1]]}); restore one from a backup, or choose another --workdir"
             )
         return None
+
+    def set_aside(self, step: int) -> Path:
+        """Moves a checkpoint out of the way, where people can look at it."""
+        place = self.folder.with_name("unreadable") / str(step)
+        while place.exists():
+            place = place.with_name(f"{place.name}+")
+        if jax.process_index() == 0:
+            place.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(place)
+        agree(False)  # all hosts wait for the first
+        self.manager.reload()
+        return place
 
     def restore_params(self, step: int, like: TrainState) -> Any:
         """The parameters of one checkpoint."""
         return self.restore(step, like)[0].params
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except StorageError:
+            if kind is None:  # else another error is on its way, and it came first
+                raise
 
     def close(self) -> None:
         """Waits for writes and frees the manager's threads."""

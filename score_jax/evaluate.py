@@ -63,8 +63,10 @@ def measure_model(
     built: Built, params: Params, problems: Sequence[Problem], grader: Grader, *, step: int
 ) -> dict[str, Any]:
     """All measurements of one model, ready for evaluation.json."""
-    config = built.settings.evaluation
-    greedy = dataclasses.replace(built.settings.sampling, samples=1, branches=1, temperature=0.0)
+    config, sampling = built.settings.evaluation, built.settings.sampling
+    greedy = dataclasses.replace(sampling, samples=1, branches=1, temperature=0.0)
+    if config.turns > built.settings.objective.turns:  # the row limit is for those of training
+        greedy = dataclasses.replace(greedy, row_limit=0)
     ways = {"greedy": greedy}
     if config.samples:
         ways["sampled"] = dataclasses.replace(

@@ -48,7 +48,7 @@ def check_folder(link: Link, folder: Path) -> None:
       ValueError: a field that shapes the run differs.
     """
     before = read_json(folder / "config.json")
-    if before is None or not (folder / "checkpoints").exists():
+    if before is None or not any((folder / "checkpoints").glob("[0-9]*")):
         return
     now = config_fields(link.config)
     for name in sorted(set(before) | set(now)):
@@ -80,9 +80,8 @@ def finished(link: Link, folder: Path) -> bool:
     evaluation = read_json(folder / "evaluation.json")
     if evaluation is None or not (folder / "checkpoints").exists():
         return False
-    checkpoints = open_checkpoints(link.settings, folder)
-    step = selected_step(link.settings, checkpoints)
-    checkpoints.close()
+    with open_checkpoints(link.settings, folder) as checkpoints:
+        step = selected_step(link.settings, checkpoints)
     return step is not None and evaluation["step"] == step
 
 
@@ -93,14 +92,15 @@ def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
       StorageError: the parent has no finished checkpoint.
     """
     source = workdir / parent.settings.name
-    checkpoints = open_checkpoints(parent.settings, source)
-    step = selected_step(parent.settings, checkpoints)
-    if step is None:
-        raise StorageError(f"{source} has no finished checkpoint; run {parent.settings.name} first")
-    # The optimiser of the parent may have another shape: its own programs say which.
-    params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
-    reward = checkpoints.reward(step)
-    checkpoints.close()
+    with open_checkpoints(parent.settings, source) as checkpoints:
+        step = selected_step(parent.settings, checkpoints)
+        if step is None:
+            raise StorageError(
+                f"{source} has no finished checkpoint; run {parent.settings.name} first"
+            )
+        # The optimiser of the parent may have another shape: its own programs say which.
+        params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
+        reward = checkpoints.reward(step)
     write_json(
         folder / "handoff.json",
         {

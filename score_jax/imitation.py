@@ -1,6 +1,7 @@
 """Worked dialogues as rows for supervised training: pre-training, STaR, Pair-SFT."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,12 +52,13 @@ def encode_dialogues(
             )
         tokens[row, : len(ids)], turn[row, : len(ids)] = ids, turns
         lengths[row] = len(ids)
-    return Episodes(
-        tokens=tokens,
-        length=lengths,
-        turn=turn,
-        logprobs=np.zeros((count, length), np.float32),
-        truncated=np.zeros((count, script.turns), bool),
-        problem=np.zeros(count, np.int32),
-        rewards=np.zeros((count, script.turns), np.float32),
-    )
+    columns: dict[str, Any] = {  # numpy until they are made global
+        "tokens": tokens,
+        "length": lengths,
+        "turn": turn,
+        "logprobs": np.zeros((count, length), np.float32),
+        "truncated": np.zeros((count, script.turns), bool),
+        "problem": np.zeros(count, np.int32),
+        "rewards": np.zeros((count, script.turns), np.float32),
+    }
+    return Episodes(**columns)

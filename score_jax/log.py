@@ -4,11 +4,13 @@ Only the first host writes. On resume, lines of steps that will be run again are
 so the files of a resumed run are those of an uninterrupted one.
 """
 
+import importlib
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,8 +70,7 @@ class Log:
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         if wandb:
-            import wandb as library
-
+            library = importlib.import_module("wandb")  # not in every install
             self.wandb = library.init(project=wandb, name=f"{folder.parent.name}/{stage}")
         self.bar = tqdm(
             total=steps,
@@ -111,8 +112,12 @@ class Log:
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Writes one line and hands it to the operating system."""
-        self.files[name].write(json.dumps(record) + "\n")
-        self.files[name].flush()
+        file = self.files[name]
+        try:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, file.name) from error
 
     def say(self, message: str) -> None:
         """Shows one line above the progress bar."""
@@ -125,10 +130,17 @@ class Log:
             file.flush()
             os.fsync(file.fileno())
 
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Closes everything."""
         for file in self.files.values():
-            file.close()
+            with suppress(OSError):  # every line was flushed, so it has been raised already
+                file.close()
         if self.board is not None:
             self.board.close()
         if self.wandb is not None:

@@ -8,9 +8,12 @@ missing is run first. The exit code is 0 only on success; a mistake is told in o
 line, with the traceback kept in the workdir.
 """
 
+import errno
 import importlib.util
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +37,17 @@ MODE = flags.DEFINE_enum(
 SHARED = (
     "seed", "task", "data", "tokenizer", "weights", "model", "mesh", "grading", "evaluation", "log",
 )  # fmt: skip
+CONFIG_ERRORS = (  # what ConfigDict raises, and Python for a file that is none
+    ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,
+)  # fmt: skip
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def load_config(path: str) -> ConfigDict:
     """Runs `get_config` of FILE or FILE:preset.
 
     Raises:
-      ValueError: there is no such file or preset.
+      ValueError: there is no such file or preset, or it sets fields that are not there.
     """
     name, _, preset = path.partition(":")
     if not Path(name).is_file():
@@ -48,18 +55,27 @@ def load_config(path: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(Path(name).stem, name)
     assert spec is not None and spec.loader is not None, f"{name} is not a Python file"
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(preset) if preset else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(preset) if preset else module.get_config()
+    except CONFIG_ERRORS as error:
+        raise config_error(f"config.parent {path!r}", error) from error
 
 
-def resolve_chain(config: ConfigDict, overrides: dict[str, Any]) -> list[Link]:
-    """The stages from the first to the one asked for."""
+def resolve_chain(config: ConfigDict, overrides: Mapping[str, Any]) -> list[Link]:
+    """The stages from the first to the one asked for.
+
+    Raises:
+      ValueError: a config is at fault, or its parents lead in a circle.
+    """
     links = [Link(settings=parse(config), config=config)]
     while parent := links[0].settings.parent:
         config = load_config(parent)
-        for name, value in overrides.items():
-            if name.split(".")[0] in SHARED:
-                config.update_from_flattened_dict({name: value})
+        shared = {name: v for name, v in overrides.items() if name.split(".")[0] in SHARED}
+        try:
+            config.update_from_flattened_dict(shared)
+        except CONFIG_ERRORS as error:
+            raise config_error(f"config.parent {parent!r}", error) from error
         links.insert(0, Link(settings=parse(config), config=config))
         names = [link.settings.name for link in links]
         if len(set(names)) < len(names):
@@ -67,46 +83,98 @@ def resolve_chain(config: ConfigDict, overrides: dict[str, Any]) -> list[Link]:
     return links
 
 
-def main(argv: list[str]) -> None:
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Reads the command line, and with it the config file and its overrides.
+
+    Raises:
+      ValueError: a flag, the file or an override is at fault. Nothing of this package
+        runs here but configs, so whatever fails is theirs.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        fields = CONFIG.value and CONFIG.value.keys()  # fails where no file could be read
+    except flags.Error as error:
+        raise ValueError(one_line(error)) from error
+    except (OSError, *CONFIG_ERRORS) as error:
+        raise config_error("--config", error) from error
+    if len(rest) > 1:
+        raise ValueError(f"unknown arguments: {' '.join(rest[1:])}; write --name=value")
+    if fields is None:
+        raise ValueError("--config is missing; set it to a file such as configs/stage2.py")
+    return rest
+
+
+def workdir() -> Path:
+    """The folder of the run that the flags ask for."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    return Path(WORKDIR.value or Path("runs") / Path(path.partition(":")[0]).stem)
+
+
+def main(_: list[str]) -> None:
     """Runs the mode asked for."""
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it opens
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     flag = flags.FLAGS["config"]
-    overrides = config_flags.get_override_values(flag)
-    links = resolve_chain(CONFIG.value, overrides)
+    links = resolve_chain(CONFIG.value, config_flags.get_override_values(flag))
     path = config_flags.get_config_filename(flag)
-    workdir = Path(WORKDIR.value or Path("runs") / Path(path.partition(":")[0]).stem)
-    run_mode(MODE.value, links, workdir, config=path, command=" ".join(sys.argv))
+    run_mode(MODE.value, links, workdir(), config=path, command=" ".join(sys.argv))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; of one that quotes a traceback, the last line."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def config_error(path: str, error: BaseException) -> ValueError:
+    """The error of a config file or of an override on the command line."""
+    missing = "there is no field " if isinstance(error, AttributeError | KeyError) else ""
+    return ValueError(f"{path}: {missing}{one_line(error)}")
 
 
 def tell(error: BaseException) -> None:
-    """Prints one line and keeps the traceback beside the run."""
-    folder = Path("runs")
-    if flags.FLAGS.is_parsed() and WORKDIR.value:
-        folder = Path(WORKDIR.value)
+    """Prints one line; the traceback goes beside the run, if that has begun."""
     note = ""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
-        note = f" (traceback in {folder / 'traceback.txt'})"
-    except OSError:
-        note = ""
-    print(f"error: {' '.join(str(error).split())}{note}", file=sys.stderr, flush=True)
+    with suppress(OSError, flags.Error):  # no run, or no room
+        path = workdir() / "traceback.txt"
+        if path.parent.is_dir():
+            path.write_text("".join(traceback.format_exception(error)))
+            note = f" (traceback in {path})"
+    print(f"error: {one_line(error)}{note}", file=sys.stderr, flush=True)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error itself, rather than a library that it called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    name = frame.f_globals["__name__"]
+    return name == "__main__" or name.split(".")[0] in ("score_jax", "configs")
 
 
 def run() -> None:
-    """Entry point: exit codes and one-line errors."""
+    """Entry point: exit codes and one-line errors.
+
+    A ValueError of ours is a user's mistake (2), a failure to train or to store is told
+    in one line as well (1); whatever else comes is a defect and shows its traceback.
+    """
     try:
-        flags.mark_flag_as_required("config")
-        app.run(main)
+        app.run(main, flags_parser=parse_flags)
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr, flush=True)
-        sys.exit(143)
-    except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError) as error:
+        sys.exit(stop.code)
+    except ValueError as error:
+        if not is_ours(error):
+            raise
         tell(error)
         sys.exit(2)
-    except (TrainingError, StorageError, OSError) as error:
+    except (TrainingError, StorageError) as error:
+        tell(error)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            error = StorageError(f"{error}; make room and run the same command again")
         tell(error)
         sys.exit(1)
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Pending(Protocol):
 class Grader(Protocol):
     """What a rollout asks of rewards.pool.Pool."""
 
-    def submit(self, task: str, items: Sequence[tuple[Problem, str]]) -> Pending:
+    def submit(self, task_name: str, items: Sequence[tuple[Problem, str]]) -> Pending:
         """Starts grading answers."""
         ...
 
@@ -62,7 +62,8 @@ def encode_prompts(
             )
         tokens[row, : len(ids)] = ids
         lengths[row] = len(ids)
-    return Prompts(tokens=tokens, length=lengths, problem=np.asarray(places, np.int32))
+    columns: dict[str, Any] = {"tokens": tokens, "length": lengths}  # numpy until `to_global`
+    return Prompts(**columns, problem=np.asarray(places, np.int32))
 
 
 def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str, ...]]:

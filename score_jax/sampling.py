@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from score_jax.model.decoder import Decoder, write_cache
+from score_jax.model.decoder import Decoder, forward, vocabulary_logits, write_cache
 from score_jax.numerics import log_softmax, select_logprob
 from score_jax.types import Cache, Episodes, Params, Prompts
 
@@ -67,8 +67,7 @@ class Script:
         return min(whole, config.row_limit or whole)
 
 
-@struct.dataclass
-class Loop:
+class Loop(struct.PyTreeNode):
     """State of the sampling loop."""
 
     tokens: Int[Array, "B T"]
@@ -124,7 +123,7 @@ def prefill(
     """Runs the prompts once per problem and fans them out to G rows each."""
     problems, width = prompts.tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), (problems, width))
-    hidden, new = decoder.apply({"params": params}, prompts.tokens, positions)
+    hidden, new = forward(decoder, params, prompts.tokens, positions)
     last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
 
     length = script.row_length(config)
@@ -211,14 +210,14 @@ def sample_dialogues(
     fold = jax.vmap(jax.random.fold_in)
 
     def body(loop: Loop) -> Loop:
-        logits = decoder.apply({"params": params}, loop.hidden, method="logits")
+        logits = vocabulary_logits(decoder, params, loop.hidden)
         keys = jnp.where(loop.turn == 1, first_keys, own_keys)
         drawn = draw(fold(fold(keys, loop.turn), loop.length), logits, config.temperature)
         forcing = loop.forced <= len(script.instruction)
         token = jnp.where(forcing, forced_tokens[loop.forced], drawn)
         logprob = select_logprob(log_softmax(logits), token)
         at = jnp.minimum(loop.length, loop.tokens.shape[1] - 1)  # done rows may be full
-        hidden, new = decoder.apply({"params": params}, token[:, None], at[:, None], loop.cache)
+        hidden, new = forward(decoder, params, token[:, None], at[:, None], loop.cache)
         loop = advance(loop, token, logprob, script, config.turn_limit)
         return loop.replace(hidden=hidden[:, 0], cache=write_cache(loop.cache, new, at))
 

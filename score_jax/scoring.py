@@ -11,12 +11,11 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from score_jax import numerics
-from score_jax.model.decoder import Decoder
+from score_jax.model.decoder import Decoder, forward, vocabulary_logits
 from score_jax.types import Episodes, Params
 
 
-@struct.dataclass
-class TokenScores:
+class TokenScores(struct.PyTreeNode):
     """What a model says of the policy's tokens; 0 elsewhere."""
 
     logprobs: Float[Array, "B T"]  # nats
@@ -29,7 +28,7 @@ def hidden_states(
 ) -> Float[Array, "B T D"]:
     """Final hidden states of whole rows; causality makes the padding harmless."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return decoder.apply({"params": params}, tokens, positions)[0]
+    return forward(decoder, params, tokens, positions)[0]
 
 
 def policy_positions(turn: Int[Array, "B T"], most: int, chunk: int) -> Int[Array, "C B c"]:
@@ -61,7 +60,7 @@ def score_tokens(
     def expand(params: Params, hidden: Array, at: Array) -> Float[Array, "B c V"]:
         # The token at position t is predicted by the hidden state at t - 1.
         before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-        logits = decoder.apply({"params": params}, before, method="logits")
+        logits = vocabulary_logits(decoder, params, before)
         return numerics.log_softmax(logits)
 
     @jax.checkpoint

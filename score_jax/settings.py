@@ -207,7 +207,7 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def parse(config: Mapping[str, Any]) -> Settings:
+def parse(config: Any) -> Settings:
     """Checks a config and turns it into frozen dataclasses.
 
     Raises:
@@ -254,6 +254,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def items(value: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def items(value: Any) -> tuple[tuple[str, Any], ...]:
     """A mapping as a sorted tuple of pairs."""
     return tuple(sorted((name, plain(part)) for name, part in value.items()))

@@ -6,13 +6,14 @@ logical axes that each was made with.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -59,7 +60,7 @@ class MeshConfig:
         return (devices // rest, self.fsdp, self.tensor)
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices of all hosts, or over those given."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
@@ -106,7 +107,7 @@ def parameter_shardings(
             raise ValueError(f"parameter {name} of shape {leaf.shape} has no logical axes")
         if not jax.tree.leaves(leaf.value):
             return leaf.value  # a place that an optimiser keeps empty
-        spec = nn.logical_to_mesh_axes(leaf.names, rules)
+        spec = logical_to_mesh_axes(leaf.names, rules)
         shape = leaf.value.shape
         assert spec is not None, f"no mesh axes for {name} with logical axes {leaf.names}"
         for size, axes, logical in zip(shape, spec, leaf.names, strict=True):

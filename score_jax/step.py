@@ -79,8 +79,7 @@ def score_episodes(
     return join_rows(jax.lax.map(one, split_rows(episodes, parts)))
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """Rows with all that their loss needs."""
 
     episodes: Episodes

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.build import Built
-from score_jax.checkpoint import Checkpoints
+from score_jax.checkpoint import Checkpoints, fingerprint
 from score_jax.data import procedural
 from score_jax.data.stream import Stream
 from score_jax.imitation import encode_dialogues
@@ -39,26 +39,35 @@ class TrainingError(RuntimeError):
     """Training can't go on; the message names step, cause and last checkpoint."""
 
 
-class Interrupted(RuntimeError):
-    """A signal asked for the end; everything was saved."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for the end, and nothing is left to be saved."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.code = 128 + number  # as a shell reports a process that the signal ended
 
 
 @dataclass
 class StopRequest:
-    """Whether a signal has asked the run to save and end."""
+    """Whether a signal has asked the run to end, and whether it must wait for a save."""
 
-    name: str = ""
+    number: int = 0
+    patient: bool = False  # steps are under way: the one being done is saved first
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM and the first SIGINT into a request to save and end."""
+    """Turns SIGTERM and SIGINT into `Interrupted`, while training after a save.
+
+    A second SIGINT does not wait.
+    """
     request = StopRequest()
 
     def ask(number: int, _: Any) -> None:
-        if request.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.name = signal.Signals(number).name
+        if not request.patient or (request.number and number == signal.SIGINT):
+            name = signal.Signals(number).name
+            raise Interrupted(f"{name}: the same command goes on from what is saved", number)
+        request.number = number
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -69,15 +78,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 @jax.jit
-def fingerprint(params: Params) -> jax.Array:
-    """A checksum over every bit of a tree of float32 arrays."""
-    bits = [
-        jnp.sum(
-            jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32
-        )
-        for leaf in jax.tree.leaves(params)
-    ]
-    return sum(bits, jnp.zeros((), jnp.uint32))
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 @dataclass
@@ -85,11 +88,11 @@ class Progress:
     """What a stage carries from step to step besides the train state."""
 
     position: int = 0  # of the stream, in batches
-    reward_sum: float = 0.0  # training reward since the last checkpoint
+    reward_sum: float = 0.0  # training reward since the last checkpoint that was due
     reward_count: int = 0
 
     def reward(self) -> float:
-        """Mean training reward since the last checkpoint."""
+        """Mean training reward since the last checkpoint that was due."""
         return self.reward_sum / max(1, self.reward_count)
 
 
@@ -116,42 +119,55 @@ class Stage:
         """
         settings = self.built.settings
         base = int(fingerprint(self.reference))
-        while (step := self.progress.position) < settings.steps:
+        self.request.patient = True
+        stop = False
+        while not stop and (step := self.progress.position) < settings.steps:
             values = learn(self, step)
             done = step + 1
             self.check(done, values)
             self.log.metrics(done, values)
             self.count(values)
-            stop = agree(bool(self.request.name))
+            stop = agree(bool(self.request.number))
             if done % settings.checkpoint.every == 0 or done == settings.steps or stop:
                 if int(fingerprint(self.reference)) != base:
                     raise TrainingError(f"step {done}: the reference parameters have changed")
                 self.save(done)
-            if stop and done < settings.steps:
-                self.checkpoints.wait()
-                raise Interrupted(
-                    f"{self.request.name or 'another host'} at step {done} of {settings.steps}: "
-                    "saved; the same command goes on from here"
-                )
         self.checkpoints.wait()
+        self.request.patient = False
+        if agree(bool(self.request.number)):
+            number = self.request.number or signal.SIGTERM  # none: another host was asked
+            raise Interrupted(
+                f"{signal.Signals(number).name} at step {self.progress.position} of "
+                f"{settings.steps}: saved; the same command goes on from here",
+                number,
+            )
 
     def check(self, step: int, values: dict[str, float]) -> None:
         """Stops on numbers that must not enter a checkpoint."""
-        steps = self.checkpoints.steps()
-        last = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]):
-                raise TrainingError(
-                    f"step {step}: {name} is {values[name]}; {last}. Lower "
-                    f"optimizer.learning_rate ({self.built.settings.optimizer.learning_rate}) or "
-                    "set optimizer.clip_norm, and run again"
-                )
+                raise self.diverged(step, f"{name} is {values[name]}")
         gap, limit = values.get("logprob_gap/max", 0.0), self.built.settings.gap_limit
-        if gap > limit:
+        if not gap <= limit:
             raise TrainingError(
                 f"step {step}: sampler and scorer differ by {gap:.3g} nats at one token, more than "
-                f"config.gap_limit {limit}; {last}. Use model.dtype='float32' or raise the limit"
+                f"config.gap_limit {limit}; {self.last_saved()}. Use model.dtype='float32' or "
+                "raise the limit"
             )
+
+    def diverged(self, step: int, cause: str) -> TrainingError:
+        """The error of a step whose numbers are of no use."""
+        rate = self.built.settings.optimizer.learning_rate
+        return TrainingError(
+            f"step {step}: {cause}; {self.last_saved()}. Lower optimizer.learning_rate ({rate}) "
+            "or set optimizer.clip_norm, and begin again in another --workdir"
+        )
+
+    def last_saved(self) -> str:
+        """Says which checkpoint is on disk."""
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        return f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def count(self, values: dict[str, float]) -> None:
         """Adds a step's training reward, the unshaped weighted sum over turns."""
@@ -162,11 +178,20 @@ class Stage:
         self.progress.reward_count += 1
 
     def save(self, step: int) -> None:
-        """Starts a checkpoint of everything and begins a new reward window."""
+        """Starts a checkpoint of everything.
+
+        One that was due ends a reward window. One that a signal asked for does not, and is
+        no candidate for the best: the resumed run has the windows of an uninterrupted one.
+        """
+        if not all_finite(self.state):
+            raise self.diverged(step, "parameters or optimiser state are not finite")
+        settings, progress = self.built.settings, self.progress
+        due = step % settings.checkpoint.every == 0
+        reward = progress.reward() if due or step == settings.steps else None
+        if due:
+            progress.reward_sum, progress.reward_count = 0.0, 0
         self.log.sync()
-        extra = {"position": self.progress.position, "settings": repr(self.built.settings)}
-        self.checkpoints.save(step, self.state, extra, self.progress.reward())
-        self.progress.reward_sum, self.progress.reward_count = 0.0, 0
+        self.checkpoints.save(step, self.state, asdict(progress), reward)
 
 
 Learn = Callable[[Stage, int], dict[str, float]]
@@ -252,13 +277,10 @@ def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
 def start_state(
     built: Built, checkpoints: Checkpoints, params: Callable[[], Params], say: Callable[[str], None]
 ) -> tuple[TrainState, Progress]:
-    """The newest readable checkpoint, else a fresh state from `params()`.
-
-    A checkpoint's reward window always begins anew, since it was written at its end.
-    """
+    """The newest readable checkpoint, else a fresh state from `params()`."""
     found = checkpoints.restore_latest(built.abstract_state(), say)
     if found is None:
         return built.init_state(params()), Progress()
     step, state, extra = found
     say(f"goes on from the checkpoint of step {step} of {built.settings.steps}")
-    return state, Progress(position=extra["position"])
+    return state, Progress(**{entry.name: extra[entry.name] for entry in fields(Progress)})

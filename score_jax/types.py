@@ -24,8 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 Params = Any  # the "params" collection of model.decoder.Decoder
 
 
-@struct.dataclass
-class Prompts:
+class Prompts(struct.PyTreeNode):
     """Encoded problems, right-padded."""
 
     tokens: Int[Array, "P T0"]
@@ -33,8 +32,7 @@ class Prompts:
     problem: Int[Array, "P"]  # place in the data set; sampling keys are folded from it
 
 
-@struct.dataclass
-class Episodes:
+class Episodes(struct.PyTreeNode):
     """Sampled dialogues; what sampler, learner and evaluator share."""
 
     tokens: Int[Array, "B T"]
@@ -46,24 +44,21 @@ class Episodes:
     rewards: Float[Array, "B R"]  # 0 until graded
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Keys and values of a dialogue; a token's slot is its position in the row."""
 
     keys: Float[Array, "L B S K H"]
     values: Float[Array, "L B S K H"]
 
 
-@struct.dataclass
-class Scores:
+class Scores(struct.PyTreeNode):
     """What the fixed reference model says of sampled dialogues."""
 
     logprobs: Float[Array, "B T"]  # nats; 0 where turn is 0
     hidden: Float[Array, "B T D"] | None  # kept for the exact KL only
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that an update changes. The reference parameters are never part of it."""
 
     step: Int[Array, ""]  # rollouts learnt from

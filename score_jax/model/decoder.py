@@ -5,7 +5,7 @@ logits are a second method, so that callers decide at which positions the
 vocabulary is ever expanded.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from score_jax.model.attention import Attention, KeysValues
 from score_jax.model.config import ModelConfig
 from score_jax.model.layers import GatedMlp, RmsNorm, layer_frequencies, soft_cap, weight
-from score_jax.types import Cache
+from score_jax.types import Cache, Params
 
 FAR = 1 << 30  # the window of a layer that sees everything, in tokens
 
@@ -117,6 +117,25 @@ class Decoder(nn.Module):
             preferred_element_type=jnp.float32,
         )
         return soft_cap(logits, self.config.logit_cap)
+
+
+def forward(
+    decoder: Decoder,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: Cache | None = None,
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Decoder.__call__ as a pure function of its parameters."""
+    result = decoder.apply({"params": params}, tokens, positions, cache)
+    return cast(tuple[Array, Cache], result)
+
+
+def vocabulary_logits(
+    decoder: Decoder, params: Params, hidden: Float[Array, "... D"]
+) -> Float[Array, "... V"]:
+    """Decoder.logits as a pure function of its parameters."""
+    return cast(Array, decoder.apply({"params": params}, hidden, method="logits"))
 
 
 def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:

@@ -1,0 +1,49 @@
+"""What several test modules share: compiled programs, and one finished run."""
+
+import os
+import shutil
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from tests import tiny_stages
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder of compiled programs that the session's processes share."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("jax"))
+
+
+@pytest.fixture
+def compiled(cache):
+    """Has this process use that folder for the length of a test."""
+    settings = {
+        "jax_compilation_cache_dir": cache,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def finished_run(cache, tmp_path_factory):
+    """A workdir in which Stage I has run to its end without an interruption."""
+    workdir = tmp_path_factory.mktemp("finished")
+    code, _, err = tiny_stages.finish(tiny_stages.command(workdir), cache)
+    assert code == 0, err
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished_run, tmp_path):
+    """A copy of the finished run that a test may change."""
+    return shutil.copytree(finished_run, tmp_path / "run")

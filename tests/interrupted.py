@@ -1,0 +1,68 @@
+"""Runs score_jax.main and sends it a signal at a chosen moment.
+
+    python tests/interrupted.py SIGNAL MOMENT STEP --config=... --workdir=...
+
+Moments of a step: `rollout`, sampled and not yet graded; `update`, learnt from and not
+yet written down; `save`, while its checkpoint is being written.
+"""
+
+import os
+import signal
+import sys
+
+from score_jax import main, rollout
+from score_jax.checkpoint import Checkpoints
+from score_jax.train import Stage
+
+GIVEN, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+
+
+class Fatal(dict):
+    """What stands in a checkpoint beside the arrays; whoever writes it gets the signal."""
+
+    def __or__(self, other):
+        return Fatal({**self, **other})
+
+    def items(self):
+        os.kill(os.getpid(), GIVEN)
+        return super().items()
+
+
+def before(function, signalled):
+    """The function, with the signal sent before the call of which `signalled(*args)`."""
+
+    def call(*args, **options):
+        if signalled(*args):
+            os.kill(os.getpid(), GIVEN)
+        return function(*args, **options)
+
+    return call
+
+
+def arm():
+    """Lays the trap."""
+    if MOMENT == "rollout":
+        stages = []
+        run = Stage.run
+        Stage.run = lambda stage, learn: stages.append(stage) or run(stage, learn)
+        rollout.grade_rollout = before(
+            rollout.grade_rollout, lambda *_: stages and stages[0].progress.position == STEP - 1
+        )
+    elif MOMENT == "update":
+        # Whether the write of an earlier checkpoint is through by now is left to no chance.
+        Stage.check = before(
+            Stage.check, lambda stage, step, _: step == STEP and not stage.checkpoints.wait()
+        )
+    elif MOMENT == "save":
+        save = Checkpoints.save
+        Checkpoints.save = lambda self, step, state, extra, reward: save(
+            self, step, state, Fatal(extra) if step == STEP else extra, reward
+        )
+    else:
+        raise ValueError(f"moment is {MOMENT!r}; choose rollout, update or save")
+
+
+if __name__ == "__main__":
+    arm()
+    del sys.argv[1:4]
+    main.run()

@@ -1,0 +1,98 @@
+"""Stages of a random model of a few thousand parameters, as config and as commands.
+
+A process that runs one is start-up and compilation; the steps take no time.
+
+    python -m score_jax.main --config=tests/tiny_stages.py:stage2 --workdir=DIR
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import base, stage1, stage2
+
+ROOT = Path(__file__).parent.parent
+FILE = "tests/tiny_stages.py"
+CACHE = {  # programs of a few thousand parameters compile in less than the usual minimum
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+def get_config(name: str = "stage1") -> ConfigDict:
+    """One of base, stage1, stage2, made small."""
+    config = {"base": base, "stage1": stage1, "stage2": stage2}[name].get_config()
+    config.parent = f"{FILE}:stage1" if name == "stage2" else ""
+    config.steps = 6
+    config.batch = 4
+    config.tokenizer.source = "trained"
+    config.weights.source = "random"
+    config.model = ConfigDict(
+        {"vocab_size": 80, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1,
+         "head_dim": 8, "mlp_dim": 16}
+    )  # fmt: skip
+    config.checkpoint.every = 2
+    config.evaluation.problems = 8
+    config.evaluation.batch = 8
+    config.evaluation.samples = 2
+    config.log.update({"transcripts": 2, "transcripts_every": 2, "tensorboard": False})
+    config.log.progress = False
+    config.grading.workers = 1
+    config.optimizer.learning_rate = 1e-2
+    if name != "base":
+        config.task = "tests.short_answers"
+        config.sampling.update({"samples": 2, "turn_limit": 8, "row_limit": 0})
+    return config
+
+
+def command(workdir, *flags, config=f"{FILE}:stage1"):
+    """The command line of a run."""
+    return ["-m", "score_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+
+
+def launch(arguments, cache, **options):
+    """Starts Python with these arguments at the repository's root."""
+    environment = os.environ | CACHE | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(arguments, cache, **options):
+    """Runs Python to its end; returns exit code, stdout and stderr."""
+    process = launch(arguments, cache, **options)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def lines(path):
+    """The values of a JSONL file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def without_times(rows):
+    """Metrics but for those that a clock makes."""
+    clock = ("time/", "tokens_per_second/")
+    return [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
+
+
+def assert_same_tree(a, b):
+    """Bitwise, leaf by leaf."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), f"{name} differs"
