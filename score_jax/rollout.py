@@ -62,8 +62,12 @@ def encode_prompts(
             )
         tokens[row, : len(ids)] = ids
         lengths[row] = len(ids)
-    columns: dict[str, Any] = {"tokens": tokens, "length": lengths}  # numpy until `to_global`
-    return Prompts(**columns, problem=np.asarray(places, np.int32))
+    columns: dict[str, Any] = {  # numpy until they are made global
+        "tokens": tokens,
+        "length": lengths,
+        "problem": np.asarray(places, np.int32),
+    }
+    return Prompts(**columns)
 
 
 def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str, ...]]:
