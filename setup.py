@@ -46,7 +46,7 @@ setup(
             "psutil>=6",  # counts the processes that a test leaves behind
             "reasoning-gym==0.1.25",
             "ruff==0.17.6",
-            "pyright==1.1.414",
+            "pyright[nodejs]==1.1.414",  # with a node of its own
             "tokenizers>=0.23",
             "gguf>=0.19",
             "protobuf",
