@@ -2,7 +2,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,14 +55,12 @@ def world(tmp_path, monkeypatch):
 def check_all(kinds, world, *, namespaces):
     chosen = [source for kind, source in programs(**world) if kind in kinds]
     test = ("assert f(2) == 42",)
-    start = time.monotonic()
     with ThreadPoolExecutor(2) as threads:
         outcomes = list(
             threads.map(
                 lambda source: sandbox.run(source, test, LIMITS, namespaces=namespaces), chosen
             )
         )
-    assert time.monotonic() - start < len(chosen) * 2
     for source, outcome in zip(chosen, outcomes, strict=True):
         assert not any(outcome.passed), f"{outcome}\n{source}"
     return outcomes
@@ -180,10 +177,8 @@ def test_a_broken_program_says_what_is_wrong():
 
 
 def test_a_slow_program_is_stopped_in_time():
-    start = time.monotonic()
     outcome = sandbox.run("while True: pass", ("f()",), LIMITS)
-    assert not any(outcome.passed)
-    assert time.monotonic() - start < 3
+    assert outcome.timed_out and not outcome.passed
 
 
 @linux
