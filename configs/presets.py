@@ -65,6 +65,7 @@ CODE: dict[str, Any] = {
 }
 TASKS = {"words": WORDS, "math": MATH, "code": CODE}
 STAGE1_BETAS = {"words": (0.11, 0.01), "math": (0.11, 0.01), "code": (0.26, 0.01)}
+STAGE2_BETAS = (0.01, 0.01)
 
 
 def apply(config: Any, name: str) -> ConfigDict:
@@ -87,6 +88,8 @@ def apply(config: Any, name: str) -> ConfigDict:
     config.tokenizer.chat = chat
     if config.name == "stage1":
         config.objective.beta = STAGE1_BETAS[task]
+    elif config.name == "stage2":
+        config.objective.beta = STAGE2_BETAS
     if config.parent:
         config.parent = f"{config.parent}:{name}"
     return config
