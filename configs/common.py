@@ -35,6 +35,13 @@ def get_config() -> ConfigDict:
     config.tokenizer = ConfigDict({"source": "embedded", "chat": "plain"})  # TokenizerConfig
     config.weights = ConfigDict({"source": "embedded"})  # WeightsConfig
     config.model = config_dict.placeholder(ConfigDict)  # ModelConfig; None: as the weights say
+    config.lora = ConfigDict(  # LoraConfig
+        {
+            "rank": 0,  # of the adapter that is trained; 0: no adapter, all is trained
+            "alpha": 32.0,  # its product is scaled by alpha / rank
+            "targets": ("query", "key", "value", "out", "gate", "up", "down"),
+        }
+    )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # MeshConfig
 
     config.sampling = ConfigDict(  # SamplingConfig

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from score_jax import sharding
 from score_jax.data import procedural
+from score_jax.model import lora
 from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import Decoder
 from score_jax.optimizer import make_optimizer
@@ -23,7 +24,7 @@ from score_jax.records import Task
 from score_jax.rollout import Sampler
 from score_jax.sampling import SamplingConfig, Script, sample_dialogues
 from score_jax.settings import Settings
-from score_jax.step import score_episodes, update
+from score_jax.step import all_trained, score_episodes, update
 from score_jax.supervised import supervised_update
 from score_jax.tasks import registry
 from score_jax.text import tokenizer as tokenizers
@@ -60,20 +61,29 @@ class Built:
     decoder: Decoder
     chat: Chat
     task: Task
-    init_params: Program  # (key) -> params
-    init_state: Program  # (params) -> fresh TrainState; params are donated
+    init_params: Program  # (key) -> params of the whole model
+    init_adapter: Program | None  # () -> an adapter that changes nothing; None: no adapter
+    merge: Program | None  # (reference params, adapter) -> params of the whole model
+    init_state: Program  # (what is trained) -> fresh TrainState
     score: Program  # (reference params, episodes) -> Scores
     update: Program  # (state donated, reference params, episodes, scores) -> state, metrics
     supervise: Program  # (state donated, episodes) -> state, metrics
     state_shardings: TrainState
+    model_shardings: Params  # of the whole model, whatever is trained
+
+    def fresh(self, reference: Params) -> Params:
+        """What training begins with: the base model, or an adapter that changes nothing."""
+        return reference if self.init_adapter is None else self.init_adapter()
+
+    def policy(self, trained: Params, reference: Params) -> Params:
+        """The whole model, to sample from, measure and export."""
+        return trained if self.merge is None else self.merge(reference, trained)
 
     def sample(self, config: SamplingConfig, turns: int) -> Program:
         """The sampling program (params, prompts, key) -> Episodes."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
         draw = partial(sample_dialogues, self.decoder, script=self.script(turns), config=config)
-        jitted = jax.jit(
-            draw, in_shardings=(self.state_shardings.params, rows, whole), out_shardings=rows
-        )
+        jitted = jax.jit(draw, in_shardings=(self.model_shardings, rows, whole), out_shardings=rows)
         return Program(jitted, self.mesh)
 
     def script(self, turns: int) -> Script:
@@ -96,8 +106,11 @@ class Built:
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the train state, for restoring into."""
-        params = jax.eval_shape(self.init_params.jitted, jax.random.key(0))
-        shapes = jax.eval_shape(self.init_state.jitted, params)
+        if self.init_adapter is None:
+            trained = jax.eval_shape(self.init_params.jitted, jax.random.key(0))
+        else:
+            trained = jax.eval_shape(self.init_adapter.jitted)
+        shapes = jax.eval_shape(self.init_state.jitted, trained)
         return jax.tree.map(
             lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
             shapes,
@@ -136,9 +149,8 @@ def load_chat(settings: Settings) -> Chat:
     return Chat(tokenizer, chat)
 
 
-def state_shardings(init_params: Callable, init_state: Callable, mesh: Mesh) -> TrainState:
-    """The sharding of every leaf of the train state, from its logical axes."""
-    boxed = jax.eval_shape(init_params, jax.random.key(0))
+def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainState:
+    """The sharding of every leaf of the train state, from the logical axes of what is trained."""
     state = jax.eval_shape(init_state, boxed)
     whole = sharding.replicated(mesh)
     places: dict[str, Any] = {  # a sharding stands where the state has an array
@@ -176,15 +188,19 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     def init_params(key: jax.Array) -> Params:
         return nn.unbox(init_boxed(key))
 
-    def init_state(params: Params) -> TrainState:
+    def init_state(trained: Params) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
+            params=trained,
+            opt_state=optimizer.init(trained),
             baseline=jnp.zeros(settings.objective.turns),
         )
 
-    places = state_shardings(init_boxed, init_state, mesh)
+    whole_model = jax.eval_shape(init_boxed, jax.random.key(0))
+    model = sharding.parameter_shardings(whole_model, mesh)
+    adapter = adapter_functions(settings, whole_model)
+    boxed = jax.eval_shape(adapter.init) if adapter else whole_model
+    places = state_shardings(boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
     row = settings.sampling.row_limit or math.inf
     most = int(min(settings.objective.turns * settings.sampling.turn_limit, row))
@@ -208,6 +224,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         samples=settings.sampling.samples,
         branches=settings.sampling.branches,
         turn_limit=settings.sampling.turn_limit,
+        compose=adapter.attach if adapter else all_trained,
     )
     imitate = partial(supervised_update, decoder, optimizer, config=settings.learner, most=most)
     return Built(
@@ -216,14 +233,38 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         decoder=decoder,
         chat=chat,
         task=registry.get(settings.task),
-        init_params=program(init_params, whole, places.params),
+        init_params=program(init_params, whole, model),
+        init_adapter=program(lambda: nn.unbox(adapter.init()), (), places.params)
+        if adapter
+        else None,
+        merge=program(adapter.merge, (model, places.params), model) if adapter else None,
         init_state=program(init_state, (places.params,), places),
-        score=program(score, (places.params, rows), rows),
-        update=program(
-            learn, (places, places.params, rows, rows), (places, whole), donate_argnums=0
-        ),
+        score=program(score, (model, rows), rows),
+        update=program(learn, (places, model, rows, rows), (places, whole), donate_argnums=0),
         supervise=program(imitate, (places, rows), (places, whole), donate_argnums=0),
         state_shardings=places,
+        model_shardings=model,
+    )
+
+
+@dataclass(frozen=True)
+class AdapterFunctions:
+    """How an adapter is made, and how it joins the base model."""
+
+    init: Callable[[], Params]  # boxed, with logical axes
+    attach: Callable[[Params, Params], Params]  # (adapter, base) -> policy, nothing copied
+    merge: Callable[[Params, Params], Params]  # (base, adapter) -> policy
+
+
+def adapter_functions(settings: Settings, boxed: Params) -> AdapterFunctions | None:
+    """The functions of config.lora for a model of the given boxed shapes; None without it."""
+    config = settings.lora
+    if config is None:
+        return None
+    return AdapterFunctions(
+        init=lambda: lora.init_lora(jax.random.key(settings.seed), boxed, config),
+        attach=lambda adapter, base: lora.attach(base, adapter, config),
+        merge=lambda base, adapter: lora.merge(base, adapter, config),
     )
 
 
@@ -249,7 +290,7 @@ def load_reference(built: Built) -> Params:
     source = built.settings.weights.source
     if source == "embedded":
         params = embedded.load(built.settings.task)
-        return jax.tree.map(jax.device_put, params, built.state_shardings.params)
+        return jax.tree.map(jax.device_put, params, built.model_shardings)
     if source == "random":
         return built.init_params(jax.random.key(built.settings.seed))
-    return load.load_params(source, built.decoder.config, built.state_shardings.params)
+    return load.load_params(source, built.decoder.config, built.model_shardings)

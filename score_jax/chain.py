@@ -4,14 +4,15 @@ import importlib.metadata
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from score_jax import evaluate, report
+from score_jax import ask, evaluate, report
 from score_jax.build import Built, build, load_reference
-from score_jax.checkpoint import write_json
+from score_jax.checkpoint import read_json, write_json
 from score_jax.data import sources
 from score_jax.data.stream import Stream
 from score_jax.handoff import (
@@ -36,13 +37,21 @@ from score_jax.train import (
     stop_on_signals,
 )
 from score_jax.types import Params
-from score_jax.weights import embedded
+from score_jax.weights import embedded, export
 
 
-def run_mode(mode: str, links: list[Link], workdir: Path, *, config: str, command: str) -> None:
-    """Trains, evaluates or reports."""
+def run_mode(
+    mode: str, links: list[Link], workdir: Path, *, config: str, command: str, prompt: str = ""
+) -> None:
+    """Trains, evaluates, reports, exports or asks."""
     if mode == "report":
         print(f"report: {report.write_report(workdir)}")
+        return
+    if mode == "export":
+        export_stage(links[-1], workdir)
+        return
+    if mode == "ask":
+        ask_stage(links[-1], workdir, prompt)
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "run.json", describe_run(links, config, command))
@@ -97,7 +106,7 @@ def train_stage(link: Link, parent: Link | None, workdir: Path, request: StopReq
     built.chat.tokenizer.save(folder / "tokenizer")
 
     def initial() -> Params:
-        return reference if parent is None else take_over(parent, folder, workdir)
+        return built.fresh(reference) if parent is None else take_over(parent, folder, workdir)
 
     with open_checkpoints(settings, folder) as checkpoints, open_pool(built, problems) as pool:
         notes: list[str] = []
@@ -118,7 +127,8 @@ def train_stage(link: Link, parent: Link | None, workdir: Path, request: StopReq
             ).run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
         step = selected_step(settings, checkpoints)
         assert step is not None, f"{folder} has no final checkpoint after its last step"
-        params = checkpoints.restore_params(step, built.abstract_state())
+        trained = checkpoints.restore_params(step, built.abstract_state())
+        params = built.policy(trained, reference)
         if settings.program == "supervised":
             embedded.save(folder / "embedded", params, built.decoder.config, built.chat.tokenizer)
         before = parent_folder(parent, workdir)
@@ -184,6 +194,8 @@ def evaluate_models(
     params: Params,
     step: int,
     pool: Pool,
+    *,
+    file: str = "evaluation.json",
     say: Callable[[str], None] = print,
 ) -> None:
     """Measures base and trained policy on held-out problems; takes over the parent's numbers."""
@@ -193,22 +205,78 @@ def evaluate_models(
         models["base"] = evaluate.measure_model(built, reference, problems, pool, step=0)
     name = built.settings.name
     models[name] = evaluate.measure_model(built, params, problems, pool, step=step)
-    path = evaluate.write_evaluation(folder, built, models, problems, step=step)
+    path = evaluate.write_evaluation(folder / file, built, models, problems, step=step)
     for model in models:
         say(f"[{name}] {evaluate.summary_line(model, models[model])}")
     say(f"[{name}] evaluation of step {step} on {len(problems)} problems: {path}")
 
 
-def evaluate_stage(link: Link, links: list[Link], workdir: Path) -> None:
-    """Measures the selected checkpoint of a stage, or the newest of one under way."""
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A stage's policy as the workdir holds it."""
+
+    built: Built
+    reference: Params
+    params: Params  # of the whole model; the reference's where there is no checkpoint
+    step: int  # of the checkpoint; 0: there is none
+
+
+def find_policy(link: Link, workdir: Path) -> Found:
+    """The selected checkpoint of a stage, the newest of one under way, else the base model."""
     settings = link.settings
     folder = workdir / settings.name
+    check_folder(link, folder, policy_only=True)
     built = build(settings)
     reference = params = load_reference(built)
-    with open_checkpoints(settings, folder) as checkpoints:
-        step = selected_step(settings, checkpoints) or max(checkpoints.steps(), default=None)
-        if step is not None:
-            params = checkpoints.restore_params(step, built.abstract_state())
+    step = 0
+    if (folder / "checkpoints").exists():
+        with open_checkpoints(settings, folder) as checkpoints:
+            step = selected_step(settings, checkpoints) or max(checkpoints.steps(), default=0)
+            if step:
+                trained = checkpoints.restore_params(step, built.abstract_state())
+                params = built.policy(trained, reference)
+    return Found(built=built, reference=reference, params=params, step=step)
+
+
+def describe_policy(found: Found) -> str:
+    """Which model was found, for people."""
+    settings = found.built.settings
+    if found.step:
+        return f"{settings.name} at step {found.step}"
+    return f"the base model {settings.weights.source} ({settings.name} has no checkpoint)"
+
+
+def evaluate_stage(link: Link, links: list[Link], workdir: Path) -> None:
+    """Measures a stage's policy beside the base model, on any task."""
+    found = find_policy(link, workdir)
+    folder = workdir / link.settings.name
+    config = read_json(folder / "config.json") or {}
+    task = link.settings.task
+    name = "evaluation" if config.get("task", task) == task else f"evaluation_{task}"
     parent = parent_folder(links[-2] if len(links) > 1 else None, workdir)
-    with open_pool(built, test_problems(settings)) as pool:
-        evaluate_models(built, folder, parent, reference, params, step or 0, pool)
+    with open_pool(found.built, test_problems(link.settings)) as pool:
+        evaluate_models(
+            found.built,
+            folder,
+            parent,
+            found.reference,
+            found.params,
+            found.step,
+            pool,
+            file=f"{name}.json",
+        )
+
+
+def export_stage(link: Link, workdir: Path) -> None:
+    """Writes a stage's policy, its adapter merged, as a Hugging Face folder."""
+    found = find_policy(link, workdir)
+    folder = workdir / link.settings.name / "export"
+    export.export(found.params, found.built.decoder.config, found.built.chat, folder)
+    print(f"exported {describe_policy(found)}: {folder}")
+
+
+def ask_stage(link: Link, workdir: Path, prompt: str) -> None:
+    """Shows a stage's policy at work on one problem, or on what people type."""
+    found = find_policy(link, workdir)
+    print(describe_policy(found))
+    ask.interact(found.built, found.params, prompt, seed=link.settings.seed)

@@ -57,11 +57,11 @@ class Checkpoints:
           every: steps between checkpoints, for the manager's own bookkeeping.
           keep: latest ones to keep, beside the best by training reward.
 
-        Raises:
-          StorageError: the reward of one can't be read.
+        One whose reward can't be read is set aside first: the manager would fail on it.
         """
         self.folder = folder.absolute()
         self.every = every
+        self.notes = set_unreadable_rewards_aside(self.folder)  # said where a run goes on
         best = managers.BestN(
             get_metric_fn=lambda metrics: metrics["reward"],
             n=1,
@@ -73,13 +73,7 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["reward"],  # without it no metrics are stored
             enable_async_checkpointing=True,
         )
-        try:
-            self.manager = ocp.CheckpointManager(self.folder, options=options)
-        except json.JSONDecodeError as error:
-            raise StorageError(
-                f"a checkpoint in {self.folder} has a damaged metrics file ({error}); move that "
-                "checkpoint elsewhere, and the same command goes on from the one before it"
-            ) from error
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, first to last."""
@@ -171,6 +165,8 @@ class Checkpoints:
         Raises:
           StorageError: there are checkpoints and none can be read.
         """
+        for note in self.notes:
+            say(note)
         steps = self.steps()
         damaged: dict[int, StorageError] = {}
         for step in reversed(steps):
@@ -191,12 +187,10 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint out of the way, where people can look at it."""
-        place = self.folder.with_name("unreadable") / str(step)
-        while place.exists():
-            place = place.with_name(f"{place.name}+")
+        place = free_place(self.folder, step)
+        agree(False)  # all hosts have seen the same places
         if jax.process_index() == 0:
-            place.parent.mkdir(exist_ok=True)
-            (self.folder / str(step)).rename(place)
+            move(self.folder / str(step), place)
         agree(False)  # all hosts wait for the first
         self.manager.reload()
         return place
@@ -219,6 +213,39 @@ class Checkpoints:
         """Waits for writes and frees the manager's threads."""
         self.wait()
         self.manager.close()
+
+
+def free_place(folder: Path, step: int) -> Path:
+    """Where a checkpoint that can't be read goes."""
+    place = folder.with_name("unreadable") / str(step)
+    while place.exists():
+        place = place.with_name(f"{place.name}+")
+    return place
+
+
+def move(source: Path, place: Path) -> None:
+    """Moves a folder to a place whose parent may be missing."""
+    place.parent.mkdir(exist_ok=True)
+    source.rename(place)
+
+
+def set_unreadable_rewards_aside(folder: Path) -> list[str]:
+    """Moves checkpoints out of the way whose reward is cut or garbled; says what was done."""
+    notes = []
+    if jax.process_index() == 0:
+        for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
+            try:
+                read_json(path)
+            except ValueError as error:
+                source = path.parent.parent
+                place = free_place(folder, int(source.name))
+                move(source, place)
+                notes.append(
+                    f"checkpoint {source} has a damaged metrics file ({error}); set aside as "
+                    f"{place}, the one before it is taken"
+                )
+    agree(False)  # all hosts wait for the first
+    return notes
 
 
 def read_json(path: Path) -> Any:

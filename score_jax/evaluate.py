@@ -106,14 +106,14 @@ def protocol(built: Built, problems: Sequence[Problem]) -> dict[str, Any]:
 
 
 def write_evaluation(
-    folder: Path,
+    path: Path,
     built: Built,
     models: dict[str, dict[str, Any]],
     problems: Sequence[Problem],
     *,
     step: int,
 ) -> Path:
-    """Writes evaluation.json of a stage."""
+    """Writes evaluation.json of a stage, or its like for another task."""
 
     def pick(part: str) -> dict[str, Any]:
         return {name: found[part] for name, found in models.items() if part in found}
@@ -133,7 +133,6 @@ def write_evaluation(
         "histogram": pick("histogram"),
         "transcripts": pick("transcripts"),
     }
-    path = folder / "evaluation.json"
     write_json(path, value)
     return path
 

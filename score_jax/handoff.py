@@ -17,6 +17,8 @@ from score_jax.types import Params
 
 # Fields that may change between two runs in one folder without making it another run.
 FREE = ("steps", "checkpoint", "evaluation", "log", "grading", "parent", "gap_limit", "mesh")
+# Fields that say which policy a checkpoint holds; it may be tried on any task.
+POLICY = ("weights", "model", "lora", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:
     return checkpoints.best() if settings.checkpoint.select == "best" else steps[-1]
 
 
-def check_folder(link: Link, folder: Path) -> None:
+def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None:
     """Refuses to go on in a folder that another config has begun.
+
+    Args:
+      policy_only: only the fields that say which policy it is must agree.
 
     Raises:
       ValueError: a field that shapes the run differs.
@@ -52,7 +57,9 @@ def check_folder(link: Link, folder: Path) -> None:
         return
     now = config_fields(link.config)
     for name in sorted(set(before) | set(now)):
-        if name.split(".")[0] in FREE or before.get(name) == now.get(name):
+        part = name.split(".")[0]
+        free = part not in POLICY if policy_only else part in FREE
+        if free or before.get(name) == now.get(name):
             continue
         raise ValueError(
             f"config.{name} is {now.get(name)}, but {folder} was begun with {before.get(name)}; "

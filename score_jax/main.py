@@ -1,7 +1,7 @@
 """The command: which stages run, in which order, in which folder.
 
     python -m score_jax.main --config=configs/stage2.py [--workdir=DIR]
-        [--mode=train|evaluate|report] [--config.field=value ...]
+        [--mode=train|evaluate|report|export|ask] [--config.field=value ...]
 
 A config names its parent stage. What the workdir already holds is used, what is
 missing is run first. The exit code is 0 only on success; a mistake is told in one
@@ -29,13 +29,18 @@ from score_jax.train import Interrupted, TrainingError
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:preset] of the stage to reach")
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/<config name>")
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "report"], "train (evaluates and reports too), or a part"
+    "mode",
+    "train",
+    ["train", "evaluate", "report", "export", "ask"],
+    "train (evaluates and reports too), a part of that, a Hugging Face folder, or a dialogue",
 )
+PROMPT = flags.DEFINE_string("prompt", "", "the problem for --mode=ask; none: a terminal asks")
 
 # Overrides of these fields on the command line reach the parent stages as well: they say
 # what is trained and measured, not how a stage goes about it.
 SHARED = (
-    "seed", "task", "data", "tokenizer", "weights", "model", "mesh", "grading", "evaluation", "log",
+    "seed", "task", "data", "tokenizer", "weights", "model", "lora", "mesh", "grading",
+    "evaluation", "log",
 )  # fmt: skip
 CONFIG_ERRORS = (  # what ConfigDict raises, and Python for a file that is none
     ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,
@@ -80,7 +85,24 @@ def resolve_chain(config: ConfigDict, overrides: Mapping[str, Any]) -> list[Link
         names = [link.settings.name for link in links]
         if len(set(names)) < len(names):
             raise ValueError(f"config.parent leads in a circle: {' -> '.join(names)}")
+        check_adapters(links[0], links[1])
     return links
+
+
+def check_adapters(parent: Link, link: Link) -> None:
+    """Checks that a stage can take over what its parent trains.
+
+    Raises:
+      ValueError: their adapters differ.
+    """
+    first, second = parent.settings, link.settings
+    if first.lora == second.lora:
+        return
+    ranks = [0 if settings.lora is None else settings.lora.rank for settings in (second, first)]
+    raise ValueError(
+        f"config.lora of {second.name!r} differs from its parent's: lora.rank is {ranks[0]}, but "
+        f"its parent {first.name!r} has {ranks[1]}; set the section alike in both"
+    )
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -116,7 +138,14 @@ def main(_: list[str]) -> None:
     flag = flags.FLAGS["config"]
     links = resolve_chain(CONFIG.value, config_flags.get_override_values(flag))
     path = config_flags.get_config_filename(flag)
-    run_mode(MODE.value, links, workdir(), config=path, command=" ".join(sys.argv))
+    run_mode(
+        MODE.value,
+        links,
+        workdir(),
+        config=path,
+        command=" ".join(sys.argv),
+        prompt=PROMPT.value,
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from ml_collections import ConfigDict
 
 from score_jax.model.config import ModelConfig, RopeScaling
+from score_jax.model.lora import LoraConfig
 from score_jax.objectives import Objective
 from score_jax.optimizer import OptimizerConfig
 from score_jax.sampling import SamplingConfig
@@ -129,6 +130,7 @@ class Settings:
     tokenizer: TokenizerConfig
     weights: WeightsConfig
     model: ModelConfig | None
+    lora: LoraConfig | None = None  # None, in a config rank 0: every parameter is trained
     mesh: MeshConfig
     sampling: SamplingConfig
     objective: Objective
@@ -151,6 +153,8 @@ class Settings:
                 f"config.batch is {self.batch}, {rows} rows; they must split evenly into "
                 f"learner.microbatches x learner.minibatches = {parts} parts"
             )
+        if self.program == "supervised" and self.lora is not None:
+            raise ValueError("config.lora is for program 'rl'; set lora.rank to 0")
         if self.program == "rl":
             check_grouping(self.objective, self.sampling, self.learner)
 
@@ -195,6 +199,7 @@ SECTIONS: dict[str, type] = {
     "tokenizer": TokenizerConfig,
     "weights": WeightsConfig,
     "model": ModelConfig,
+    "lora": LoraConfig,
     "mesh": MeshConfig,
     "sampling": SamplingConfig,
     "objective": Objective,
@@ -215,7 +220,9 @@ def parse(config: Any) -> Settings:
     """
     fields: dict[str, Any] = {}
     for name, value in config.items():
-        if name in SECTIONS and value is not None:
+        if name == "lora" and value is not None and value.get("rank") == 0:
+            fields[name] = None
+        elif name in SECTIONS and value is not None:
             fields[name] = section(SECTIONS[name], value, f"config.{name}")
         elif name == "data":
             fields[name] = items(value)

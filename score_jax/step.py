@@ -79,6 +79,14 @@ def score_episodes(
     return join_rows(jax.lax.map(one, split_rows(episodes, parts)))
 
 
+Compose = Callable[[Params, Params], Params]  # (trained, reference) -> the policy's parameters
+
+
+def all_trained(params: Params, _: Params) -> Params:
+    """The policy of full fine-tuning: what is trained is the whole model."""
+    return params
+
+
 class Batch(struct.PyTreeNode):
     """Rows with all that their loss needs."""
 
@@ -178,8 +186,13 @@ def update(
     samples: int,
     branches: int,
     turn_limit: int,
+    compose: Compose = all_trained,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Learns from one rollout: advantages of the whole batch, then each minibatch once.
+
+    Args:
+      compose: makes the policy of what is trained and the reference; with an adapter
+        (model.lora.attach) that is not the whole model.
 
     Returns:
       The new state, and metrics per turn: kl (nats per turn), entropy (nats per
@@ -202,7 +215,7 @@ def update(
     def loss(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
         return batch_loss(
             decoder,
-            params,
+            compose(params, reference_params),
             reference_params,
             part,
             objective=objective,

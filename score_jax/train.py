@@ -209,7 +209,7 @@ def reinforce(sampler: Sampler) -> Learn:
             built.chat,
             built.task,
             stage.grader,
-            params=stage.state.params,
+            params=built.policy(stage.state.params, stage.reference),
             reference=stage.reference,
             key=jax.random.fold_in(jax.random.key(settings.seed), step),
             places=places,
@@ -275,12 +275,15 @@ def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
 
 
 def start_state(
-    built: Built, checkpoints: Checkpoints, params: Callable[[], Params], say: Callable[[str], None]
+    built: Built,
+    checkpoints: Checkpoints,
+    trained: Callable[[], Params],
+    say: Callable[[str], None],
 ) -> tuple[TrainState, Progress]:
-    """The newest readable checkpoint, else a fresh state from `params()`."""
+    """The newest readable checkpoint, else a fresh state from `trained()`."""
     found = checkpoints.restore_latest(built.abstract_state(), say)
     if found is None:
-        return built.init_state(params()), Progress()
+        return built.init_state(trained()), Progress()
     step, state, extra = found
     say(f"goes on from the checkpoint of step {step} of {built.settings.steps}")
     return state, Progress(**{entry.name: extra[entry.name] for entry in fields(Progress)})

@@ -1,16 +1,22 @@
 """Whole runs: ended by signals, begun again, and refused."""
 
+import errno
 import json
 import os
+import re
+import resource
+import subprocess
+import sys
 
 import pytest
 
+from score_jax import main
 from score_jax.build import build
-from score_jax.chain import run_mode
 from score_jax.handoff import open_checkpoints
-from score_jax.main import resolve_chain
+from score_jax.train import TrainingError
 from tests import tiny_stages
-from tests.tiny_stages import FILE, ROOT, command, finish, lines
+from tests.chains import links
+from tests.tiny_stages import ROOT, command, finish, lines
 
 INTERRUPTED = str(ROOT / "tests/interrupted.py")
 STEPS = 6
@@ -24,18 +30,6 @@ def interrupt(number, moment, step, workdir, cache):
         return finish([INTERRUPTED, number, moment, step, *flags], cache)
     finally:
         os.environ["PYTHONPATH"] = os.pathsep.join(environment[1:])
-
-
-def links(name="stage1", **fields):
-    """A chain as main makes it, with fields changed as a command line does."""
-    config = tiny_stages.get_config(name)
-    overrides = {path.replace("__", "."): value for path, value in fields.items()}
-    config.update_from_flattened_dict(overrides)
-    return resolve_chain(config, overrides)
-
-
-def train(workdir, name="stage1", **fields):
-    run_mode("train", links(name, **fields), workdir, config=f"{FILE}:{name}", command="")
 
 
 def saved(workdir):
@@ -120,3 +114,137 @@ def test_a_killed_run_goes_on_from_what_was_saved(interruptions):
     assert "goes on" not in stderr[0] + stderr[1]  # killed before any checkpoint: begins anew
     assert "goes on from the checkpoint of step 2 of 6" in stderr[2]
     assert "goes on from the checkpoint of step 2 of 6" in stderr[3]
+
+
+MISSPELT = """
+from configs import common
+
+def get_config():
+    config = common.get_config()
+    config.name = "misspelt"
+    {line}
+    return config
+"""
+STAGE2 = "--config=configs/stage2.py"
+REFUSED = {  # flags, and what stderr says, each in one line with exit code 2
+    "misspelt override": ([STAGE2, "--config.objective.alhpa=3"], r"no field 'alhpa' .*\"alpha\""),
+    "misspelt at the top": ([STAGE2, "--config.stepz=3"], r"no field 'stepz' .*\"steps\""),
+    "no such data field": ([STAGE2, "--config.data.bogus=1"], r"no field 'bogus'"),
+    "misspelt in a file": (["{nested}"], r"no field 'optimiser' .*\"optimizer\""),
+    "misspelt new field": (["{top}"], r"config.stpes is no field of the config; .* steps\?"),
+    "in the parent's file": ([STAGE2, "--config.parent={parent}"], r"parent '.*': .*'optimiser'"),
+    "not a config": (["--config=README.md"], r"README.md, line \d+"),
+    "negative alpha": ([STAGE2, "--config.objective.alpha=-1"], r"objective.alpha is -1.0; set a"),
+    "wrong type": ([STAGE2, "--config.steps=many"], r"--config.steps=many: invalid .* int"),
+    "no samples": ([STAGE2, "--config.sampling.samples=0"], r"sampling.samples is 0; set at least"),
+    "no such preset": ([f"{STAGE2}:nosuch"], r"preset is 'nosuch'; choose one of smollm2_135m"),
+    "no such file": (["--config=configs/nosuch.py"], r"No such file .*: 'configs/nosuch.py'"),
+    "no such parent": ([STAGE2, "--config.parent=configs/no.py"], r"there is no file configs/no"),
+    "a circle": ([STAGE2, "--config.parent=configs/stage2.py"], r"circle: stage2 -> stage2"),
+    "no such mode": ([STAGE2, "--mode=fly"], r"--mode=fly: value should be one of <train\|eval"),
+    "no such flag": ([STAGE2, "--wrokdir=x"], r"flag 'wrokdir'. Did you mean: workdir"),
+    "stray word": ([STAGE2, "stray"], r"unknown arguments: stray; write --name=value"),
+    "no config": ([], r"--config is missing; set it to a file such as configs/stage2.py"),
+    "nothing to report": ([STAGE2, "--mode=report", "--workdir={empty}"], r"workdir is .* train"),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Exit code and stderr of each of REFUSED."""
+    folder = tmp_path_factory.mktemp("refused")
+    lines = {"nested": "config.optimiser.kind = 'adam'", "top": "config.stpes = 3"}
+    places = {"empty": folder / "empty", "parent": folder / "nested.py"}
+    for name, line in lines.items():
+        (folder / f"{name}.py").write_text(MISSPELT.format(line=line))
+        places[name] = f"--config={folder / name}.py"
+    cases = [[flag.format(**places) for flag in flags] for flags, _ in REFUSED.values()]
+    process = subprocess.run(
+        [sys.executable, ROOT / "tests/refused.py"],
+        input=json.dumps(cases),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not (folder / "empty").exists()
+    return dict(zip(REFUSED, json.loads(process.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_is_told_in_one_line(refusals, case):
+    code, err = refusals[case]
+    assert code == 2, err
+    assert len(err.splitlines()) == 1 and err.startswith("error: ")
+    assert re.search(REFUSED[case][1], err), err
+
+
+def few_bytes():
+    """No file of this process may grow longer: a disk that has just become full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+
+
+def test_a_full_disk_loses_nothing(workdir, cache):
+    flags = ["--config.steps=8", "--config.evaluation.problems=4"]
+    code, _, err = finish(command(workdir, *flags), cache, preexec_fn=few_bytes)
+    last = err.splitlines()[-1]
+    assert code == 1, err
+    assert "Traceback" not in err
+    assert "could not be written" in last and "checkpoint of step 6 is intact: make room" in last
+    code, _, err = finish(command(workdir, *flags), cache)
+    assert code == 0, err
+    assert "goes on from the checkpoint of step 6 of 8" in err
+    assert [row["step"] for row in lines(workdir / "stage1/metrics.jsonl")] == list(range(1, 9))
+
+
+def test_overrides_of_shared_fields_reach_the_parents_and_others_do_not():
+    first, second = links(
+        "stage2",
+        seed=5,
+        evaluation__problems=4,
+        data__count=64,
+        log__transcripts=1,
+        steps=9,
+        optimizer__learning_rate=0.5,
+        objective__alpha=3.0,
+        checkpoint__every=3,
+    )
+    assert (first.settings.name, second.settings.name) == ("stage1", "stage2")
+    for settings in (first.settings, second.settings):
+        assert settings.seed == 5
+        assert settings.evaluation.problems == 4
+        assert dict(settings.data)["count"] == 64
+        assert settings.log.transcripts == 1
+    assert (second.settings.steps, first.settings.steps) == (9, 6)
+    assert (second.settings.optimizer.learning_rate, second.settings.checkpoint.every) == (0.5, 3)
+    assert (first.settings.optimizer.learning_rate, first.settings.checkpoint.every) == (1e-2, 2)
+    assert (second.settings.objective.alpha, first.settings.objective.alpha) == (3.0, 0.0)
+
+
+def test_a_defect_of_ours_is_not_called_a_mistake(monkeypatch, capsys):
+    """What a library raises goes on with its traceback; what we raise is one line."""
+
+    def fail(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    monkeypatch.setattr(main.app, "run", lambda *_, **__: json.loads("{"))
+    with pytest.raises(ValueError, match="Expecting"):
+        main.run()
+    for error in (KeyError("x"), TypeError("x"), AttributeError("x")):
+        monkeypatch.setattr(main.app, "run", fail(error))
+        with pytest.raises(type(error)):
+            main.run()
+    monkeypatch.setattr(main.app, "run", fail(TrainingError("step 3: a\nb")))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: step 3: a b")
+    monkeypatch.setattr(main.app, "run", fail(OSError(errno.ENOSPC, "No space left", "a.jsonl")))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == 1
+    assert "a.jsonl'; make room and run the same command again" in capsys.readouterr().err
