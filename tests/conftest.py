@@ -13,7 +13,10 @@ from tests import tiny_stages
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """A folder of compiled programs that the session's processes share."""
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("jax"))
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of all workers
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(base / "jax")
 
 
 @pytest.fixture
