@@ -43,6 +43,8 @@ setup(
         "parity": ["torch", "transformers>=5", "accelerate", "regex"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",  # both cores
+            "beartype>=0.19",  # checks the shapes in annotations
             "psutil>=6",  # counts the processes that a test leaves behind
             "reasoning-gym==0.1.25",
             "ruff==0.17.6",

@@ -7,20 +7,11 @@ instruction positions are expanded.
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from score_jax import numerics
 from score_jax.model.decoder import Decoder, forward, vocabulary_logits
-from score_jax.types import Episodes, Params
-
-
-class TokenScores(struct.PyTreeNode):
-    """What a model says of the policy's tokens; 0 elsewhere."""
-
-    logprobs: Float[Array, "B T"]  # nats
-    entropy: Float[Array, "B T"]  # nats
-    kl: Float[Array, "B T"]  # exact KL to the reference in nats, 0 without one
+from score_jax.types import Episodes, Params, TokenScores
 
 
 def hidden_states(

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Array, Float
 
 from score_jax import numerics
@@ -24,8 +23,8 @@ from score_jax.objectives import (
     turn_log_ratio,
     turn_returns,
 )
-from score_jax.scoring import TokenScores, hidden_states, score_tokens
-from score_jax.types import Episodes, Params, Scores, TrainState
+from score_jax.scoring import hidden_states, score_tokens
+from score_jax.types import Batch, Episodes, Params, Scores, TokenScores, TrainState
 
 Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -85,15 +84,6 @@ Compose = Callable[[Params, Params], Params]  # (trained, reference) -> the poli
 def all_trained(params: Params, _: Params) -> Params:
     """The policy of full fine-tuning: what is trained is the whole model."""
     return params
-
-
-class Batch(struct.PyTreeNode):
-    """Rows with all that their loss needs."""
-
-    episodes: Episodes
-    scores: Scores
-    advantages: Float[Array, "B T"]
-    weights: Float[Array, "B T"]
 
 
 def kl_terms(

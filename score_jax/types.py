@@ -58,6 +58,23 @@ class Scores(struct.PyTreeNode):
     hidden: Float[Array, "B T D"] | None  # kept for the exact KL only
 
 
+class TokenScores(struct.PyTreeNode):
+    """What a model says of the policy's tokens; 0 elsewhere."""
+
+    logprobs: Float[Array, "B T"]  # nats
+    entropy: Float[Array, "B T"]  # nats
+    kl: Float[Array, "B T"]  # exact KL to the reference in nats, 0 without one
+
+
+class Batch(struct.PyTreeNode):
+    """Rows with all that their loss needs."""
+
+    episodes: Episodes
+    scores: Scores
+    advantages: Float[Array, "B T"]
+    weights: Float[Array, "B T"]
+
+
 class TrainState(struct.PyTreeNode):
     """All that an update changes. The reference parameters are never part of it."""
 

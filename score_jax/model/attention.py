@@ -19,10 +19,11 @@ from score_jax.model.config import ModelConfig
 from score_jax.model.layers import RmsNorm, rotate, soft_cap, vector, weight
 
 KeysValues = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
+Cached = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
 
 
 def visible(
-    queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: Int[Array, ""]
+    queries: Int[Array, "B T"], keys: Int[Array, "#B S"], window: Int[Array, ""]
 ) -> Bool[Array, "B T S"]:
     """Which key positions each query position may see: none ahead, none out of the window."""
     distance = queries[:, :, None] - keys[:, None, :]
@@ -51,9 +52,9 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        frequencies: Float[Array, "H/2"],
+        frequencies: Float[Array, "Half"],
         window: Int[Array, ""],
-        cached: KeysValues | None,
+        cached: Cached | None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """Attends and returns the block's own keys and values.
 
@@ -75,7 +76,7 @@ class Attention(nn.Module):
             slots = jnp.arange(cached[0].shape[1])[None, :]
             past = visible(positions, slots, window) & (slots < positions[:, :1])[:, None, :]
             old = self.scores(query, cached[0], past)
-            scores = jnp.concatenate([old, scores], axis=-1)  # B K N/K T S+T
+            scores = jnp.concatenate([old, scores], axis=-1)  # B K G T S+T
         probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         block = key.shape[1]
         mixed = jnp.einsum("BKGTS,BSKH->BTKGH", probs[..., -block:], value)
@@ -89,7 +90,7 @@ class Attention(nn.Module):
 
     def scores(
         self, query: Array, key: Array, mask: Bool[Array, "B T S"]
-    ) -> Float[Array, "B K N/K T S"]:
+    ) -> Float[Array, "B K G T S"]:
         """Scaled, capped and masked logits in float32; query heads grouped by key head."""
         config = self.config
         scale = config.query_scale or config.head_dim**-0.5

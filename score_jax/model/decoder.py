@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
-from score_jax.model.attention import Attention, KeysValues
+from score_jax.model.attention import Attention, Cached, KeysValues
 from score_jax.model.config import ModelConfig
 from score_jax.model.layers import GatedMlp, RmsNorm, layer_frequencies, soft_cap, weight
 from score_jax.types import Cache, Params
@@ -32,7 +32,7 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
         layer: tuple[Array, Array],
-        cached: KeysValues | None,
+        cached: Cached | None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """One layer; `layer` holds its rotary frequencies and its window."""
         config = self.config

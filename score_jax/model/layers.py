@@ -93,7 +93,7 @@ def scaled_frequencies(frequencies: Array, scaling: RopeScaling | None) -> Array
     return blend * frequencies + (1 - blend) * frequencies / scaling.factor
 
 
-def layer_frequencies(config: ModelConfig) -> Float[Array, "L H/2"]:
+def layer_frequencies(config: ModelConfig) -> Float[Array, "L Half"]:
     """Radians per token of each channel pair, for each layer."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     far = scaled_frequencies(config.rope_base**-exponents, config.rope_scaling)
@@ -104,7 +104,7 @@ def layer_frequencies(config: ModelConfig) -> Float[Array, "L H/2"]:
 def rotate(
     x: Float[Array, "B T N H"],
     positions: Int[Array, "B T"],
-    frequencies: Float[Array, "H/2"],
+    frequencies: Float[Array, "Half"],
 ) -> Float[Array, "B T N H"]:
     """Turns queries or keys by an angle that grows with position (RoPE).
 
