@@ -12,8 +12,6 @@ from score_jax.checkpoint import Checkpoints, StorageError, fingerprint, read_js
 from score_jax.types import TrainState
 from tests.tiny_stages import assert_same_tree
 
-# Reading a damaged file leaves futures of Orbax behind that nobody asks for their errors.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 REWARDS = {2: 0.25, 4: 0.75, 6: 0.5}
 
 
