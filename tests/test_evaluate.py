@@ -1,0 +1,63 @@
+"""Measurements count what was said, whatever the batches and the number of attempts."""
+
+from dataclasses import replace
+
+import pytest
+
+from score_jax import chain
+from score_jax.build import build, load_reference
+from score_jax.evaluate import attempts_of, known_models, measure_model, write_evaluation
+from tests.chains import links
+
+
+def open_tiny(**fields):
+    built = build(links("stage1", evaluation__problems=5, **fields)[-1].settings)
+    return built, load_reference(built), chain.test_problems(built.settings)
+
+
+def measure(**fields):
+    built, params, problems = open_tiny(**fields)
+    with chain.open_pool(built, problems) as pool:
+        return built, problems, measure_model(built, params, problems, pool, step=3)
+
+
+def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
+    found = []
+    for batch in (2, 5):  # 2: the last one is filled up, and what fills it is left out
+        built, params, problems = open_tiny(evaluation__batch=batch)
+        sampling = replace(built.settings.sampling, samples=3)
+        with chain.open_pool(built, problems) as pool:
+            found.append(attempts_of(built, params, problems, pool, sampling=sampling, step=0))
+    assert found[0] == found[1]
+    assert [t.problem for t in found[0]] == [p.id for p in problems for _ in range(3)]
+    assert len({t.attempts for t in found[0]}) > 5  # sampled, not repeated
+
+
+@pytest.mark.parametrize("turns", [1, 2, 4])
+def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
+    built, problems, found = measure(evaluation__turns=turns, evaluation__samples=0)
+    greedy, dialogues = found["greedy"], found["transcripts"]
+    assert len(dialogues) == len(problems) == 5 and "sampled" not in found
+    for turn in range(turns):
+        right = sum(d["rewards"][turn] >= 1 for d in dialogues)
+        assert greedy[f"accuracy/turn{turn + 1}"]["value"] == pytest.approx(right / 5)
+        assert all(len(d["attempts"]) == turns for d in dialogues)
+    assert f"accuracy/turn{turns + 1}" not in greedy
+    if turns == 1:
+        assert not greedy.get("delta")
+        return
+    gained = sum(d["rewards"][-1] >= 1 > d["rewards"][0] for d in dialogues)
+    lost = sum(d["rewards"][0] >= 1 > d["rewards"][-1] for d in dialogues)
+    assert greedy["delta"]["value"] == pytest.approx((gained - lost) / 5)
+    assert built.settings.objective.turns == 2  # trained for two, measured over more
+
+
+def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
+    built, problems, found = measure()
+    write_evaluation(tmp_path / "evaluation.json", built, {"base": found}, problems, step=3)
+    known = known_models(tmp_path, built, problems)
+    assert known["base"]["greedy"] == found["greedy"] and known["base"]["step"] == 3
+    assert known_models(tmp_path, built, problems[:4]) == {}
+    for fields in ({"evaluation__seed": 1}, {"evaluation__samples": 3}, {"evaluation__turns": 3}):
+        assert known_models(tmp_path, open_tiny(**fields)[0], problems) == {}
+    assert known_models(tmp_path / "nowhere", built, problems) == {}
