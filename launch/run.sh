@@ -15,7 +15,7 @@ if [[ ${opt[stop]} == yes ]]; then
   exit
 fi
 run=${opt[run-id]:-$(date -u +%Y%m%d-%H%M%S)}
-main=(--config="${opt[config]}" --workdir="/mnt/score_jax/${opt[workdir]}" "${rest[@]}")
+main=(--config="${opt[config]}" --workdir="/mnt/score_jax/${opt[workdir]}" --coordinator=auto "${rest[@]}")
 cost_line
 check_bucket
 # One command for all stages: main runs the parents that the workdir lacks, then evaluates.

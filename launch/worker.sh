@@ -11,10 +11,11 @@
 # for it for ever.
 set -euo pipefail
 home=${SCORE_JAX_HOME:-/opt/score_jax}
-restarts=${SCORE_JAX_RESTARTS:-3}        # after failures; those after a 143 are not counted
-pause=${SCORE_JAX_RESTART_SECONDS:-15}   # before one
-look=${SCORE_JAX_LOOK_SECONDS:-30}       # between looks at the other hosts; the log is copied then
-patience=${SCORE_JAX_PATIENCE_SECONDS:-120} # for a save, before a process is killed
+restarts=3 # after failures in a row; one after a 143, or after a run of an hour, begins anew
+lasting=${SCORE_JAX_LASTING_SECONDS:-3600}
+pause=${SCORE_JAX_RESTART_SECONDS:-15}      # before a restart
+look=${SCORE_JAX_LOOK_SECONDS:-30}          # between looks at the other hosts; the log is copied then
+patience=${SCORE_JAX_PATIENCE_SECONDS:-120} # for an end after SIGTERM, where a host gave up
 log=$home/worker.log
 
 note() { echo "$1" >"$home/state"; echo "[worker $(date -u +%H:%M:%S)] $1" >>"$log"; }
@@ -40,7 +41,7 @@ watch_others() {
 
 give_up() {
   local why
-  why=$(grep -aE '^(error|[A-Za-z_.]*Error)' "$log" | tail -n 1) || true
+  why=$(grep -aE '^(\[host [0-9]+\] )?(error|[A-Za-z_.]*Error)' "$log" | tail -n 1) || true
   note "failed: $1"
   echo "$(hostname): $1: $why" >"$logs/failed.$(hostname)" || true
   collect
@@ -48,7 +49,7 @@ give_up() {
 }
 
 keep() {  # a command of $home/command, whose first word is the folder of the logs
-  local command failures=0 asked='' code other watcher
+  local command failures=0 asked='' code other watcher begun
   mapfile -d '' -t command <"$home/command"
   logs=${command[0]} command=("${command[@]:1}")
   [[ ${command[0]} != python ]] || command=("$home/venv/bin/python" -u "${command[@]:1}")
@@ -56,6 +57,7 @@ keep() {  # a command of $home/command, whose first word is the folder of the lo
   mkdir -p "$logs"
   while :; do
     note running
+    begun=$SECONDS
     "${command[@]}" >>"$log" 2>&1 &
     child=$!
     watch_others &
@@ -71,7 +73,8 @@ keep() {  # a command of $home/command, whose first word is the folder of the lo
     other=$(marks) || true
     if [[ $other ]]; then note "ended: another host gave up: $other"; collect; exit 1; fi
     ((code != 2)) || give_up "exit code 2, a mistake in the command"
-    if ((code != 143)) && ((++failures > restarts)); then
+    if ((code == 143 || SECONDS - begun >= lasting)); then failures=0; fi
+    if ((code != 143 && ++failures > restarts)); then
       give_up "exit code $code after $restarts restarts"
     fi
     note "exit code $code; again in $pause s"

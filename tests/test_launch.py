@@ -93,11 +93,6 @@ class Machine:
     def calls(self):
         return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
 
-    def verbs(self):
-        """Each call's words up to the first that is an argument."""
-        known = ("compute", "tpus", "storage", "tpu-vm", "queued-resources")
-        return [" ".join(w for w in call[1:5] if w not in known[:3])[:40] for call in self.calls()]
-
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
@@ -372,7 +367,8 @@ def test_run_starts_all_stages_by_one_command_on_every_host(google):
     assert call[-1] == (
         "--command=bash /opt/score_jax/code/launch/worker.sh start "
         "/mnt/score_jax/runs/nine/logs/r1 python -m score_jax.main "
-        "--config=configs/stage2.py:gemma2_9b_math --workdir=/mnt/score_jax/runs/nine"
+        "--config=configs/stage2.py:gemma2_9b_math --workdir=/mnt/score_jax/runs/nine "
+        "--coordinator=auto"
     )
 
 
@@ -650,10 +646,17 @@ def test_a_worker_restarts_what_saved_and_stopped(host):
 
 
 def test_a_worker_restarts_failures_three_times_only(host):
-    assert host.keep(1, 143, 134, 1, 1, 0).returncode == 1
+    """A 143 between them means that some time went well."""
+    assert host.keep(1, 1, 143, 1, 134, 1, 1, 0).returncode == 1
     assert host.left() == ["0"]
     assert host.state() == "failed: exit code 1 after 3 restarts"
     assert len(host.marks()) == 1
+
+
+def test_a_worker_forgets_failures_that_lie_far_apart(host):
+    (host.home / "ends").write_text("1\n" * 6 + "0\n")
+    assert host.script("worker", "keep", SCORE_JAX_LASTING_SECONDS="0").returncode == 0
+    assert host.state() == "finished"
 
 
 def test_a_worker_does_not_repeat_a_mistake_and_tells_the_others(host):
