@@ -41,6 +41,8 @@ probe=$mount/.score_jax_probe-$(hostname)
 rm -rf "$probe" "$probe-moved"
 { mkdir "$probe" && echo "$bucket" >"$probe/file"; } 2>/dev/null ||
   fail "gs://$bucket can't be written; give the hosts' service account roles/storage.objectUser on it"
+(exec 3>"$probe/open" && echo x >&3 && mv "$probe/open" "$probe/named") 2>/dev/null ||  # TensorStore does that
+  fail "gs://$bucket can't rename an open file; install a newer gcsfuse than $(gcsfuse --version)"
 mv "$probe" "$probe-moved" 2>/dev/null ||  # how Orbax finishes a checkpoint
   fail "gs://$bucket can't rename folders; make it with --enable-hierarchical-namespace (docs/pods.md)"
 rm -rf "$probe-moved"
@@ -53,7 +55,7 @@ rm -rf "$home/code"
 mv "$home/new" "$home/code"
 if [[ ! -x $home/bin/uv ]]; then
   curl -LsSf --retry 5 https://astral.sh/uv/install.sh |
-    env UV_INSTALL_DIR="$home/bin" UV_NO_MODIFY_PATH=1 sh >/dev/null 2>&1 || fail "uv can't be installed"
+    env UV_UNMANAGED_INSTALL="$home/bin" sh >/dev/null 2>&1 || fail "uv can't be installed"
 fi
 uv=("$home/bin/uv" --quiet)
 "${uv[@]}" venv --allow-existing --python 3.11 "$home/venv"

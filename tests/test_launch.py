@@ -762,12 +762,17 @@ def test_a_bucket_is_mounted_by_a_unit_of_its_own(host):
 
 @pytest.mark.parametrize(
     ("program", "part"),
-    [("mkdir", "gs://my-bucket can't be written"), ("mv", "gs://my-bucket can't rename folders")],
+    [
+        ("mkdir *probe*", "gs://my-bucket can't be written"),
+        ("mv */open*", "gs://my-bucket can't rename an open file"),
+        ("mv *moved*", "gs://my-bucket can't rename folders"),
+    ],
 )
 def test_a_host_tries_out_the_bucket(host, program, part):
+    program, refused = program.split()
     real = shutil.which(program)
     stand_in = host.folder / program
-    stand_in.write_text(f'#!/bin/sh\ncase "$*" in *probe*) exit 1 ;; esac\nexec {real} "$@"\n')
+    stand_in.write_text(f'#!/bin/sh\ncase "$*" in {refused}) exit 1 ;; esac\nexec {real} "$@"\n')
     stand_in.chmod(0o755)
     result = set_up(host)
     assert result.returncode == 1
