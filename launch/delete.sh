@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Deletes the TPUs of a run; the bucket stays.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+arguments "Deletes the queued resource NAME with its slices and the TPU VM NAME, whichever there are,
+so that they cost no more. What the bucket holds stays." "project zone name" "$@"
+
+delete() {  # KIND FLAGS...: deletes what there is of that kind
+  local status=0
+  (missing_is_fine=yes cloud "delete ${opt[name]}" gcloud compute tpus "$1" delete "${opt[name]}" \
+    "${where[@]}" --quiet "${@:2}") || status=$?
+  ((status == 0 || status == not_found)) || exit "$status"
+}
+delete queued-resources --force  # first: it would hold on to its TPU VMs
+delete tpu-vm
+tell "nothing called ${opt[name]} is left in ${opt[zone]}; the bucket is untouched"
