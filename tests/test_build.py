@@ -1,0 +1,93 @@
+"""Every config becomes programs whose shapes and shardings fit each other."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, multi_turn, single_turn, stage1, stage2
+from score_jax.build import build
+from score_jax.settings import parse
+from score_jax.types import Prompts
+from tests.chains import links
+
+CONFIGS = {c.__name__.split(".")[-1]: c for c in (base, stage1, stage2, single_turn, multi_turn)}
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def traced(built):
+    """Episodes, scores, and the train state before and after an update, as shapes."""
+    settings, state = built.settings, built.abstract_state()
+    reference = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
+    problems, limit = settings.batch, settings.sampling.prompt_limit
+    sizes = {"tokens": (problems, limit), "length": (problems,), "problem": (problems,)}
+    prompts = Prompts(**{name: jax.ShapeDtypeStruct(s, jnp.int32) for name, s in sizes.items()})
+    key = jax.eval_shape(jax.random.key, 0)
+    sample = built.sample(settings.sampling, settings.objective.turns)
+    episodes = sample.lower(reference, prompts, key).out_info
+    if settings.program == "supervised":
+        rows = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((problems, *leaf.shape[1:]), leaf.dtype), episodes
+        )
+        return episodes, None, state, built.supervise.lower(state, rows).out_info[0]
+    scores = built.score.lower(reference, episodes).out_info
+    return (
+        episodes,
+        scores,
+        state,
+        built.update.lower(state, reference, episodes, scores).out_info[0],
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_config_is_built_and_its_programs_fit_each_other(name):
+    built = build(parse(CONFIGS[name].get_config()))
+    settings = built.settings
+    episodes, scores, before, after = traced(built)
+    assert shapes(after) == shapes(before)
+    rows = settings.batch * settings.sampling.samples
+    length = built.script(settings.objective.turns).row_length(settings.sampling)
+    assert episodes.tokens.shape == (rows, length) == episodes.logprobs.shape
+    assert episodes.rewards.shape == (rows, settings.objective.turns) == episodes.truncated.shape
+    if scores is not None:
+        assert scores.hidden.shape == (rows, length, built.decoder.config.width)
+
+
+def test_rows_that_do_not_divide_are_named():
+    with pytest.raises(ValueError, match=r"config.batch is 3.*6 rows.*= 4 parts"):
+        links("stage1", batch=3, learner__microbatches=4)
+    settings = links("stage1", mesh__data=2)[-1].settings
+    with pytest.raises(ValueError, match=r"mesh is data=2 fsdp=1 tensor=1; .*devices, 1"):
+        build(settings, devices=jax.devices()[:1])
+
+
+def test_a_model_of_random_weights_must_be_described():
+    config = stage1.get_config()
+    config.weights.source = "random"
+    with pytest.raises(ValueError, match=r"config.model is None .*'random'; set config.model"):
+        build(parse(config))
+
+
+def test_an_adapter_is_all_that_the_state_holds():
+    """Counted by hand: rank x (inputs + outputs) of each target, in every layer."""
+    built = build(links("stage1", lora__rank=3)[-1].settings)
+    width, heads, kv_heads, head, mlp = 16, 2, 1, 8, 16
+    sides = {
+        "query": width + heads * head,
+        "key": width + kv_heads * head,
+        "value": width + kv_heads * head,
+        "out": heads * head + width,
+        "gate": width + mlp,
+        "up": width + mlp,
+        "down": mlp + width,
+    }
+    leaves = jax.tree.leaves(built.abstract_state().params)
+    assert sum(leaf.size for leaf in leaves) == 3 * sum(sides.values())
+    config = ConfigDict(stage1.get_config())
+    config.lora.targets = ("query", "router")
+    config.lora.rank = 2
+    with pytest.raises(ValueError, match=r"lora.targets is .*router.*choose some of query"):
+        parse(config)
