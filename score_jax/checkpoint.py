@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from score_jax.sharding import agree
+from score_jax import hosts
 from score_jax.types import TrainState
 
 Say = Callable[[str], None]
@@ -25,6 +25,10 @@ COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it last
 
 class StorageError(RuntimeError):
     """A checkpoint could not be written or read; the message says what remains."""
+
+
+class UnreadableHere(StorageError):
+    """One of several hosts can't read its part of a checkpoint, whatever the others can."""
 
 
 @jax.jit
@@ -113,6 +117,17 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failure(error) from error
 
+    def check(self) -> None:
+        """Asks whether what was started has failed meanwhile; blocks on nothing.
+
+        Raises:
+          StorageError: it has.
+        """
+        try:
+            self.manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self.failure(error) from error
+
     def wait(self) -> None:
         """Blocks until what was started is on disk.
 
@@ -152,7 +167,11 @@ class Checkpoints:
             # Orbax wraps what TensorStore says of a damaged file in a bare Exception.
             if type(error) is not Exception and not isinstance(error, UNREADABLE):
                 raise
-            raise StorageError(f"{name} can't be read ({first_line(error)})") from error
+            told = f"{name} can't be read ({first_line(error)})"
+            if hosts.count() > 1:  # the others may have read their parts, and wait for this one
+                told += "; move it elsewhere to go on from the one before it"
+                raise UnreadableHere(told) from error
+            raise StorageError(told) from error
         if int(fingerprint(found["state"])) != found["extra"]["fingerprint"]:
             raise StorageError(f"{name} is damaged (its arrays do not give its checksum)")
         return found["state"], found["extra"]
@@ -167,11 +186,13 @@ class Checkpoints:
         """
         for note in self.notes:
             say(note)
-        steps = self.steps()
+        steps = hosts.from_first(self.steps())
         damaged: dict[int, StorageError] = {}
         for step in reversed(steps):
             try:
                 state, extra = self.restore(step, like)
+            except UnreadableHere:
+                raise
             except StorageError as error:
                 damaged[step] = error
                 continue
@@ -187,11 +208,10 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint out of the way, where people can look at it."""
-        place = free_place(self.folder, step)
-        agree(False)  # all hosts have seen the same places
-        if jax.process_index() == 0:
+        place = hosts.from_first(free_place(self.folder, step))
+        if hosts.is_first():
             move(self.folder / str(step), place)
-        agree(False)  # all hosts wait for the first
+        hosts.barrier()  # all hosts wait for the first
         self.manager.reload()
         return place
 
@@ -232,7 +252,7 @@ def move(source: Path, place: Path) -> None:
 def set_unreadable_rewards_aside(folder: Path) -> list[str]:
     """Moves checkpoints out of the way whose reward is cut or garbled; says what was done."""
     notes = []
-    if jax.process_index() == 0:
+    if hosts.is_first():
         for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
             try:
                 read_json(path)
@@ -244,7 +264,7 @@ def set_unreadable_rewards_aside(folder: Path) -> list[str]:
                     f"checkpoint {source} has a damaged metrics file ({error}); set aside as "
                     f"{place}, the one before it is taken"
                 )
-    agree(False)  # all hosts wait for the first
+    hosts.barrier()  # all hosts wait for the first
     return notes
 
 
