@@ -22,7 +22,7 @@ from score_jax.sharding import agree
 from score_jax.types import Episodes, Params
 
 NAME = "rollout.npz"
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 
 
 def mark(step: int, params: Params) -> list[int]:

@@ -13,14 +13,10 @@ import pytest
 
 from score_jax import hosts
 from score_jax.build import build
-from score_jax.chain import run_mode
 from score_jax.handoff import open_checkpoints
 from score_jax.main import resolve_chain
-from score_jax.profile import Profile
-from score_jax.settings import ProfileConfig
-from score_jax.watchdog import Host, Watchdog
 from tests import tiny_stages
-from tests.tiny_stages import CACHE, FILE, ROOT, command, lines, without_times
+from tests.tiny_stages import CACHE, ROOT, command, lines, without_times
 
 STEPS = 4
 FLAGS = (f"--config.steps={STEPS}", "--config.evaluation.samples=0")
@@ -242,46 +238,3 @@ def test_one_host_asks_nobody(monkeypatch):
     assert (hosts.count(), hosts.number(), hosts.label()) == (1, 0, "")
     assert hosts.gather({"a": 1}) == [{"a": 1}]
     assert hosts.exchange(np.asarray([1.5, 2.0])).tolist() == [[1.5, 2.0]]
-
-
-def test_lateness_is_told_when_it_doubles_and_when_it_ends():
-    watch = Watchdog()
-    watch.count = 3
-    watch.hosts = {0: Host(serial=7), 1: Host(serial=6, phase="grade of step 2"), 2: Host(serial=7)}
-    said = {now: list(watch.late(float(now))) for now in range(100, 145)}
-    assert [now for now, texts in said.items() if texts] == [110, 120, 140]
-    assert said[120] == [
-        "host 1 of 3 is late: for 20 s others have been ahead of it; it is in phase grade of step 2"
-    ]
-    watch.hosts[1].serial = 7
-    assert list(watch.late(145.0)) == ["host 1 of 3 has caught up"]
-    assert list(watch.late(146.0)) == []
-
-
-def test_profile_windows_open_and_close_at_their_steps(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(folder.name))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
-    profile = Profile(ProfileConfig(steps=2, start=1, every=4), tmp_path)
-    for step in range(7):
-        calls.append(step)
-        profile.at(step)
-    profile.close()
-    assert calls == [0, 1, "host0", 2, 3, "stop", 4, 5, "host0", 6, "stop"]
-
-
-def test_one_profile_window_and_none():
-    one = ProfileConfig(steps=3, start=2)
-    assert [step for step in range(20) if one.records(step)] == [2, 3, 4]
-    assert not any(ProfileConfig().records(step) for step in range(20))
-    with pytest.raises(ValueError, match=r"profile.every is 2; set 0, or more than profile.steps"):
-        ProfileConfig(steps=2, every=2)
-
-
-@pytest.mark.slow
-def test_a_profile_is_written(tmp_path):
-    config = tiny_stages.get_config()
-    config.update_from_flattened_dict({"profile.steps": 1, "profile.start": 1, "steps": 3})
-    links = resolve_chain(config, {})
-    run_mode("train", links, tmp_path, config=f"{FILE}:stage1", command="")
-    assert list((tmp_path / "stage1/profile/host0").rglob("*.xplane.pb"))
