@@ -96,6 +96,7 @@ def describe_run(links: list[Link], config: str, command: str) -> dict[str, Any]
         "config": config,
         "command": command,
         "versions": {name: importlib.metadata.version(name) for name in packages},
+        "processes": hosts.count(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "commit": commit,
     }
@@ -293,7 +294,7 @@ def export_stage(link: Link, workdir: Path) -> None:
     found = find_policy(link, workdir)
     folder = workdir / link.settings.name / "export"
     export.export(found.params, found.built.decoder.config, found.built.chat, folder)
-    print(f"exported {describe_policy(found)}: {folder}")
+    hosts.say(f"exported {describe_policy(found)}: {folder}")
 
 
 def ask_stage(link: Link, workdir: Path, prompt: str) -> None:

@@ -68,15 +68,10 @@ def in_order(
     parts: Sequence[tuple[Sequence[int], Sequence[Transcript]]], samples: int
 ) -> list[Transcript]:
     """Dialogues of all hosts, by the places of their problems; each problem once."""
-    found = {
-        (place, sample): record
-        for places, records in parts
-        for (place, sample), record in zip(
-            ((place, sample) for place in places for sample in range(samples)),
-            records,
-            strict=False,  # places that only fill a batch up have no records
-        )
-    }
+    found: dict[tuple[int, int], Transcript] = {}
+    for places, records in parts:
+        keys = [(place, sample) for place in places for sample in range(samples)]
+        found |= zip(keys, records, strict=False)  # those that fill a batch up have no records
     return [found[key] for key in sorted(found)]
 
 

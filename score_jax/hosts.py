@@ -56,11 +56,17 @@ def start(coordinator: str, processes: int | None, process: int | None) -> None:
             os.environ["XLA_FLAGS"] = f"{told} --{PATIENCE}={PATIENCE_SECONDS}".strip()
     # SIGTERM is ours: it is agreed on with the metrics of each step.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        **given,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-    )
+    try:
+        jax.distributed.initialize(
+            **given,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--coordinator is {coordinator!r}, but the hosts can't be told from it ({error}); "
+            "set --coordinator=HOST:PORT, --processes and --process"
+        ) from error
     jax.devices()  # all hosts meet here, so that nothing later waits for it
     sys.excepthook = show_and_leave
 
