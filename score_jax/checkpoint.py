@@ -6,6 +6,8 @@ arrays. A checkpoint that can't be read is passed over for the one before it, an
 """
 
 import json
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl.logging import get_absl_logger
 from orbax.checkpoint import checkpoint_managers as managers
 
 from score_jax import hosts
@@ -51,6 +54,26 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300]
 
 
+class WriteFault(logging.Filter):
+    """Keeps the error of a background write that Orbax logs, and the log's pages to itself.
+
+    With several hosts Orbax raises it only after the others have come to the same point,
+    and they never come: they wait for this host's part.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.error: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Takes a record in; whether it is shown as well."""
+        if "orbax" not in record.pathname or record.levelno < logging.ERROR:
+            return True
+        if record.exc_info and "background save" in record.getMessage():
+            self.error = self.error or record.exc_info[1]
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one stage."""
 
@@ -78,6 +101,8 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.fault = WriteFault()
+        get_absl_logger().addFilter(self.fault)
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, first to last."""
@@ -112,21 +137,20 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
         metrics = None if reward is None else {"reward": reward}
+        self.wait()
         try:
             self.manager.save(step, args=args, metrics=metrics, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failure(error) from error
 
     def check(self) -> None:
-        """Asks whether what was started has failed meanwhile; blocks on nothing.
+        """Asks whether this host's part of what was started has failed; blocks on nothing.
 
         Raises:
           StorageError: it has.
         """
-        try:
-            self.manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self.failure(error) from error
+        if self.fault.error is not None:
+            raise self.failure(self.fault.error) from self.fault.error
 
     def wait(self) -> None:
         """Blocks until what was started is on disk.
@@ -134,6 +158,10 @@ class Checkpoints:
         Raises:
           StorageError: it could not be written.
         """
+        while hosts.count() > 1 and self.manager.is_saving_in_progress():
+            self.check()
+            time.sleep(0.02)
+        self.check()
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
@@ -223,6 +251,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        get_absl_logger().removeFilter(self.fault)
+        if kind is not None and hosts.count() > 1:
+            return  # what is under way needs hosts that may be gone
         try:
             self.close()
         except StorageError:

@@ -143,7 +143,7 @@ def workdir() -> Path:
 
 def main(_: list[str]) -> None:
     """Runs the mode asked for."""
-    logging.set_verbosity(logging.FATAL)  # what Orbax tells of as an error it raises as well
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it opens
     flag = flags.FLAGS["config"]
     links = resolve_chain(CONFIG.value, config_flags.get_override_values(flag))
     path = config_flags.get_config_filename(flag)
