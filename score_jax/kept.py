@@ -49,17 +49,20 @@ def write(folder: Path, built: Built, rollout: Rollout, step: int, params: Param
     if hosts.is_first():
         rows = np.concatenate([part[0] for part in parts])
         _, order = np.unique(rows, return_index=True)  # hosts may share rows
-        whole = {name: np.concatenate([part[1][name] for part in parts])[order] for name in arrays}
+        whole: dict[str, Any] = {
+            name: np.concatenate([part[1][name] for part in parts])[order] for name in arrays
+        }
         lines = [line for part in parts for line in part[2]]
         words = {
             "mark": belongs,
             "seconds": graded.seconds,
             "rows": [lines[place] for place in order],
         }
+        whole["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
         try:
             partial = folder / f"{NAME}.partial"
             with partial.open("wb") as file:
-                np.savez(file, words=np.frombuffer(json.dumps(words).encode(), np.uint8), **whole)
+                np.savez(file, **whole)
             partial.replace(folder / NAME)
         except OSError as error:
             fault = f"{folder / NAME} could not be written ({error}); make room"

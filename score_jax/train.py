@@ -247,6 +247,7 @@ def reinforce(sampler: Sampler) -> Learn:
             stage.log.say(f"learns from the rollout of step {step + 1} that was kept")
         if agree(bool(stage.request.number)):
             stage.save(step)
+            stage.checkpoints.wait()  # of the two this is the one that must not be lost
             kept.write(stage.folder, built, rollout, step, params)
             return None
         stage.watch.at(f"update of step {step + 1}")
