@@ -114,4 +114,11 @@ def get_config() -> ConfigDict:
             "progress": True,
         }
     )
+    config.profile = ConfigDict(  # ProfileConfig
+        {
+            "steps": 0,  # recorded by the profiler, on all hosts; 0: none
+            "start": 2,  # steps done before
+            "every": 0,  # steps from one window to the next; 0: only one
+        }
+    )
     return config

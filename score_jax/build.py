@@ -104,6 +104,10 @@ class Built:
         """This host's rows as part of global arrays."""
         return sharding.rows_to_global(self.mesh, rows)
 
+    def own_rows(self, rows: Any) -> Any:
+        """This host's part of rows that every host has."""
+        return jax.tree.map(lambda x: x[sharding.own_rows(self.mesh, len(x))], rows)
+
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the train state, for restoring into."""
         if self.init_adapter is None:

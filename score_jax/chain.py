@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from score_jax import ask, evaluate, report
+from score_jax import ask, evaluate, hosts, report, sharding
 from score_jax.build import Built, build, load_reference
 from score_jax.checkpoint import read_json, write_json
 from score_jax.data import sources
@@ -37,11 +37,19 @@ from score_jax.train import (
     stop_on_signals,
 )
 from score_jax.types import Params
+from score_jax.watchdog import Watchdog
 from score_jax.weights import embedded, export
 
 
 def run_mode(
-    mode: str, links: list[Link], workdir: Path, *, config: str, command: str, prompt: str = ""
+    mode: str,
+    links: list[Link],
+    workdir: Path,
+    *,
+    config: str,
+    command: str,
+    prompt: str = "",
+    watch: Watchdog | None = None,
 ) -> None:
     """Trains, evaluates, reports, exports or asks."""
     if mode == "report":
@@ -54,16 +62,19 @@ def run_mode(
         ask_stage(links[-1], workdir, prompt)
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "run.json", describe_run(links, config, command))
+    if hosts.is_first():
+        write_json(workdir / "run.json", describe_run(links, config, command))
     last = links[-1]
+    watch = watch or Watchdog()
     with stop_on_signals() as request:
         if mode == "train":
             for place, link in enumerate(links):
-                train_stage(link, links[place - 1] if place else None, workdir, request)
+                train_stage(link, links[place - 1] if place else None, workdir, request, watch)
         else:
             evaluate_stage(last, links, workdir)
-    if last.settings.program == "rl":
+    if last.settings.program == "rl" and hosts.is_first():
         print(f"report: {report.write_report(workdir)}")
+    hosts.barrier()  # none leaves before the first has written everything
 
 
 def describe_run(links: list[Link], config: str, command: str) -> dict[str, Any]:
@@ -85,25 +96,31 @@ def describe_run(links: list[Link], config: str, command: str) -> dict[str, Any]
         "config": config,
         "command": command,
         "versions": {name: importlib.metadata.version(name) for name in packages},
+        "processes": hosts.count(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "commit": commit,
     }
 
 
-def train_stage(link: Link, parent: Link | None, workdir: Path, request: StopRequest) -> None:
+def train_stage(
+    link: Link, parent: Link | None, workdir: Path, request: StopRequest, watch: Watchdog
+) -> None:
     """Brings one stage to its last step and its evaluation, from wherever it stands."""
     settings = link.settings
     folder = workdir / settings.name
+    watch.at(f"start of {settings.name}")
     check_folder(link, folder)
     if finished(link, folder):
-        print(f"[{settings.name}] already in {folder}")
+        hosts.say(f"[{settings.name}] already in {folder}")
         return
-    print(f"[{settings.name}] {settings.steps} steps in {folder}")
+    hosts.say(f"[{settings.name}] {settings.steps} steps in {folder}")
     built = build(settings)
+    sharding.meet(built.mesh)
     reference = load_reference(built)
     problems = sources.load(**dict(settings.data))
-    write_json(folder / "config.json", config_fields(link.config))
-    built.chat.tokenizer.save(folder / "tokenizer")
+    if hosts.is_first():
+        write_json(folder / "config.json", config_fields(link.config))
+        built.chat.tokenizer.save(folder / "tokenizer")
 
     def initial() -> Params:
         return built.fresh(reference) if parent is None else take_over(parent, folder, workdir)
@@ -118,32 +135,33 @@ def train_stage(link: Link, parent: Link | None, workdir: Path, request: StopReq
                 built=built,
                 checkpoints=checkpoints,
                 log=log,
-                stream=open_stream(settings, problems),
+                stream=open_stream(built, problems),
                 grader=pool,
                 reference=reference,
                 state=state,
                 progress=progress,
                 request=request,
+                watch=watch,
             ).run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
         step = selected_step(settings, checkpoints)
         assert step is not None, f"{folder} has no final checkpoint after its last step"
         trained = checkpoints.restore_params(step, built.abstract_state())
         params = built.policy(trained, reference)
         if settings.program == "supervised":
-            embedded.save(folder / "embedded", params, built.decoder.config, built.chat.tokenizer)
+            whole = sharding.whole(params)
+            if hosts.is_first():
+                config = built.decoder.config
+                embedded.save(folder / "embedded", whole, config, built.chat.tokenizer)
         before = parent_folder(parent, workdir)
+        watch.at(f"evaluation of {settings.name}")
         evaluate_models(built, folder, before, reference, params, step, pool)
 
 
-def open_stream(settings: Settings, problems: Sequence[Problem]) -> Stream:
+def open_stream(built: Built, problems: Sequence[Problem]) -> Stream:
     """This host's share of the training problems."""
-    return Stream(
-        problems,
-        batch=settings.batch,
-        seed=settings.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
+    settings = built.settings
+    rows = sharding.own_rows(built.mesh, settings.batch).tolist()
+    return Stream(problems, batch=settings.batch, seed=settings.seed, rows=rows)
 
 
 def open_log(settings: Settings, folder: Path, step: int) -> Log:
@@ -153,7 +171,7 @@ def open_log(settings: Settings, folder: Path, step: int) -> Log:
         stage=settings.name,
         step=step,
         steps=settings.steps,
-        write=jax.process_index() == 0,
+        write=hosts.is_first(),
         tensorboard=settings.log.tensorboard,
         wandb=settings.log.wandb,
         progress=settings.log.progress,
@@ -196,7 +214,7 @@ def evaluate_models(
     pool: Pool,
     *,
     file: str = "evaluation.json",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = hosts.say,
 ) -> None:
     """Measures base and trained policy on held-out problems; takes over the parent's numbers."""
     problems = test_problems(built.settings)
@@ -205,7 +223,10 @@ def evaluate_models(
         models["base"] = evaluate.measure_model(built, reference, problems, pool, step=0)
     name = built.settings.name
     models[name] = evaluate.measure_model(built, params, problems, pool, step=step)
-    path = evaluate.write_evaluation(folder / file, built, models, problems, step=step)
+    path = folder / file
+    if hosts.is_first():
+        evaluate.write_evaluation(path, built, models, problems, step=step)
+    hosts.barrier()  # what reads it next may be another host
     for model in models:
         say(f"[{name}] {evaluate.summary_line(model, models[model])}")
     say(f"[{name}] evaluation of step {step} on {len(problems)} problems: {path}")
@@ -227,6 +248,7 @@ def find_policy(link: Link, workdir: Path) -> Found:
     folder = workdir / settings.name
     check_folder(link, folder, policy_only=True)
     built = build(settings)
+    sharding.meet(built.mesh)
     reference = params = load_reference(built)
     step = 0
     if (folder / "checkpoints").exists():
@@ -272,7 +294,7 @@ def export_stage(link: Link, workdir: Path) -> None:
     found = find_policy(link, workdir)
     folder = workdir / link.settings.name / "export"
     export.export(found.params, found.built.decoder.config, found.built.chat, folder)
-    print(f"exported {describe_policy(found)}: {folder}")
+    hosts.say(f"exported {describe_policy(found)}: {folder}")
 
 
 def ask_stage(link: Link, workdir: Path, prompt: str) -> None:

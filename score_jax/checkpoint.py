@@ -6,6 +6,8 @@ arrays. A checkpoint that can't be read is passed over for the one before it, an
 """
 
 import json
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl.logging import get_absl_logger
 from orbax.checkpoint import checkpoint_managers as managers
 
-from score_jax.sharding import agree
+from score_jax import hosts
 from score_jax.types import TrainState
 
 Say = Callable[[str], None]
@@ -25,6 +28,10 @@ COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it last
 
 class StorageError(RuntimeError):
     """A checkpoint could not be written or read; the message says what remains."""
+
+
+class UnreadableHere(StorageError):
+    """One of several hosts can't read its part of a checkpoint, whatever the others can."""
 
 
 @jax.jit
@@ -45,6 +52,26 @@ def first_line(error: BaseException) -> str:
         error = error.__cause__  # Orbax puts the array's whole specification around it
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
+
+
+class WriteFault(logging.Filter):
+    """Keeps the error of a background write that Orbax logs, and the log's pages to itself.
+
+    With several hosts Orbax raises it only after the others have come to the same point,
+    and they never come: they wait for this host's part.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.error: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Takes a record in; whether it is shown as well."""
+        if "orbax" not in record.pathname or record.levelno < logging.ERROR:
+            return True
+        if record.exc_info and "background save" in record.getMessage():
+            self.error = self.error or record.exc_info[1]
+        return False
 
 
 class Checkpoints:
@@ -74,6 +101,8 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.fault = WriteFault()
+        get_absl_logger().addFilter(self.fault)
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, first to last."""
@@ -108,10 +137,20 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
         metrics = None if reward is None else {"reward": reward}
+        self.wait()
         try:
             self.manager.save(step, args=args, metrics=metrics, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failure(error) from error
+
+    def check(self) -> None:
+        """Asks whether this host's part of what was started has failed; blocks on nothing.
+
+        Raises:
+          StorageError: it has.
+        """
+        if self.fault.error is not None:
+            raise self.failure(self.fault.error) from self.fault.error
 
     def wait(self) -> None:
         """Blocks until what was started is on disk.
@@ -119,6 +158,10 @@ class Checkpoints:
         Raises:
           StorageError: it could not be written.
         """
+        while hosts.count() > 1 and self.manager.is_saving_in_progress():
+            self.check()
+            time.sleep(0.02)
+        self.check()
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
@@ -152,7 +195,11 @@ class Checkpoints:
             # Orbax wraps what TensorStore says of a damaged file in a bare Exception.
             if type(error) is not Exception and not isinstance(error, UNREADABLE):
                 raise
-            raise StorageError(f"{name} can't be read ({first_line(error)})") from error
+            told = f"{name} can't be read ({first_line(error)})"
+            if hosts.count() > 1:  # the others may have read their parts, and wait for this one
+                told += "; move it elsewhere to go on from the one before it"
+                raise UnreadableHere(told) from error
+            raise StorageError(told) from error
         if int(fingerprint(found["state"])) != found["extra"]["fingerprint"]:
             raise StorageError(f"{name} is damaged (its arrays do not give its checksum)")
         return found["state"], found["extra"]
@@ -167,11 +214,13 @@ class Checkpoints:
         """
         for note in self.notes:
             say(note)
-        steps = self.steps()
+        steps = hosts.from_first(self.steps())
         damaged: dict[int, StorageError] = {}
         for step in reversed(steps):
             try:
                 state, extra = self.restore(step, like)
+            except UnreadableHere:
+                raise
             except StorageError as error:
                 damaged[step] = error
                 continue
@@ -187,11 +236,10 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint out of the way, where people can look at it."""
-        place = free_place(self.folder, step)
-        agree(False)  # all hosts have seen the same places
-        if jax.process_index() == 0:
+        place = hosts.from_first(free_place(self.folder, step))
+        if hosts.is_first():
             move(self.folder / str(step), place)
-        agree(False)  # all hosts wait for the first
+        hosts.barrier()  # all hosts wait for the first
         self.manager.reload()
         return place
 
@@ -203,6 +251,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        get_absl_logger().removeFilter(self.fault)
+        if kind is not None and hosts.count() > 1:
+            return  # what is under way needs hosts that may be gone
         try:
             self.close()
         except StorageError:
@@ -232,7 +283,7 @@ def move(source: Path, place: Path) -> None:
 def set_unreadable_rewards_aside(folder: Path) -> list[str]:
     """Moves checkpoints out of the way whose reward is cut or garbled; says what was done."""
     notes = []
-    if jax.process_index() == 0:
+    if hosts.is_first():
         for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
             try:
                 read_json(path)
@@ -244,7 +295,7 @@ def set_unreadable_rewards_aside(folder: Path) -> list[str]:
                     f"checkpoint {source} has a damaged metrics file ({error}); set aside as "
                     f"{place}, the one before it is taken"
                 )
-    agree(False)  # all hosts wait for the first
+    hosts.barrier()  # all hosts wait for the first
     return notes
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from score_jax import metrics
+from score_jax import hosts, metrics
 from score_jax.build import Built
 from score_jax.checkpoint import read_json, write_json
 from score_jax.records import Problem, Transcript
 from score_jax.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
 from score_jax.sampling import SamplingConfig
-from score_jax.sharding import local_rows, row_shards
+from score_jax.sharding import local_rows, own_rows, row_shards
 from score_jax.types import Episodes, Params
 
 SHOWN = 40  # dialogues per model that evaluation.json keeps for the report
@@ -38,7 +37,10 @@ def attempts_of(
     sampling: SamplingConfig,
     step: int,
 ) -> list[Transcript]:
-    """Every dialogue of a model on the given problems, problem by problem."""
+    """Every dialogue of a model on the given problems, problem by problem.
+
+    Each host encodes and grades its own rows; all get everything.
+    """
     config = built.settings.evaluation
     program = built.sample(sampling, config.turns)
     shards = row_shards(built.mesh)
@@ -46,17 +48,31 @@ def attempts_of(
     key = jax.random.key(config.seed)
     records: list[Transcript] = []
     for start in range(0, len(problems), batch):
-        part = list(problems[start : start + batch])
-        padded = part + part[:1] * (batch - len(part))
-        places = np.arange(start, start + batch)
+        places = start + own_rows(built.mesh, batch)
+        part = [problems[place] for place in places if place < len(problems)]
+        padded = part + [problems[start]] * (len(places) - len(part))
         prompts = encode_prompts(built.chat, built.task, places, padded, sampling.prompt_limit)
         episodes = local_rows(program(params, built.to_global(prompts), key))
-        kept = first_rows(episodes, len(part) * sampling.samples)
-        graded = grade_rollout(built.chat, built.task, grader, part, kept)
-        kept = kept.replace(rewards=reward_array(graded.grades))
-        rows = range(len(graded.attempts))
-        records += transcripts(built.task, part, kept, graded, step=step, rows=rows)
+        found: list[Transcript] = []
+        if part:
+            kept = first_rows(episodes, len(part) * sampling.samples)
+            graded = grade_rollout(built.chat, built.task, grader, part, kept)
+            kept = kept.replace(rewards=reward_array(graded.grades))
+            rows = range(len(graded.attempts))
+            found = transcripts(built.task, part, kept, graded, step=step, rows=rows)
+        records += in_order(hosts.gather((places.tolist(), found)), sampling.samples)
     return records
+
+
+def in_order(
+    parts: Sequence[tuple[Sequence[int], Sequence[Transcript]]], samples: int
+) -> list[Transcript]:
+    """Dialogues of all hosts, by the places of their problems; each problem once."""
+    found: dict[tuple[int, int], Transcript] = {}
+    for places, records in parts:
+        keys = [(place, sample) for place in places for sample in range(samples)]
+        found |= zip(keys, records, strict=False)  # those that fill a batch up have no records
+    return [found[key] for key in sorted(found)]
 
 
 def measure_model(
@@ -112,7 +128,7 @@ def write_evaluation(
     problems: Sequence[Problem],
     *,
     step: int,
-) -> Path:
+) -> None:
     """Writes evaluation.json of a stage, or its like for another task."""
 
     def pick(part: str) -> dict[str, Any]:
@@ -134,14 +150,13 @@ def write_evaluation(
         "transcripts": pick("transcripts"),
     }
     write_json(path, value)
-    return path
 
 
 def known_models(
     folder: Path, built: Built, problems: Sequence[Problem]
 ) -> dict[str, dict[str, Any]]:
     """Measurements that a parent stage has made by the same protocol."""
-    found = read_json(folder / "evaluation.json")
+    found = hosts.from_first(read_json(folder / "evaluation.json"))
     if found is None or found.get("protocol") != protocol(built, problems):
         return {}
     return {

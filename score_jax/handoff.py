@@ -10,13 +10,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_jax import hosts
 from score_jax.build import build
 from score_jax.checkpoint import Checkpoints, StorageError, read_json, write_json
 from score_jax.settings import Settings
 from score_jax.types import Params
 
 # Fields that may change between two runs in one folder without making it another run.
-FREE = ("steps", "checkpoint", "evaluation", "log", "grading", "parent", "gap_limit", "mesh")
+FREE = (
+    "steps", "checkpoint", "evaluation", "log", "profile", "grading", "parent", "gap_limit", "mesh",
+)  # fmt: skip
 # Fields that say which policy a checkpoint holds; it may be tried on any task.
 POLICY = ("weights", "model", "lora", "tokenizer")
 
@@ -85,11 +88,12 @@ def config_fields(config: ConfigDict) -> dict[str, Any]:
 def finished(link: Link, folder: Path) -> bool:
     """Whether a stage is trained and evaluated."""
     evaluation = read_json(folder / "evaluation.json")
-    if evaluation is None or not (folder / "checkpoints").exists():
+    begun = evaluation is not None and (folder / "checkpoints").exists()
+    if not hosts.from_first(begun):
         return False
     with open_checkpoints(link.settings, folder) as checkpoints:
         step = selected_step(link.settings, checkpoints)
-    return step is not None and evaluation["step"] == step
+    return hosts.from_first(evaluation is not None and step == evaluation["step"])
 
 
 def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
@@ -108,14 +112,13 @@ def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
         # The optimiser of the parent may have another shape: its own programs say which.
         params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
         reward = checkpoints.reward(step)
-    write_json(
-        folder / "handoff.json",
-        {
-            "parent": parent.settings.name,
-            "step": step,
-            "metrics": {"training_reward": reward},
-            "reset": ["optimizer", "step", "baseline"],
-            "kept": ["reference: the base model, as in the parent"],
-        },
-    )
+    record = {
+        "parent": parent.settings.name,
+        "step": step,
+        "metrics": {"training_reward": reward},
+        "reset": ["optimizer", "step", "baseline"],
+        "kept": ["reference: the base model, as in the parent"],
+    }
+    if hosts.is_first():
+        write_json(folder / "handoff.json", record)
     return params

@@ -2,6 +2,7 @@
 
     python -m score_jax.main --config=configs/stage2.py [--workdir=DIR]
         [--mode=train|evaluate|report|export|ask] [--config.field=value ...]
+        [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
 
 A config names its parent stage. What the workdir already holds is used, what is
 missing is run first. The exit code is 0 only on success; a mistake is told in one
@@ -20,11 +21,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from score_jax import hosts
 from score_jax.chain import run_mode
 from score_jax.checkpoint import StorageError
 from score_jax.handoff import Link
 from score_jax.settings import parse
 from score_jax.train import Interrupted, TrainingError
+from score_jax.watchdog import HostLost, Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:preset] of the stage to reach")
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/<config name>")
@@ -34,13 +37,19 @@ MODE = flags.DEFINE_enum(
     ["train", "evaluate", "report", "export", "ask"],
     "train (evaluates and reports too), a part of that, a Hugging Face folder, or a dialogue",
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "several hosts: HOST:PORT of process 0; auto: as TPU, Slurm or MPI say"
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there are on all hosts")
+PROCESS = flags.DEFINE_integer("process", None, "number of this one, from 0")
+OVER_HOSTS = ("train", "evaluate", "export")  # the other modes are for one process
 PROMPT = flags.DEFINE_string("prompt", "", "the problem for --mode=ask; none: a terminal asks")
 
 # Overrides of these fields on the command line reach the parent stages as well: they say
 # what is trained and measured, not how a stage goes about it.
 SHARED = (
     "seed", "task", "data", "tokenizer", "weights", "model", "lora", "mesh", "grading",
-    "evaluation", "log",
+    "evaluation", "log", "profile",
 )  # fmt: skip
 CONFIG_ERRORS = (  # what ConfigDict raises, and Python for a file that is none
     ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,
@@ -134,18 +143,22 @@ def workdir() -> Path:
 
 def main(_: list[str]) -> None:
     """Runs the mode asked for."""
-    logging.set_verbosity(logging.FATAL)  # what Orbax tells of as an error it raises as well
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it opens
     flag = flags.FLAGS["config"]
     links = resolve_chain(CONFIG.value, config_flags.get_override_values(flag))
     path = config_flags.get_config_filename(flag)
-    run_mode(
-        MODE.value,
-        links,
-        workdir(),
-        config=path,
-        command=" ".join(sys.argv),
-        prompt=PROMPT.value,
-    )
+    if MODE.value in OVER_HOSTS:
+        hosts.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watch:
+        run_mode(
+            MODE.value,
+            links,
+            workdir(),
+            config=path,
+            command=" ".join(sys.argv),
+            prompt=PROMPT.value,
+            watch=watch,
+        )
 
 
 def one_line(error: BaseException) -> str:
@@ -168,11 +181,11 @@ def tell(error: BaseException) -> None:
     """Prints one line; the traceback goes beside the run, if that has begun."""
     note = ""
     with suppress(OSError, flags.Error):  # no run, or no room
-        path = workdir() / "traceback.txt"
+        path = workdir() / hosts.own_file("traceback.txt")
         if path.parent.is_dir():
             path.write_text("".join(traceback.format_exception(error)))
             note = f" (traceback in {path})"
-    print(f"error: {one_line(error)}{note}", file=sys.stderr, flush=True)
+    print(f"{hosts.label()}error: {one_line(error)}{note}", file=sys.stderr, flush=True)
 
 
 def is_ours(error: BaseException) -> bool:
@@ -191,21 +204,24 @@ def run() -> None:
     try:
         app.run(main, flags_parser=parse_flags)
     except Interrupted as stop:
-        print(f"stopped: {stop}", file=sys.stderr, flush=True)
-        sys.exit(stop.code)
+        print(f"{hosts.label()}stopped: {stop}", file=sys.stderr, flush=True)
+        hosts.leave(stop.code)
     except ValueError as error:
         if not is_ours(error):
             raise
         tell(error)
-        sys.exit(2)
+        hosts.leave(2)
     except (TrainingError, StorageError) as error:
         tell(error)
-        sys.exit(1)
+        hosts.leave(1)
+    except HostLost as error:
+        tell(error)
+        hosts.leave(error.code)
     except OSError as error:
         if error.errno in DISK_FULL:
             error = StorageError(f"{error}; make room and run the same command again")
         tell(error)
-        sys.exit(1)
+        hosts.leave(1)
 
 
 if __name__ == "__main__":

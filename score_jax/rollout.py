@@ -191,14 +191,17 @@ def collect_rollout(
     places: np.ndarray,
     problems: Sequence[Problem],
     prompt_limit: int,
+    begin: Callable[[str], None] = lambda phase: None,
 ) -> Rollout:
-    """Samples, grades and scores one batch of problems."""
+    """Samples, grades and scores one batch of problems; `begin` is told of each phase."""
     start = time.monotonic()
+    begin("sample")
     prompts = encode_prompts(chat, task, places, problems, prompt_limit)
     episodes = sampler.sample(params, sampler.to_global(prompts), key)
     local = local_rows(episodes)
     sampled = time.monotonic()
     scores: list[Scores] = []
+    begin("grade")
     graded = grade_rollout(
         chat,
         task,

@@ -99,6 +99,33 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Which steps the profiler records, on all hosts."""
+
+    steps: int = 0  # length of a window; 0: nothing is recorded
+    start: int = 2  # steps done before the first window: the first steps compile
+    every: int = 0  # steps from the start of one window to that of the next; 0: only one window
+
+    def __post_init__(self):
+        if self.steps < 0 or self.start < 0 or self.every < 0:
+            raise ValueError(
+                f"profile is steps={self.steps} start={self.start} every={self.every}; "
+                "set values >= 0"
+            )
+        if 0 < self.every <= self.steps:
+            raise ValueError(
+                f"profile.every is {self.every}; set 0, or more than profile.steps ({self.steps})"
+            )
+
+    def records(self, done: int) -> bool:
+        """Whether the step after `done` steps lies in a window."""
+        since = done - self.start
+        if since < 0 or not self.steps:
+            return False
+        return (since % self.every if self.every else since) < self.steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PracticeConfig:
     """What the embedded base policy is taught; see data.procedural.dialogues."""
 
@@ -140,6 +167,7 @@ class Settings:
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig
     log: LogConfig
+    profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self):
         if self.program not in get_args(Program):
@@ -209,6 +237,7 @@ SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
     "evaluation": EvaluationConfig,
     "log": LogConfig,
+    "profile": ProfileConfig,
 }
 
 

@@ -8,6 +8,8 @@ logical axes that each was made with.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import flax.linen as nn
@@ -71,6 +73,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
+def meet(mesh: Mesh) -> None:
+    """Has the CPUs of several hosts open their connections, while no host is behind another.
+
+    gloo does so at the first collective of a group of devices and gives up after 30 s; by
+    then the time that programs take to compile may differ by more.
+    """
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return
+    split = P(MESH_AXES)
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, split), lambda index: np.ones(1, np.float32)
+    )
+    axes = [axis for axis in MESH_AXES if mesh.shape[axis] > 1]
+    for count in range(1, len(axes) + 1):
+        for group in combinations(axes, count):
+            total = partial(jax.lax.psum, axis_name=group)
+            program = jax.jit(jax.shard_map(total, mesh=mesh, in_specs=split, out_specs=split))
+            program(ones).block_until_ready()
+
+
 def row_shards(mesh: Mesh) -> int:
     """Into how many parts rows are split."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
@@ -124,11 +146,31 @@ def parameter_shardings(
     )
 
 
+def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """Which of `count` rows this host holds, ascending; `count` divides by the row shards.
+
+    Hosts that split a model between them (`tensor`) hold the same rows.
+    """
+    places = rows(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[place] for place in places]))
+
+
 def rows_to_global(mesh: Mesh, local: Any) -> Any:
-    """Makes global arrays of which each host gives its own rows, in host order."""
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(rows(mesh), np.asarray(x)), local
-    )
+    """Makes global arrays of which each host gives its `own_rows`."""
+    shards = own_rows(mesh, row_shards(mesh))
+
+    def one(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        size = len(x) // len(shards)
+
+        def part(index: tuple) -> np.ndarray:
+            at = np.searchsorted(shards, (index[0].start or 0) // size) * size
+            return x[at : at + size]
+
+        shape = (size * row_shards(mesh), *x.shape[1:])
+        return jax.make_array_from_callback(shape, rows(mesh), part)
+
+    return jax.tree.map(one, local)
 
 
 def local_rows(tree: Any) -> Any:
@@ -139,6 +181,17 @@ def local_rows(tree: Any) -> Any:
             shard.index[0].start or 0: shard.data for shard in array.addressable_shards
         }
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    return jax.tree.map(one, tree)
+
+
+def whole(tree: Any) -> Any:
+    """All numbers of global arrays as numpy, on every host; all hosts must ask."""
+
+    def one(array: jax.Array) -> np.ndarray:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return np.asarray(array)
+        return multihost_utils.process_allgather(array, tiled=True)
 
     return jax.tree.map(one, tree)
 

@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_jax import hosts, kept
 from score_jax.build import Built
 from score_jax.checkpoint import Checkpoints, fingerprint
 from score_jax.data import procedural
 from score_jax.data.stream import Stream
 from score_jax.imitation import encode_dialogues
 from score_jax.log import Log
-from score_jax.records import Problem
+from score_jax.profile import Profile
+from score_jax.records import Problem, Transcript
 from score_jax.rollout import (
     Grader,
     Rollout,
@@ -33,6 +35,7 @@ from score_jax.rollout import (
 )
 from score_jax.sharding import agree
 from score_jax.types import Params, TrainState
+from score_jax.watchdog import Watchdog
 
 
 class TrainingError(RuntimeError):
@@ -109,6 +112,12 @@ class Stage:
     state: TrainState
     progress: Progress
     request: StopRequest = field(default_factory=StopRequest)
+    watch: Watchdog = field(default_factory=Watchdog)
+
+    def __post_init__(self):
+        self.folder = self.checkpoints.folder.parent
+        self.began = self.progress.position
+        self.profile = Profile(self.built.settings.profile, self.folder / "profile")
 
     def run(self, learn: "Learn") -> None:
         """Trains up to the last step, each step by `learn`.
@@ -122,7 +131,11 @@ class Stage:
         self.request.patient = True
         stop = False
         while not stop and (step := self.progress.position) < settings.steps:
+            self.checkpoints.check()
+            self.profile.at(step)
             values = learn(self, step)
+            if values is None:
+                break
             done = step + 1
             self.check(done, values)
             self.log.metrics(done, values)
@@ -132,6 +145,7 @@ class Stage:
                 if int(fingerprint(self.reference)) != base:
                     raise TrainingError(f"step {done}: the reference parameters have changed")
                 self.save(done)
+        self.profile.close()
         self.checkpoints.wait()
         self.request.patient = False
         if agree(bool(self.request.number)):
@@ -186,25 +200,26 @@ class Stage:
         if not all_finite(self.state):
             raise self.diverged(step, "parameters or optimiser state are not finite")
         settings, progress = self.built.settings, self.progress
-        due = step % settings.checkpoint.every == 0
+        due = step > 0 and step % settings.checkpoint.every == 0
         reward = progress.reward() if due or step == settings.steps else None
         if due:
             progress.reward_sum, progress.reward_count = 0.0, 0
+        self.watch.at(f"save of step {step}")
         self.log.sync()
+        kept.drop(self.folder)
         self.checkpoints.save(step, self.state, asdict(progress), reward)
 
 
-Learn = Callable[[Stage, int], dict[str, float]]
+# A step's metrics; None: a signal came before the update, and rollout and state are saved.
+Learn = Callable[[Stage, int], dict[str, float] | None]
 
 
 def reinforce(sampler: Sampler) -> Learn:
     """The step of reinforcement learning: one rollout and its update."""
 
-    def learn(stage: Stage, step: int) -> dict[str, float]:
+    def roll_out(stage: Stage, step: int, places: np.ndarray, problems: list[Problem]) -> Rollout:
         settings, built = stage.built.settings, stage.built
-        stage.stream.position = step
-        places, problems = stage.stream.next()
-        rollout = collect_rollout(
+        return collect_rollout(
             sampler,
             built.chat,
             built.task,
@@ -215,7 +230,27 @@ def reinforce(sampler: Sampler) -> Learn:
             places=places,
             problems=problems,
             prompt_limit=settings.sampling.prompt_limit,
+            begin=lambda phase: stage.watch.at(f"{phase} of step {step + 1}"),
         )
+
+    def learn(stage: Stage, step: int) -> dict[str, float] | None:
+        settings, built = stage.built.settings, stage.built
+        params, reference = stage.state.params, stage.reference
+        stage.stream.position = step
+        places, problems = stage.stream.next()
+        rollout = None
+        if step == stage.began:
+            rollout = kept.read(stage.folder, built, sampler.score, step, params, reference)
+        if rollout is None:
+            rollout = roll_out(stage, step, places, problems)
+        else:
+            stage.log.say(f"learns from the rollout of step {step + 1} that was kept")
+        if agree(bool(stage.request.number)):
+            stage.save(step)
+            stage.checkpoints.wait()  # of the two this is the one that must not be lost
+            kept.write(stage.folder, built, rollout, step, params)
+            return None
+        stage.watch.at(f"update of step {step + 1}")
         start = time.monotonic()
         stage.state, metrics = built.update(
             stage.state, stage.reference, rollout.episodes, rollout.scores
@@ -225,7 +260,7 @@ def reinforce(sampler: Sampler) -> Learn:
         stage.progress.position = stage.stream.position
         if step % settings.log.transcripts_every == 0:
             record(stage, rollout, problems, step + 1)
-        return values | grading_metrics(rollout.graded) | timings(rollout, seconds)
+        return values | over_hosts(grading_metrics(rollout.graded)) | timings(rollout, seconds)
 
     return learn
 
@@ -233,6 +268,7 @@ def reinforce(sampler: Sampler) -> Learn:
 def imitate(stage: Stage, step: int) -> dict[str, float]:
     """The step of supervised training on worked dialogues, made anew for every step."""
     settings, built = stage.built.settings, stage.built
+    stage.watch.at(f"update of step {step + 1}")
     practice = settings.practice
     settling = step >= settings.steps * (1 - practice.settling)
     rng = np.random.default_rng([settings.seed, step])
@@ -245,6 +281,7 @@ def imitate(stage: Stage, step: int) -> dict[str, float]:
     script = built.script(settings.objective.turns)
     length = script.row_length(settings.sampling)
     rows = encode_dialogues(built.chat, built.task, script, dialogues, length)
+    rows = built.own_rows(rows)
     start = time.monotonic()
     stage.state, metrics = built.supervise(stage.state, built.to_global(rows))
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -253,24 +290,45 @@ def imitate(stage: Stage, step: int) -> dict[str, float]:
 
 
 def record(stage: Stage, rollout: Rollout, problems: list[Problem], step: int) -> None:
-    """Writes a few of a step's dialogues, spread over its problems."""
-    rows = len(rollout.graded.attempts)
+    """Writes a few of a step's dialogues, spread over its problems and so over the hosts."""
+    rows = len(rollout.episodes.tokens)
     count = min(stage.built.settings.log.transcripts, rows)
     chosen = [i * rows // count for i in range(count)]
-    stage.log.transcripts(
-        transcripts(
-            stage.built.task, problems, rollout.local, rollout.graded, step=step, rows=chosen
-        )
+    own = stage.built.own_rows(np.arange(rows)).tolist()
+    mine = [row for row in chosen if row in own]
+    found = transcripts(
+        stage.built.task,
+        problems,
+        rollout.local,
+        rollout.graded,
+        step=step,
+        rows=[own.index(row) for row in mine],
     )
+    everyone: dict[int, Transcript] = {}
+    for part in hosts.gather(dict(zip(mine, found, strict=True))):
+        everyone |= part
+    stage.log.transcripts([everyone[row] for row in chosen])
+
+
+def over_hosts(values: dict[str, float]) -> dict[str, float]:
+    """Means over hosts, which hold equally many rows; of what a clock says, the slowest host's."""
+    table = hosts.exchange(np.asarray(list(values.values())))
+    return {
+        name: float(column.max() if name.startswith("time/") else column.mean())
+        for name, column in zip(values, table.T, strict=True)
+    }
 
 
 def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
     """Wall time of each phase and tokens per second of the two that run on devices."""
-    policy = float(np.sum(rollout.local.turn > 0))
-    total = float(np.sum(rollout.local.length))
-    values = {f"time/{phase}": value for phase, value in seconds.items()}
-    values["tokens_per_second/sample"] = policy / seconds["sample"]
-    values["tokens_per_second/update"] = total / seconds["update"]
+    local = {f"time/{phase}": value for phase, value in seconds.items()}
+    local["policy"] = float(np.sum(rollout.local.turn > 0))
+    local["total"] = float(np.sum(rollout.local.length))
+    values = over_hosts(local)
+    shares = len(rollout.episodes.length) / len(rollout.local.length)
+    policy, total = shares * values.pop("policy"), shares * values.pop("total")
+    values["tokens_per_second/sample"] = policy / values["time/sample"]
+    values["tokens_per_second/update"] = total / values["time/update"]
     return values
 
 

@@ -76,6 +76,7 @@ def interruptions(cache, tmp_path_factory):
             ("SIGKILL", "update", 4),
             ("SIGKILL", "save", 4),
             ("SIGTERM", "update", 5),
+            ("SIGTERM", "rollout", 6),
         )
     ]
     return workdir, told, finish(command(workdir), cache)
@@ -98,14 +99,20 @@ def test_a_run_killed_at_three_moments_ends_as_an_uninterrupted_one(
 
 
 def test_sigterm_saves_and_says_so_in_one_line(interruptions):
+    _, told, _ = interruptions
+    for _, code, _, err in told[-2:]:
+        assert code == 143
+        assert err.splitlines()[-1] == (
+            "stopped: SIGTERM at step 5 of 6: saved; the same command goes on from here"
+        )
+        assert "Traceback" not in err
+
+
+def test_a_rollout_is_kept_from_one_run_to_the_next(interruptions):
     _, told, (_, _, resumed) = interruptions
-    _, code, _, err = told[-1]
-    assert code == 143
-    assert err.splitlines()[-1] == (
-        "stopped: SIGTERM at step 5 of 6: saved; the same command goes on from here"
-    )
-    assert "Traceback" not in err
+    assert "kept" not in told[-1][3]
     assert "goes on from the checkpoint of step 5 of 6" in resumed
+    assert "learns from the rollout of step 6 that was kept" in resumed
 
 
 def test_a_killed_run_goes_on_from_what_was_saved(interruptions):

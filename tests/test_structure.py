@@ -16,12 +16,13 @@ import score_jax
 PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
     {"records", "types", "numerics", "intervals"},
-    {"sharding", "text", "rewards", "page", "metrics", "filters"},
-    {"tasks", "model"},
+    {"sharding", "hosts", "text", "rewards", "page", "metrics", "filters"},
+    {"tasks", "model", "watchdog"},
     {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},
     {"step", "rollout", "checkpoint", "log", "imitation", "grade"},
     {"settings", "report", "supervised"},
     {"build"},
+    {"kept", "profile"},
     {"train", "evaluate", "handoff", "compare", "collect", "plan", "bench", "ask"},
     {"chain"},
     {"main"},

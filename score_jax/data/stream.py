@@ -30,35 +30,31 @@ class Stream:
         *,
         batch: int,
         seed: int,
-        host: int = 0,
-        hosts: int = 1,
+        rows: Sequence[int] | None = None,
     ):
         """Starts at position 0.
 
         Args:
           batch: problems per step over all hosts.
+          rows: which of them this host takes; None: all.
 
         Raises:
-          ValueError: there are no problems, or the batch does not divide by the hosts.
+          ValueError: there are no problems, or none per step.
         """
         if not problems:
             raise ValueError("data holds no problems; check config.data")
-        if batch < 1 or batch % hosts:
-            raise ValueError(
-                f"config.batch is {batch}; set a positive multiple of the {hosts} host processes"
-            )
+        if batch < 1:
+            raise ValueError(f"config.batch is {batch}; set at least 1")
         self.problems = problems
         self.batch = batch
         self.seed = seed
-        self.host = host
-        self.hosts = hosts
+        self.rows = range(batch) if rows is None else rows
         self.position = 0  # batches given out; save it, set it, and the stream goes on
 
     def next(self) -> tuple[np.ndarray, list[Problem]]:
         """This host's part of the next batch: places in the data set, and the problems."""
-        share = self.batch // self.hosts
-        start = self.position * self.batch + self.host * share
-        places = np.asarray([self.place(index) for index in range(start, start + share)], np.int32)
+        start = self.position * self.batch
+        places = np.asarray([self.place(start + row) for row in self.rows], np.int32)
         self.position += 1
         return places, [self.problems[int(place)] for place in places]
 
