@@ -45,5 +45,5 @@ def test_splits_share_no_text_and_a_seed_gives_an_order():
 
 
 def test_an_unknown_split_is_named():
-    with pytest.raises(ValueError, match="data.split is 'dev'; choose one of train"):
+    with pytest.raises(ValueError, match=r"data.split is 'dev'; choose one of train"):
         words.problems("dev", 1, 0)
