@@ -45,12 +45,12 @@ WORDS: dict[str, Any] = {  # arithmetic in words, made on the spot
     "learner": {"microbatches": 8},
 }
 BRIEF: dict[str, Any] = {  # easier words and just enough of everything to be seen working
-    "task": "numeric",
-    "data": {"source": "words", "task": "numeric", "count": 64},
-    "evaluation": {"problems": 4, "batch": 4, "samples": 0, "data": {"split": "test", "count": 4}},
+    "task": "words",
+    "data": {"source": "words", "task": "words", "count": 64},
+    "evaluation": {"problems": 2, "batch": 2, "samples": 0, "data": {"split": "test", "count": 2}},
     "steps": 2,
     "batch": 2,
-    "sampling": {"samples": 2, "prompt_limit": 112, "turn_limit": 56, "row_limit": 0},
+    "sampling": {"samples": 2, "prompt_limit": 160, "turn_limit": 40, "row_limit": 0},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 2},
     "checkpoint": {"every": 2, "keep": 1, "select": "last"},

@@ -39,7 +39,7 @@ REFUSED = {  # flags, and what stderr says in one line, with exit code 2
         [*REAL, "--config.weights.source={cut}"], r"model.safetensors is cut short: \d+ bytes of",
     ),
     "another model's weights": (
-        [*REAL, "--config.weights.source={other}"], r"does not fit .* misshapen: .*self_attn.q_proj",
+        [*REAL, "--config.weights.source={other}"], r"does not fit .* misshapen: .*attn.q_proj",
     ),
     "unknown architecture": (
         [*REAL, "--config.weights.source={mamba}"], r"model_type is 'mamba'; supported are llama",

@@ -12,7 +12,7 @@ import numpy as np
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
-TASK = "numeric"
+TASK = "words"
 COUNT = 10_000  # problems when no number is asked for
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("apples", "books", "coins", "shells", "pencils", "stamps", "cards", "marbles")

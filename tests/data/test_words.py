@@ -25,7 +25,7 @@ def worked(text):
 def test_answers_are_those_of_the_texts(split):
     found = [words.problems(split, 300, 1)[place] for place in range(300)]
     assert [int(p.answer) for p in found] == [worked(p.prompt) for p in found]
-    assert all(0 < int(p.answer) < 100 and p.task == "numeric" for p in found)
+    assert all(0 < int(p.answer) < 100 and p.task == "words" for p in found)
     kinds = {re.sub(r"\d+|[A-Z]\w+|apples|books|coins|shells|pencils|stamps|cards|marbles", "", t)
              for t in (p.prompt for p in found)}  # fmt: skip
     assert len(kinds) == 5
