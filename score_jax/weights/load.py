@@ -51,7 +51,8 @@ def locate(source: str) -> Path:
     """The local path of a source; a hub id is fetched first.
 
     Raises:
-      ValueError: nothing is there, or the hub's client is not installed.
+      ValueError: nothing is there, the hub cannot be reached or refuses, or its client is
+        not installed.
     """
     if not source.startswith(HUB):
         path = Path(source).expanduser()
@@ -63,7 +64,14 @@ def locate(source: str) -> Path:
     except ImportError as error:
         raise ValueError(f"model source is {source!r}; pip install score_jax[hf]") from error
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-    return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted))
+    try:
+        return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # no network, no such name, a gate, no room
+        told = " ".join(str(error).split())
+        raise ValueError(
+            f"model source is {source!r}, but the hub did not give it ({told}); check name, "
+            "network and login, or fetch it elsewhere and set the source to its folder"
+        ) from error
 
 
 def model_config(source: str) -> ModelConfig:

@@ -1,9 +1,9 @@
 import pytest
 
 from score_jax.records import Problem
-from score_jax.tasks import choice, code, exact, humaneval, numeric
+from score_jax.tasks import choice, code, exact, humaneval, numeric, words
 
-TASKS = {"choice": choice, "exact": exact, "numeric": numeric}
+TASKS = {"choice": choice, "exact": exact, "numeric": numeric, "words": words}
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -17,7 +17,7 @@ def test_known_cases_hold(name):
 @pytest.mark.parametrize("name", list(TASKS))
 def test_the_stated_gold_answer_is_correct(name):
     task = TASKS[name].TASK
-    answer = {"choice": "C", "exact": "a\nb", "numeric": "1,250 +- 3"}[name]
+    answer = {"choice": "C", "exact": "a\nb", "numeric": "1,250 +- 3", "words": "7"}[name]
     problem = Problem(id="1", prompt="?", answer=answer)
     assert task.state is not None
     assert task.grade(problem, task.state(problem)).verdict == "correct"
@@ -40,3 +40,9 @@ def test_the_three_shots_are_right():
         above, program = shot.split("[BEGIN]")
         tests = tuple(line for line in above.splitlines() if line.startswith("assert"))
         assert run(program, tests, Limits()).passed == (True, True, True)
+
+
+def test_the_two_worked_word_problems_are_right():
+    for shot, answer in zip(words.SHOTS.split("Problem:")[1:], ("8", "5"), strict=True):
+        problem = Problem(id="shot", prompt="?", answer=answer)
+        assert words.TASK.grade(problem, shot.partition("Solution:")[2]).verdict == "correct"

@@ -131,3 +131,36 @@ def test_transformers_reads_the_tokenizer_and_its_template(family, tmp_path):
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids == chat.encode_prompt("What is 37 + 58?")
     assert tokenizer.eos_token_id == chat.stop
+
+
+READ_BY_VLLM = {  # vllm/model_executor/models/{llama,qwen2,qwen3,gemma2,gemma3}.py of vLLM
+    "every": "architectures model_type torch_dtype vocab_size hidden_size intermediate_size "
+    "num_hidden_layers num_attention_heads num_key_value_heads hidden_act rms_norm_eps "
+    "rope_theta rope_scaling max_position_embeddings tie_word_embeddings eos_token_id",
+    "llama": "attention_bias head_dim",
+    "qwen2": "head_dim",
+    "qwen3": "attention_bias head_dim",
+    "gemma2": "attention_bias head_dim hidden_activation query_pre_attn_scalar "
+    "attn_logit_softcapping final_logit_softcapping sliding_window layer_types",
+    "gemma3": "attention_bias head_dim hidden_activation query_pre_attn_scalar "
+    "rope_local_base_freq sliding_window layer_types",
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3"])
+def test_config_json_has_every_field_that_vllm_reads(family, tmp_path):
+    """vLLM itself is not run here: this holds what is written to what its source asks for."""
+    pinned = json.loads(PINNED.read_text())[family]
+    (tmp_path / "config.json").write_text(json.dumps(pinned["config"]))
+    tensors = {name: fill(name, tuple(shape)) for name, shape in pinned["shapes"].items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = load.model_config(str(tmp_path))
+    params = load.load_params(str(tmp_path), config)
+    export(params, config, chat_of(family), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    asked = f"{READ_BY_VLLM['every']} {READ_BY_VLLM[family]}".split()
+    assert [name for name in asked if name not in written] == []
+    assert written["hidden_act"] == ("gelu_pytorch_tanh" if "gemma" in family else "silu")
+    if "gemma" in family:
+        assert written["hidden_activation"] == written["hidden_act"]
+        assert len(written["layer_types"]) == config.layers

@@ -14,6 +14,7 @@ from score_jax.weights import load
 from score_jax.weights.names import entries
 from score_jax.weights.safetensors import SafetensorsFolder
 from tests.reference_models import PINNED, fill
+from tests.small_tokenizers import make
 
 
 @pytest.fixture
@@ -145,3 +146,39 @@ def test_a_hub_id_becomes_a_folder(monkeypatch, folder):
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert load.locate("hub:org/name") == Path(folder)
     assert asked == [("org/name", True)]
+
+
+@pytest.mark.parametrize("kind", ["LocalEntryNotFoundError", "OfflineModeIsEnabled"])
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch, kind):
+    hub = pytest.importorskip("huggingface_hub")
+    errors = pytest.importorskip("huggingface_hub.errors")
+
+    def fetch(*_, **__):
+        raise getattr(errors, kind)("Got: ConnectError\nCheck your connection.")
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    with pytest.raises(ValueError, match=r"'hub:org/name', but the hub did not give it") as caught:
+        load.model_config("hub:org/name")
+    assert "\n" not in str(caught.value)
+    assert "ConnectError Check your connection" in str(caught.value)
+
+
+def test_a_name_that_no_hub_knows_is_one_clear_line():
+    """The client refuses it before it asks the network."""
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(ValueError, match="'hub:a b/c d', but the hub did not give it"):
+        load.load_tokenizer("hub:a b/c d")
+
+
+def test_all_of_a_model_comes_from_the_hub(monkeypatch, folder):
+    """Config, tokenizer and weights of a hub id are those of the folder that is fetched."""
+    hub = pytest.importorskip("huggingface_hub")
+    make("chatml").save(folder)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(folder))
+    config = load.model_config("hub:org/name")
+    assert config == load.model_config(str(folder))
+    fetched, local = (load.load_params(s, config) for s in ("hub:org/name", str(folder)))
+    jax.tree.map(np.testing.assert_array_equal, fetched, local)
+    text = "What is 37 + 58?"
+    found = load.load_tokenizer("hub:org/name").encode(text)
+    assert found == make("chatml").encode(text)
