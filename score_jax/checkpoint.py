@@ -7,6 +7,7 @@ arrays. A checkpoint that can't be read is passed over for the one before it, an
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,8 @@ def first_line(error: BaseException) -> str:
     if type(error) is Exception and error.__cause__ is not None:
         error = error.__cause__  # Orbax puts the array's whole specification around it
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    cause = re.search(r"OS error \d+: [^\]]*", lines[0][300:])  # behind long paths
+    return lines[0][:300] + (f" ... {cause[0]}" if cause else "")
 
 
 class WriteFault(logging.Filter):
