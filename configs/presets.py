@@ -50,7 +50,7 @@ BRIEF: dict[str, Any] = {  # easier words and just enough of everything to be se
     "evaluation": {"problems": 2, "batch": 2, "samples": 0, "data": {"split": "test", "count": 2}},
     "steps": 2,
     "batch": 2,
-    "sampling": {"samples": 2, "prompt_limit": 160, "turn_limit": 40, "row_limit": 0},
+    "sampling": {"samples": 2, "prompt_limit": 352, "turn_limit": 32, "row_limit": 0},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 2},
     "checkpoint": {"every": 2, "keep": 1, "select": "last"},
@@ -79,6 +79,7 @@ CODE: dict[str, Any] = {
 TASKS = {"words": WORDS, "brief": BRIEF, "math": MATH, "code": CODE}
 STAGE1_BETAS = dict.fromkeys(TASKS, (0.11, 0.01)) | {"code": (0.26, 0.01)}
 STAGE2_BETAS = (0.01, 0.01)
+EXAMPLES = {("smollm2", "brief"): "smollm2_words"}  # formats that open with worked dialogues
 
 
 def apply(config: Any, name: str) -> ConfigDict:
@@ -98,7 +99,7 @@ def apply(config: Any, name: str) -> ConfigDict:
     local = installed() if model == "smollm2_135m" else ""
     config.weights.source = local or f"hub:{hub_id}"
     config.tokenizer.source = ""  # beside the weights
-    config.tokenizer.chat = chat
+    config.tokenizer.chat = EXAMPLES.get((chat, task), chat)
     if config.name == "stage1":
         config.objective.beta = STAGE1_BETAS[task]
     elif config.name == "stage2":

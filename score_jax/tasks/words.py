@@ -1,25 +1,19 @@
-"""Arithmetic in words for very small models: two worked problems show how an answer looks.
+"""Arithmetic in words for very small models, which learn the answer's form from examples.
 
-Asked without them, a model of 135 million parameters talks on and seldom ends in a number.
+The chat format `smollm2_words` opens with worked dialogues; nothing else is said of the
+form. Numbers are compared as in `numeric`.
 """
 
 from dataclasses import replace
 
 from score_jax.records import Problem, Verdict
 from score_jax.tasks import numeric
-
-SHOTS = """Problem: Tom has 3 pens and buys 5 more. How many pens does Tom have now?
-Solution: 3 + 5 = 8. Final Answer: 8
-
-Problem: Lucy has 9 cups and gives 4 to Max. How many cups does Lucy have now?
-Solution: 9 - 4 = 5. Final Answer: 5
-
-"""
+from score_jax.text.examples import INSTRUCTION
 
 
 def prompt(problem: Problem) -> str:
-    """The worked problems, then the problem."""
-    return f"{SHOTS}Problem: {problem.prompt.strip()}\nSolution:"
+    """The problem alone."""
+    return problem.prompt.strip()
 
 
 SUM = Problem(id="words/known", prompt="How many?", answer="13")
@@ -28,4 +22,4 @@ KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (SUM, "8 + 5 = 13. Final Answer: 3", "wrong"),
     (SUM, "8 + 5 = 13", "unparsable"),
 )
-TASK = replace(numeric.TASK, name="words", prompt=prompt, known=KNOWN)
+TASK = replace(numeric.TASK, name="words", prompt=prompt, instruction=INSTRUCTION, known=KNOWN)

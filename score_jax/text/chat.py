@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from score_jax.text import examples
 from score_jax.text.tokenizer import Tokenizer
 
 
@@ -67,14 +68,17 @@ def llama3(system: str = "") -> ChatFormat:
     )
 
 
-def chatml(system: str = "", opening: str = "") -> ChatFormat:
+def chatml(system: str = "", opening: str = "", examples: Sequence[str] = ()) -> ChatFormat:
     """Qwen, SmolLM2 and others.
 
     Args:
       opening: what the family puts at the start of every turn of the policy.
+      examples: turns of user and policy that go before the first prompt.
     """
     turn = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" + opening
     start = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    for asked, answered in zip(examples[::2], examples[1::2], strict=True):
+        start += turn.replace("{text}", asked) + answered + "<|im_end|>\n"
     return ChatFormat(
         markers=("<|im_start|>", "<|im_end|>"),
         prompt=start + turn,
@@ -110,6 +114,7 @@ FORMATS = {
     "llama31": llama3(LLAMA31_SYSTEM),
     "chatml": chatml(),
     "smollm2": chatml(SMOLLM2_SYSTEM),
+    "smollm2_words": chatml(SMOLLM2_SYSTEM, examples=examples.WORDS),
     "qwen25": chatml(QWEN25_SYSTEM),
     "qwen25_math": chatml(QWEN25_MATH_SYSTEM),
     "qwen3": chatml(),

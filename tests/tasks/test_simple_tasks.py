@@ -2,6 +2,7 @@ import pytest
 
 from score_jax.records import Problem
 from score_jax.tasks import choice, code, exact, humaneval, numeric, words
+from score_jax.text.examples import WORDS
 
 TASKS = {"choice": choice, "exact": exact, "numeric": numeric, "words": words}
 
@@ -42,7 +43,12 @@ def test_the_three_shots_are_right():
         assert run(program, tests, Limits()).passed == (True, True, True)
 
 
-def test_the_two_worked_word_problems_are_right():
-    for shot, answer in zip(words.SHOTS.split("Problem:")[1:], ("8", "5"), strict=True):
-        problem = Problem(id="shot", prompt="?", answer=answer)
-        assert words.TASK.grade(problem, shot.partition("Solution:")[2]).verdict == "correct"
+def test_the_worked_word_problems_end_in_the_right_answers():
+    """Each example's second answer is right, and one first answer is not."""
+    right = []
+    for start, answer in zip(range(0, len(WORDS), 4), ("8", "5", "14"), strict=True):
+        problem = Problem(id="example", prompt=WORDS[start], answer=answer)
+        first, second = (words.TASK.grade(problem, WORDS[start + i]) for i in (1, 3))
+        assert second.verdict == "correct" and WORDS[start + 2] == words.TASK.instruction
+        right.append(first.verdict)
+    assert right == ["wrong", "correct", "correct"]

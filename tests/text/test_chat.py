@@ -6,6 +6,7 @@ import jinja2
 import pytest
 
 from score_jax.text.chat import FORMATS, Chat, get_format
+from score_jax.text.examples import WORDS
 from score_jax.text.tokenizer import train_sentencepiece
 from tests.small_tokenizers import CORPUS, make
 
@@ -91,6 +92,14 @@ def test_turn_two_is_that_of_the_template_and_extends_turn_one(name, tokenizers)
         text = first + "<|im_start|>assistant\n<think>\n\n</think>\n\n" + ANSWER + "<|im_end|>"
         text += "\n<|im_start|>user" + last[-1]
     assert row == encode_marked(chat.tokenizer, text, chat.format.markers)
+
+
+def test_worked_dialogues_before_a_prompt_are_those_of_the_template(tokenizers):
+    chat = Chat(tokenizers["chatml"], FORMATS["smollm2_words"])
+    roles = ("user", "assistant") * (len(WORDS) // 2)
+    messages = [{"role": r, "content": t} for r, t in zip(roles, WORDS, strict=True)]
+    text = render("smollm2", [*messages, {"role": "user", "content": PROMPT}])
+    assert chat.encode_prompt(PROMPT) == encode_marked(chat.tokenizer, text, chat.format.markers)
 
 
 def test_thinking_is_never_stripped_though_qwen3s_template_does(tokenizers):
