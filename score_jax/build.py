@@ -202,6 +202,14 @@ def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainSta
     return TrainState(**places)
 
 
+def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
+    """Where sampling reads the parameters, and the place between that and training's."""
+    return {
+        "sample_shardings": sharding.parameter_shardings(boxed, mesh, sharding.SAMPLE_RULES),
+        "gathered_shardings": sharding.parameter_shardings(boxed, mesh, sharding.GATHERED_RULES),
+    }
+
+
 def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     """Makes the mesh and the programs of one stage; nothing is compiled yet.
 
@@ -241,13 +249,9 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     adapter = adapter_functions(settings, whole_model)
     boxed = jax.eval_shape(adapter.init) if adapter else whole_model
     places = state_shardings(boxed, init_state, mesh)
-    sample_places, between = (
-        sharding.parameter_shardings(whole_model, mesh, rules)
-        for rules in (sharding.SAMPLE_RULES, sharding.GATHERED_RULES)
-    )
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
-    row = settings.sampling.row_limit or math.inf
-    most = int(min(settings.objective.turns * settings.sampling.turn_limit, row))
+    sampling, turns = settings.sampling, settings.objective.turns
+    most = int(min(turns * sampling.turn_limit, sampling.row_limit or math.inf))
 
     def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
         return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)
@@ -288,8 +292,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         supervise=program(imitate, (places, rows), (places, whole), donate_argnums=0),
         state_shardings=places,
         model_shardings=model,
-        sample_shardings=sample_places,
-        gathered_shardings=between,
+        **sampling_shardings(whole_model, mesh),
     )
 
 
