@@ -42,7 +42,10 @@ def get_config() -> ConfigDict:
             "targets": ("query", "key", "value", "out", "gate", "up", "down"),
         }
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # MeshConfig
+    config.compute = ConfigDict({"dtype": "", "remat": ""})  # ComputeConfig; "": as the model says
+    config.mesh = ConfigDict(  # MeshConfig
+        {"slices": -1, "data": -1, "fsdp": 1, "swing": 1, "tensor": 1}
+    )
 
     config.sampling = ConfigDict(  # SamplingConfig
         {

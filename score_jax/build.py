@@ -6,7 +6,7 @@ Training, evaluation and planning all run what is built here.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from score_jax import sharding
 from score_jax.data import procedural
 from score_jax.model import lora
 from score_jax.model.config import ModelConfig
-from score_jax.model.decoder import Decoder
+from score_jax.model.decoder import Decoder, compute_params
 from score_jax.optimizer import make_optimizer
 from score_jax.records import Task
 from score_jax.rollout import Sampler
@@ -70,6 +70,8 @@ class Built:
     supervise: Program  # (state donated, episodes) -> state, metrics
     state_shardings: TrainState
     model_shardings: Params  # of the whole model, whatever is trained
+    sample_shardings: Params
+    gathered_shardings: Params  # between the two
 
     def fresh(self, reference: Params) -> Params:
         """What training begins with: the base model, or an adapter that changes nothing."""
@@ -79,12 +81,40 @@ class Built:
         """The whole model, to sample from, measure and export."""
         return trained if self.merge is None else self.merge(reference, trained)
 
+    @cached_property
+    def reshard(self) -> Program:
+        """The program (params) -> what sampling reads: its split, its type; once per rollout."""
+
+        def convert(params: Params) -> Params:
+            params = compute_params(self.decoder.config, params)
+            return jax.lax.with_sharding_constraint(params, self.gathered_shardings)
+
+        jitted = jax.jit(
+            convert, in_shardings=(self.model_shardings,), out_shardings=self.sample_shardings
+        )
+        return Program(jitted, self.mesh)
+
+    def for_sampling(self, params: Params) -> Params:
+        """Parameters as `sample` takes them; the very same where nothing is to be done."""
+        same = jax.tree.leaves(
+            jax.tree.map(
+                lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
+                params,
+                self.sample_shardings,
+            )
+        )
+        if all(same) and self.decoder.config.dtype == "float32":
+            return params
+        return self.reshard(params)
+
     def sample(self, config: SamplingConfig, turns: int) -> Program:
-        """The sampling program (params, prompts, key) -> Episodes."""
+        """The sampling program (params of `for_sampling`, prompts, key) -> Episodes."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
         draw = partial(sample_dialogues, self.decoder, script=self.script(turns), config=config)
-        jitted = jax.jit(draw, in_shardings=(self.model_shardings, rows, whole), out_shardings=rows)
-        return Program(jitted, self.mesh)
+        jitted = jax.jit(
+            draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
+        )
+        return Program(jitted, self.mesh, sharding.SAMPLE_RULES)
 
     def script(self, turns: int) -> Script:
         """What stands between the turns of the task's dialogues."""
@@ -96,6 +126,7 @@ class Built:
         settings = self.settings
         return Sampler(
             to_global=self.to_global,
+            prepare=self.for_sampling,
             sample=self.sample(settings.sampling, settings.objective.turns),
             score=self.score,
         )
@@ -124,8 +155,11 @@ class Built:
 
 def model_config(settings: Settings) -> ModelConfig:
     """The model's shape: from config.model, else from the weights' own description."""
-    if settings.model is not None:
-        return settings.model
+    return settings.compute.over(settings.model or described_model(settings))
+
+
+def described_model(settings: Settings) -> ModelConfig:
+    """The model's shape as the weights say."""
     source = settings.weights.source
     if source == "embedded":
         return embedded.model_config(settings.task)
@@ -140,6 +174,8 @@ def load_chat(settings: Settings) -> Chat:
     chat = get_format(settings.tokenizer.chat)
     if source == "embedded":
         tokenizer = embedded.tokenizer(settings.task)
+    elif source == "stand_in":
+        tokenizer = tokenizers.StandInTokenizer()
     elif source == "trained":
         instruction = registry.get(settings.task).instruction
         tokenizer = tokenizers.train_sentencepiece(
@@ -164,6 +200,14 @@ def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainSta
         "baseline": whole,
     }
     return TrainState(**places)
+
+
+def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
+    """Where sampling reads the parameters, and the place between that and training's."""
+    return {
+        "sample_shardings": sharding.parameter_shardings(boxed, mesh, sharding.SAMPLE_RULES),
+        "gathered_shardings": sharding.parameter_shardings(boxed, mesh, sharding.GATHERED_RULES),
+    }
 
 
 def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
@@ -206,8 +250,8 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     boxed = jax.eval_shape(adapter.init) if adapter else whole_model
     places = state_shardings(boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
-    row = settings.sampling.row_limit or math.inf
-    most = int(min(settings.objective.turns * settings.sampling.turn_limit, row))
+    sampling, turns = settings.sampling, settings.objective.turns
+    most = int(min(turns * sampling.turn_limit, sampling.row_limit or math.inf))
 
     def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
         return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)
@@ -248,6 +292,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         supervise=program(imitate, (places, rows), (places, whole), donate_argnums=0),
         state_shardings=places,
         model_shardings=model,
+        **sampling_shardings(whole_model, mesh),
     )
 
 

@@ -42,7 +42,7 @@ def attempts_of(
     Each host encodes and grades its own rows; all get everything.
     """
     config = built.settings.evaluation
-    program = built.sample(sampling, config.turns)
+    program, params = built.sample(sampling, config.turns), built.for_sampling(params)
     shards = row_shards(built.mesh)
     batch = -(-min(config.batch, len(problems)) // shards) * shards
     key = jax.random.key(config.seed)

@@ -3,6 +3,7 @@
     python -m score_jax.main --config=configs/stage2.py [--workdir=DIR]
         [--mode=train|evaluate|report|export|ask] [--config.field=value ...]
         [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
+    python -m score_jax.main --config=FILE:preset --mode=plan --topology=v5p:4x4x4 [--search]
 
 A config names its parent stage. What the workdir already holds is used, what is
 missing is run first. The exit code is 0 only on success; a mistake is told in one
@@ -25,6 +26,7 @@ from score_jax import hosts
 from score_jax.chain import run_mode
 from score_jax.checkpoint import StorageError
 from score_jax.handoff import Link
+from score_jax.plan import run_plan
 from score_jax.settings import parse
 from score_jax.train import Interrupted, TrainingError
 from score_jax.watchdog import HostLost, Watchdog
@@ -34,8 +36,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; run
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "report", "export", "ask"],
-    "train (evaluates and reports too), a part of that, a Hugging Face folder, or a dialogue",
+    ["train", "evaluate", "report", "export", "ask", "plan"],
+    "train (evaluates and reports too), a part of that, a Hugging Face folder, a dialogue, or what "
+    "a TPU slice would make of it",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "several hosts: HOST:PORT of process 0; auto: as TPU, Slurm or MPI say"
@@ -44,11 +47,13 @@ PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there ar
 PROCESS = flags.DEFINE_integer("process", None, "number of this one, from 0")
 OVER_HOSTS = ("train", "evaluate", "export")  # the other modes are for one process
 PROMPT = flags.DEFINE_string("prompt", "", "the problem for --mode=ask; none: a terminal asks")
+TOPOLOGY = flags.DEFINE_string("topology", "", "of --mode=plan: v5e:4x4, 2*v5p:4x4x4, ...")
+SEARCH = flags.DEFINE_bool("search", False, "of --mode=plan: try meshes and ways to save memory")
 
 # Overrides of these fields on the command line reach the parent stages as well: they say
 # what is trained and measured, not how a stage goes about it.
 SHARED = (
-    "seed", "task", "data", "tokenizer", "weights", "model", "lora", "mesh", "grading",
+    "seed", "task", "data", "tokenizer", "weights", "model", "lora", "compute", "mesh", "grading",
     "evaluation", "log", "profile",
 )  # fmt: skip
 CONFIG_ERRORS = (  # what ConfigDict raises, and Python for a file that is none
@@ -145,6 +150,9 @@ def main(_: list[str]) -> None:
     """Runs the mode asked for."""
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it opens
     flag = flags.FLAGS["config"]
+    if MODE.value == "plan":
+        run_plan(parse(CONFIG.value), TOPOLOGY.value, workdir(), search=SEARCH.value)
+        return
     links = resolve_chain(CONFIG.value, config_flags.get_override_values(flag))
     path = config_flags.get_config_filename(flag)
     if MODE.value in OVER_HOSTS:

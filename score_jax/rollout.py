@@ -175,7 +175,8 @@ class Sampler:
     """The device programs that a rollout runs, and how its host data reach them."""
 
     to_global: Callable  # this host's rows -> global arrays
-    sample: Callable[..., Episodes]  # (params, prompts, key)
+    prepare: Callable[[Params], Params]  # params -> what `sample` reads
+    sample: Callable[..., Episodes]  # (prepared params, prompts, key)
     score: Callable[..., Scores]  # (reference_params, episodes)
 
 
@@ -197,7 +198,7 @@ def collect_rollout(
     start = time.monotonic()
     begin("sample")
     prompts = encode_prompts(chat, task, places, problems, prompt_limit)
-    episodes = sampler.sample(params, sampler.to_global(prompts), key)
+    episodes = sampler.sample(sampler.prepare(params), sampler.to_global(prompts), key)
     local = local_rows(episodes)
     sampled = time.monotonic()
     scores: list[Scores] = []

@@ -12,13 +12,21 @@ length, so rows stay contiguous and go to the learner as they are:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from score_jax.model.decoder import Decoder, forward, vocabulary_logits, write_cache
+from score_jax.model.decoder import (
+    Decoder,
+    forward,
+    output_table,
+    vocabulary_logits,
+    write_cache,
+)
 from score_jax.numerics import log_softmax, select_logprob
 from score_jax.types import Cache, Episodes, Params, Prompts
 
@@ -111,6 +119,17 @@ def draw(keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float)
     return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
 
 
+def by_row(tree: Any) -> Any:
+    """Keeps arrays split by row as sampling splits them.
+
+    Unasked, the partitioner takes the finer split of the episodes that come out, into the
+    loop, and then gathers rows again for every product.
+    """
+    return jax.tree.map(
+        lambda x: with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1))), tree
+    )
+
+
 def put(row: Array, at: Int[Array, "B"], value: Array, write: Bool[Array, "B"]) -> Array:
     """Sets one entry of each row where `write`; elementwise, so no scatter is compiled."""
     here = (jnp.arange(row.shape[1])[None, :] == at[:, None]) & write[:, None]
@@ -133,7 +152,8 @@ def prefill(
         return jnp.repeat(x, config.samples, axis=axis)
 
     def grow(x: Float[Array, "L B T0 K H"]) -> Float[Array, "L B S K H"]:
-        return jnp.pad(x, [(0, 0), (0, 0), (0, length - width), (0, 0), (0, 0)])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, length - width), (0, 0), (0, 0)])
+        return with_logical_constraint(x, ("layers", "batch", "length", "kv_heads", "head_dim"))
 
     tokens = jnp.pad(fan(prompts.tokens), ((0, 0), (0, length - width)))
     return Loop(
@@ -205,12 +225,13 @@ def sample_dialogues(
     Returns:
       Episodes whose rows p * G .. p * G + G - 1 belong to problem p, with rewards 0.
     """
-    first_keys, own_keys = row_keys(key, prompts.problem, config)
+    first_keys, own_keys = by_row(row_keys(key, prompts.problem, config))
     forced_tokens = jnp.asarray((script.stop, *script.instruction, script.stop), jnp.int32)
     fold = jax.vmap(jax.random.fold_in)
+    table = output_table(decoder, params)
 
     def body(loop: Loop) -> Loop:
-        logits = vocabulary_logits(decoder, params, loop.hidden)
+        logits = vocabulary_logits(decoder.config, table, loop.hidden)
         keys = jnp.where(loop.turn == 1, first_keys, own_keys)
         drawn = draw(fold(fold(keys, loop.turn), loop.length), logits, config.temperature)
         forcing = loop.forced <= len(script.instruction)
@@ -218,12 +239,13 @@ def sample_dialogues(
         logprob = select_logprob(log_softmax(logits), token)
         at = jnp.minimum(loop.length, loop.tokens.shape[1] - 1)  # done rows may be full
         hidden, new = forward(decoder, params, token[:, None], at[:, None], loop.cache)
-        loop = advance(loop, token, logprob, script, config.turn_limit)
-        return loop.replace(hidden=hidden[:, 0], cache=write_cache(loop.cache, new, at))
+        cache = write_cache(loop.cache, new, at)
+        loop = advance(loop.replace(cache=None), token, logprob, script, config.turn_limit)
+        return by_row(loop.replace(hidden=hidden[:, 0])).replace(cache=cache)
 
-    start = prefill(decoder, params, prompts, script, config)
+    start = prefill(decoder, params, by_row(prompts), script, config)
     end = jax.lax.while_loop(lambda loop: ~jnp.all(loop.done), body, start)
-    return Episodes(
+    episodes = Episodes(
         tokens=end.tokens,
         length=end.length,
         turn=end.turn_ids,
@@ -232,3 +254,4 @@ def sample_dialogues(
         problem=jnp.repeat(prompts.problem, config.samples),
         rewards=jnp.zeros(end.truncated.shape, jnp.float32),
     )
+    return by_row(episodes)

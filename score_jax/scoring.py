@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from score_jax import numerics
-from score_jax.model.decoder import Decoder, forward, vocabulary_logits
+from score_jax.model.decoder import Decoder, forward, output_table, vocabulary_logits
 from score_jax.types import Episodes, Params, TokenScores
 
 
@@ -48,23 +48,26 @@ def score_tokens(
 ) -> TokenScores:
     """Log-probability, entropy and, with a reference, exact KL at the policy's tokens."""
 
-    def expand(params: Params, hidden: Array, at: Array) -> Float[Array, "B c V"]:
+    table = output_table(decoder, params)  # here, so that it is not moved for every chunk
+    base = None if reference is None else (output_table(decoder, reference[0]), reference[1])
+
+    def expand(table: Array, hidden: Array, at: Array) -> Float[Array, "B c V"]:
         # The token at position t is predicted by the hidden state at t - 1.
         before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-        logits = vocabulary_logits(decoder, params, before)
+        logits = vocabulary_logits(decoder.config, table, before)
         return numerics.log_softmax(logits)
 
     @jax.checkpoint
-    def one_chunk(params: Params, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
-        logprobs = expand(params, hidden, at)
+    def one_chunk(table: Array, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
+        logprobs = expand(table, hidden, at)
         chosen = numerics.select_logprob(logprobs, jnp.take_along_axis(episodes.tokens, at, 1))
         kl = jnp.zeros_like(chosen)
-        if reference is not None:
-            kl = numerics.exact_kl(logprobs, expand(*reference, at))
+        if base is not None:
+            kl = numerics.exact_kl(logprobs, expand(*base, at))
         return chosen, numerics.entropy(logprobs), kl
 
     at = policy_positions(episodes.turn, most, chunk)
-    parts = jax.lax.map(lambda at: one_chunk(params, hidden, at), at)
+    parts = jax.lax.map(lambda at: one_chunk(table, hidden, at), at)
     flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
     rows = jnp.arange(flat.shape[0])[:, None]
 

@@ -27,7 +27,8 @@ Select = Literal["best", "last"]
 class TokenizerConfig:
     """Where the tokenizer comes from and how dialogues are written."""
 
-    source: str = "embedded"  # "embedded", "trained" on the task, a folder; "": the weights'
+    # "embedded", "trained" on the task, a folder, "stand_in" (plans); "": beside the weights
+    source: str = "embedded"
     chat: str = "plain"  # a format of text.chat
 
 
@@ -36,6 +37,23 @@ class WeightsConfig:
     """Where the base model, which is also the reference, comes from."""
 
     source: str = "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a model whose shape comes with its weights is computed; "": as the model says."""
+
+    dtype: str = ""  # of activations, and of the parameters that sampling reads
+    remat: str = ""  # what the backward pass recomputes: none, dots, full
+
+    def over(self, model: ModelConfig) -> ModelConfig:
+        """The model with these fields put in.
+
+        Raises:
+          ValueError: a value is none that the model knows.
+        """
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value}
+        return dataclasses.replace(model, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,6 +176,7 @@ class Settings:
     weights: WeightsConfig
     model: ModelConfig | None
     lora: LoraConfig | None = None  # None, in a config rank 0: every parameter is trained
+    compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig
     sampling: SamplingConfig
     objective: Objective
@@ -228,6 +247,7 @@ SECTIONS: dict[str, type] = {
     "weights": WeightsConfig,
     "model": ModelConfig,
     "lora": LoraConfig,
+    "compute": ComputeConfig,
     "mesh": MeshConfig,
     "sampling": SamplingConfig,
     "objective": Objective,

@@ -1,8 +1,18 @@
 """The mesh, the tables from logical to mesh axes, and moves between host and devices.
 
-Nothing else in the package makes a mesh or a global array. Rows (problems, samples)
-are split over `data` and `fsdp` together; parameters over `fsdp` and `tensor` by the
-logical axes that each was made with.
+Nothing else in the package makes a mesh or a global array. Training and sampling share
+the mesh and differ by table:
+
+    axis      training                     sampling
+    slice     rows                         rows             slowest: between slices, DCN
+    data      rows                         rows             parameters whole on each
+    fsdp      rows, parameters             rows             parameters whole on each
+    swing     rows, parameters (fsdp)      heads, MLP, vocabulary (tensor)
+    tensor    heads, MLP, vocabulary       heads, MLP, vocabulary
+
+Decoding reads every parameter for every token. Gathering them over fsdp each time would
+send them all over the links, so they are gathered once per rollout, and `swing` says
+over how many of the devices they stay split while the rows' keys and values do, too.
 """
 
 import math
@@ -16,12 +26,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.linen.spmd import logical_to_mesh_axes
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-MESH_AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")
+MESH_AXES = ("slice", "data", "fsdp", "swing", "tensor")
+ROW_AXES = ("slice", "data", "fsdp", "swing")
+SAMPLE_ROW_AXES = ("slice", "data", "fsdp")
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -31,46 +42,86 @@ TRAIN_RULES: Rules = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
-    ("embed", "fsdp"),
+    ("embed", ("swing", "fsdp")),  # in this order fsdp can be gathered without the other
     ("embed_out", None),  # width of activations: whole on every device
+    # A token's embedding is looked up where its columns are, for all rows of the group.
+    ("lookup_batch", ("slice", "data")),
+    # Logits are split by vocabulary instead of by row: the hidden states of a chunk are
+    # far smaller than the table that would be gathered otherwise.
+    ("logit_batch", ("slice", "data")),
+    ("vocab_out", ("fsdp", "swing", "tensor")),
     ("length", None),
     ("head_dim", None),
     ("layers", None),
 )
+SAMPLE_RULES: Rules = (
+    ("batch", SAMPLE_ROW_AXES),
+    ("vocab", ("swing", "tensor")),
+    ("heads", ("swing", "tensor")),
+    ("kv_heads", ("swing", "tensor")),
+    ("mlp", ("swing", "tensor")),
+    ("embed", None),
+    ("embed_out", None),
+    ("lookup_batch", SAMPLE_ROW_AXES),
+    ("logit_batch", SAMPLE_ROW_AXES),
+    ("vocab_out", ("swing", "tensor")),
+    ("length", None),
+    ("head_dim", None),
+    ("layers", None),
+)
+# Between the two: gathered over fsdp. The partitioner takes the rest of the way, from one
+# axis of a matrix to another over the same devices, in one exchange.
+GATHERED_RULES: Rules = (("embed", "swing"), *TRAIN_RULES)  # the first that names an axis counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each mesh axis."""
 
-    data: int = -1  # copies of the model; -1: all devices that the other axes leave
+    slices: int = -1  # groups of devices joined by the slower network; -1: as the devices say
+    data: int = -1  # copies of the model in a slice; -1: all devices that the other axes leave
     fsdp: int = 1  # parameters, optimiser and rows are split
+    swing: int = 1  # as fsdp in training, as tensor in sampling
     tensor: int = 1  # heads, feed-forward and vocabulary are split
 
-    def shape(self, devices: int) -> tuple[int, int, int]:
+    def shape(self, devices: int, slices: int = 1) -> tuple[int, int, int, int, int]:
         """The mesh's shape over a number of devices.
+
+        Args:
+          slices: that the devices form.
 
         Raises:
           ValueError: the axes do not multiply to the number of devices.
         """
-        rest = self.fsdp * self.tensor
-        if rest < 1 or devices % rest or self.data not in (-1, devices // rest):
+        if self.slices not in (-1, slices) and slices != 1:
             raise ValueError(
-                f"mesh is data={self.data} fsdp={self.fsdp} tensor={self.tensor}; the product "
-                f"must be the number of devices, {devices} (data=-1 takes what is left)"
+                f"mesh.slices is {self.slices}; the devices form {slices} slices: set that, or -1"
             )
-        return (devices // rest, self.fsdp, self.tensor)
+        slices = slices if self.slices == -1 else self.slices
+        rest = slices * self.fsdp * self.swing * self.tensor
+        sizes = (slices, self.fsdp, self.swing, self.tensor)
+        if min(sizes) < 1 or devices % rest or self.data not in (-1, devices // rest):
+            raise ValueError(
+                f"mesh is slices={slices} data={self.data} fsdp={self.fsdp} swing={self.swing} "
+                f"tensor={self.tensor}; the product must be the number of devices, {devices} "
+                "(data=-1 takes what is left)"
+            )
+        return (slices, devices // rest, self.fsdp, self.swing, self.tensor)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices of all hosts, or over those given."""
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(
-        config.shape(len(devices)),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
+    # Only TPUs know of slices; a device of another kind has no such field.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    shape = config.shape(len(devices), slices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (1, *shape[1:]), (slices, 1, 1, 1, 1), devices=devices
     )
+    return Mesh(grid, MESH_AXES, axis_types=types)
 
 
 def meet(mesh: Mesh) -> None:
@@ -94,7 +145,7 @@ def meet(mesh: Mesh) -> None:
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts rows are split."""
+    """Into how many parts rows are split in training, and wherever hosts give or take them."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.eight_devices TOKENIZER_FOLDER OUT.npz
 
-Sample, score and update of one stage, as `build` makes them, on one device and on a
-mesh of 2 x 2 x 2.
+Sample, score and update of one stage, as `build` makes them, on one device and on two
+meshes of 2 x 2 x 2: all of `MESHES`.
 """
 
 import json
@@ -19,6 +19,10 @@ from score_jax.settings import parse
 from score_jax.sharding import local_rows
 from score_jax.types import Prompts
 
+MESHES = {
+    "many": {"data": 2, "fsdp": 2, "tensor": 2},
+    "swung": {"slices": 2, "fsdp": 2, "swing": 2},
+}
 MODEL = {
     "vocab_size": 64,
     "layers": 2,
@@ -86,7 +90,9 @@ def one_step(stage, devices):
     placed = {"params": shares(state.params), "opt_state": shares(state.opt_state)}
     policy = jax.tree.map(jnp.copy, state.params)
     sampler = built.sampler()
-    episodes = sampler.sample(policy, built.to_global(prompts()), jax.random.key(3))
+    episodes = sampler.sample(
+        sampler.prepare(policy), built.to_global(prompts()), jax.random.key(3)
+    )
     rewards = np.random.default_rng(1).integers(0, 2, (16, 2)).astype(np.float32)
     episodes = episodes.replace(rewards=built.to_global(rewards))
     local = local_rows(episodes)
@@ -112,14 +118,16 @@ def one_step(stage, devices):
 
 
 def main(tokenizer, out):
-    """Compares nothing: it writes both results."""
+    """Compares nothing: it writes all results."""
     assert len(jax.devices()) == 8, jax.devices()
-    one, one_facts = one_step(settings(tokenizer), jax.devices()[:1])
-    many, many_facts = one_step(settings(tokenizer, data=2, fsdp=2, tensor=2), None)
-    arrays = {f"one{name}": x for name, x in one.items()}
-    arrays |= {f"many{name}": x for name, x in many.items()}
-    np.savez(out, **arrays)
-    Path(out).with_suffix(".json").write_text(json.dumps({"one": one_facts, "many": many_facts}))
+    sides = {"one": one_step(settings(tokenizer), jax.devices()[:1])}
+    sides |= {name: one_step(settings(tokenizer, **mesh), None) for name, mesh in MESHES.items()}
+    found = {
+        f"{side}{name}": x for side, (arrays, _) in sides.items() for name, x in arrays.items()
+    }
+    np.savez(out, **found)
+    facts = {side: facts for side, (_, facts) in sides.items()}
+    Path(out).with_suffix(".json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

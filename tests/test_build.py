@@ -60,7 +60,9 @@ def test_rows_that_do_not_divide_are_named():
     with pytest.raises(ValueError, match=r"config.batch is 3.*6 rows.*= 4 parts"):
         links("stage1", batch=3, learner__microbatches=4)
     settings = links("stage1", mesh__data=2)[-1].settings
-    with pytest.raises(ValueError, match=r"mesh is data=2 fsdp=1 tensor=1; .*devices, 1"):
+    with pytest.raises(
+        ValueError, match=r"mesh is slices=1 data=2 fsdp=1 swing=1 tensor=1; .*devices, 1"
+    ):
         build(settings, devices=jax.devices()[:1])
 
 

@@ -154,7 +154,7 @@ def test_collecting_puts_rewards_on_the_rows_and_scores_with_the_reference():
         return jax.tree.map(jnp.asarray, tree)
 
     got = rollout.collect_rollout(
-        Sampler(to_global=to_global, sample=sample, score=score),
+        Sampler(to_global=to_global, prepare=lambda params: params, sample=sample, score=score),
         DigitChat(),
         TASK,
         LastDigit([]),

@@ -16,12 +16,13 @@ from score_jax import sharding
 from score_jax.model.decoder import Decoder
 from score_jax.sharding import MeshConfig
 from score_jax.text.tokenizer import train_sentencepiece
+from tests.eight_devices import MESHES
 from tests.tiny import MODEL
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Arrays and facts of one step, on one device and on 2 x 2 x 2."""
+    """Arrays and facts of one step, on one device and on two meshes of 2 x 2 x 2."""
     folder = tmp_path_factory.mktemp("sharded")
     texts = ["7x+95=628", "There might be an error. Please correct it.", "0123456789=:*+-"]
     markers = ["<user>", "<policy>", "<stop>"]
@@ -36,19 +37,23 @@ def runs(tmp_path_factory):
     )
     arrays = dict(np.load(out))
     facts = json.loads(out.with_suffix(".json").read_text())
-    both = {
+    sides = {
         side: {name.removeprefix(side): x for name, x in arrays.items() if name.startswith(side)}
-        for side in ("one", "many")
+        for side in ("one", *MESHES)
     }
-    assert both["one"].keys() == both["many"].keys()
-    return both, facts
+    assert all(sides[side].keys() == sides["one"].keys() for side in MESHES)
+    return sides, facts
 
 
 def pairs(runs, part):
-    both = runs[0]
-    found = [name for name in both["one"] if name.startswith(f"['{part}']")]
+    sides, one = runs[0], runs[0]["one"]
+    found = [name for name in one if name.startswith(f"['{part}']")]
     assert found
-    return [(name, both["one"][name], both["many"][name]) for name in found]
+    return [
+        (f"{side}{name}", sides["one"][name], sides[side][name])
+        for name in found
+        for side in MESHES
+    ]
 
 
 @pytest.mark.slow
@@ -76,36 +81,48 @@ def test_eight_devices_update_alike(runs):
 
 @pytest.mark.slow
 def test_parameters_and_moments_are_split_before_and_after(runs):
-    many = runs[1]["many"]
+    many, swung = runs[1]["many"], runs[1]["swung"]
     whole = {name for name, share in many["shares"]["params"].items() if share == 1.0}
     assert not whole, f"whole on every device: {whole}"
+    assert set(swung["shares"]["params"].values()) == {0.25}  # scales, too: fsdp x swing
     matrices = [s for n, s in many["shares"]["params"].items() if "scale" not in n]
     assert matrices == [0.25] * len(matrices)  # over fsdp and tensor
     moments = [s for n, s in many["shares"]["opt_state"].items() if ".mu" in n or ".nu" in n]
     assert len(moments) == 2 * len(many["shares"]["params"]) and max(moments) == 0.5
     assert many["after"] == many["shares"]["params"]
-    assert many["row_shards"] == 4 and runs[1]["one"]["row_shards"] == 1
+    assert (
+        many["row_shards"] == 4 and swung["row_shards"] == 8 and runs[1]["one"]["row_shards"] == 1
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", ["one", "many"])
+@pytest.mark.parametrize("side", ["one", *MESHES])
 def test_the_state_is_donated_and_the_reference_is_not(runs, side):
     assert runs[1][side]["state_donated"]
     assert runs[1][side]["reference_kept"]
 
 
 def test_mesh_shape_takes_what_is_left():
-    assert MeshConfig().shape(8) == (8, 1, 1)
-    assert MeshConfig(fsdp=2, tensor=2).shape(8) == (2, 2, 2)
-    assert MeshConfig(data=4, fsdp=2).shape(8) == (4, 2, 1)
+    assert MeshConfig().shape(8) == (1, 8, 1, 1, 1)
+    assert MeshConfig(fsdp=2, tensor=2).shape(8) == (1, 2, 2, 1, 2)
+    assert MeshConfig(data=4, fsdp=2).shape(8) == (1, 4, 2, 1, 1)
+    assert MeshConfig(slices=2, swing=4).shape(8) == (2, 1, 1, 4, 1)
+    assert MeshConfig(fsdp=4).shape(16, slices=2) == (2, 2, 4, 1, 1)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"fsdp": 3}, {"data": 4}, {"data": 0}, {"fsdp": 0}, {"tensor": 16}], ids=str
+    "fields",
+    [{"fsdp": 3}, {"data": 4}, {"data": 0}, {"fsdp": 0}, {"tensor": 16}, {"swing": 3}],
+    ids=str,
 )
 def test_a_mesh_that_does_not_fit_is_refused(fields):
-    with pytest.raises(ValueError, match=r"mesh is data=.* must be the number of devices, 8"):
+    with pytest.raises(ValueError, match=r"mesh is slices=.* must be the number of devices, 8"):
         MeshConfig(**fields).shape(8)
+
+
+def test_slices_other_than_the_devices_own_are_refused():
+    with pytest.raises(ValueError, match=r"mesh.slices is 1; the devices form 2 slices"):
+        MeshConfig(slices=1).shape(8, slices=2)
 
 
 def abstract_mesh(**fields):
@@ -131,6 +148,7 @@ def test_every_parameter_of_the_decoder_has_axes_of_the_table():
     boxed = jax.eval_shape(Decoder(MODEL).init, jax.random.key(0), tokens, tokens)["params"]
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     known = {name for name, _ in sharding.TRAIN_RULES}
+    assert known == {name for name, _ in sharding.SAMPLE_RULES}
     for leaf in leaves:
         assert isinstance(leaf, nn.LogicallyPartitioned)
         assert set(leaf.names) <= known

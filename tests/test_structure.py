@@ -22,7 +22,7 @@ FLOORS = (  # a module imports from floors above this line only, or from its own
     {"step", "rollout", "checkpoint", "log", "imitation", "grade"},
     {"settings", "report", "supervised"},
     {"build"},
-    {"kept", "profile"},
+    {"kept", "profile", "planning"},
     {"train", "evaluate", "handoff", "compare", "collect", "plan", "bench", "ask"},
     {"chain"},
     {"main"},

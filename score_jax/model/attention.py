@@ -39,8 +39,9 @@ class Attention(nn.Module):
         """Queries, keys or values of all heads, with bias where the family has one."""
         config = self.config
         shape = (config.width, heads, config.head_dim)
-        matrix = weight(self, name, shape, ("embed", axis, "head_dim"), config.width)
-        y = jnp.einsum("BTD,DNH->BTNH", x, matrix.astype(x.dtype))
+        axes = ("embed", axis, "head_dim")
+        matrix = weight(self, name, shape, axes, config.width, x.dtype)
+        y = jnp.einsum("BTD,DNH->BTNH", x, matrix)
         if config.qkv_bias:
             size = heads * config.head_dim
             bias = vector(self, f"{name}_bias", size, (axis,), 0.0)
@@ -85,8 +86,8 @@ class Attention(nn.Module):
         heads = mixed.reshape(*x.shape[:2], config.heads, config.head_dim)
         shape = (config.heads, config.head_dim, config.width)
         fan_in = config.heads * config.head_dim
-        out = weight(self, "out", shape, ("heads", "head_dim", "embed"), fan_in)
-        return jnp.einsum("BTNH,NHD->BTD", heads, out.astype(x.dtype)), (key, value)
+        out = weight(self, "out", shape, ("heads", "head_dim", "embed"), fan_in, x.dtype)
+        return jnp.einsum("BTNH,NHD->BTD", heads, out), (key, value)
 
     def scores(
         self, query: Array, key: Array, mask: Bool[Array, "B T S"]

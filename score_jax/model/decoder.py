@@ -97,7 +97,11 @@ class Decoder(nn.Module):
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
+        # The lookup keeps the table's split of the width and leaves rows whole; only then are
+        # rows split. Asking for both at once makes the partitioner gather the table.
+        tokens = with_logical_constraint(tokens, ("lookup_batch", "length"))
         x = self.embedding.astype(dtype)[tokens]
+        x = with_logical_constraint(x, ("lookup_batch", "length", "embed"))
         if config.embedding_scale:
             x = x * jnp.asarray(config.width**0.5, dtype)
         x = with_logical_constraint(x, ("batch", "length", "embed_out"))
@@ -107,16 +111,14 @@ class Decoder(nn.Module):
         x, (keys, values) = self.blocks(x, positions, layers, cached)
         return self.final_norm(x), Cache(keys=keys, values=values)
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Next-token logits in float32."""
+    def output_table(self) -> Float[Array, "V D"]:
+        """The unembedding, split as logits need it: by vocabulary."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
-        logits = jnp.einsum(
-            "...D,VD->...V",
-            hidden,
-            table.astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return soft_cap(logits, self.config.logit_cap)
+        return with_logical_constraint(table, ("vocab_out", "embed_out"))
+
+    def logits(self, hidden: Float[Array, "B ... D"]) -> Float[Array, "B ... V"]:
+        """Next-token logits in float32."""
+        return vocabulary_logits(self.config, self.output_table(), hidden)
 
 
 def forward(
@@ -131,11 +133,40 @@ def forward(
     return cast(tuple[Array, Cache], result)
 
 
+def output_table(decoder: Decoder, params: Params) -> Float[Array, "V D"]:
+    """Decoder.output_table as a pure function of its parameters."""
+    return cast(Array, decoder.apply({"params": params}, method="output_table"))
+
+
 def vocabulary_logits(
-    decoder: Decoder, params: Params, hidden: Float[Array, "... D"]
-) -> Float[Array, "... V"]:
-    """Decoder.logits as a pure function of its parameters."""
-    return cast(Array, decoder.apply({"params": params}, hidden, method="logits"))
+    config: ModelConfig, table: Float[Array, "V D"], hidden: Float[Array, "B ... D"]
+) -> Float[Array, "B ... V"]:
+    """Next-token logits in float32.
+
+    Args:
+      table: of `output_table`, made once where many chunks or steps need it.
+    """
+    between = (None,) * (hidden.ndim - 2)
+    hidden = with_logical_constraint(hidden, ("logit_batch", *between, "embed_out"))
+    logits = jnp.einsum(
+        "...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+    logits = with_logical_constraint(logits, ("logit_batch", *between, "vocab_out"))
+    return soft_cap(logits, config.logit_cap)
+
+
+def compute_params(config: ModelConfig, params: Params) -> Params:
+    """Parameters in the type that the decoder casts them to before it uses them.
+
+    Norm scales stay in float32, as the decoder uses them; so nothing is computed otherwise
+    than from the parameters themselves.
+    """
+
+    def cast_one(path: tuple, leaf: Array) -> Array:
+        keep = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
+        return leaf if keep else leaf.astype(jnp.dtype(config.dtype))
+
+    return jax.tree_util.tree_map_with_path(cast_one, params)
 
 
 def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:

@@ -1,11 +1,13 @@
 """Norm, rotary positions, gated MLP, and the one way to make a parameter."""
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
 from score_jax.model.config import ModelConfig, RopeScaling
@@ -14,20 +16,54 @@ Axes = tuple[str | None, ...]
 LORA_A, LORA_B = "_lora_a", "_lora_b"  # suffixes of an attached adapter's halves
 
 
-def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes, fan_in: int) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(matrix: Array, axes: Axes) -> Array:
+    """A matrix whole along its "embed" axis, for one use; its gradient is split again.
+
+    Said outright, because the TPU compiler otherwise cuts the product itself into as many
+    steps as there are parts, each of which reads and writes the whole result.
+    """
+    whole = tuple("embed_out" if axis == "embed" else axis for axis in axes)
+    return with_logical_constraint(matrix, whole)
+
+
+def gather_forward(matrix: Array, axes: Axes) -> tuple[Array, None]:
+    """The forward half; nothing is kept."""
+    return gather(matrix, axes), None
+
+
+def gather_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
+    """Sums over the devices and splits the sum in one go, rather than one after the other."""
+    return (with_logical_constraint(gradient, axes),)
+
+
+gather.defvjp(gather_forward, gather_backward)
+
+
+def weight(
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    axes: Axes,
+    fan_in: int,
+    dtype: Any = None,
+) -> Array:
     """A float32 matrix parameter: name, shape, logical axes and scale on one line.
 
     Initial values are normal with variance 1 / fan_in, cut at two deviations. An
     adapter that `lora.attach` put beside the parameter is added to it.
+
+    Args:
+      dtype: to cast to before the matrix is gathered for its use; None: neither is done.
     """
     assert len(shape) == len(axes), f"{name}: shape {shape} against axes {axes}"
     init = nn.initializers.truncated_normal(1 / math.sqrt(fan_in))
     boxed: Any = nn.with_logical_partitioning(init, axes)
     value = module.param(name, boxed, shape, jnp.float32)
-    if not module.has_variable("params", name + LORA_A):
-        return value
-    down = module.get_variable("params", name + LORA_A)
-    return value + jnp.tensordot(down, module.get_variable("params", name + LORA_B), axes=1)
+    if module.has_variable("params", name + LORA_A):
+        down = module.get_variable("params", name + LORA_A)
+        value += jnp.tensordot(down, module.get_variable("params", name + LORA_B), axes=1)
+    return value if dtype is None else gather(value.astype(dtype), axes)
 
 
 def vector(module: nn.Module, name: str, size: int, axes: Axes, value: float) -> Array:
@@ -69,12 +105,11 @@ class GatedMlp(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies down(activation(gate(x)) * up(x))."""
         width, hidden = self.config.width, self.config.mlp_dim
-        gate = weight(self, "gate", (width, hidden), ("embed", "mlp"), width)
-        up = weight(self, "up", (width, hidden), ("embed", "mlp"), width)
-        down = weight(self, "down", (hidden, width), ("mlp", "embed"), hidden)
+        gate = weight(self, "gate", (width, hidden), ("embed", "mlp"), width, x.dtype)
+        up = weight(self, "up", (width, hidden), ("embed", "mlp"), width, x.dtype)
+        down = weight(self, "down", (hidden, width), ("mlp", "embed"), hidden, x.dtype)
         act = nn.silu if self.config.activation == "silu" else nn.gelu  # nn.gelu: tanh form
-        inner = act(x @ gate.astype(x.dtype)) * (x @ up.astype(x.dtype))  # B T F
-        return inner @ down.astype(x.dtype)
+        return (act(x @ gate) * (x @ up)) @ down  # B T F in between
 
 
 def scaled_frequencies(frequencies: Array, scaling: RopeScaling | None) -> Array:

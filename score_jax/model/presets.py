@@ -100,6 +100,7 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen25_1p5b": qwen25((28, 1536, 12, 2, 128, 8960)),
     "qwen25_3b": qwen25((36, 2048, 16, 2, 128, 11_008)),
     "qwen25_7b": qwen25((28, 3584, 28, 4, 128, 18_944), vocab_size=152_064, tied_embeddings=False),
+    "qwen25_32b": qwen25((64, 5120, 40, 8, 128, 27_648), vocab_size=152_064, tied_embeddings=False),
     "qwen3_0p6b": qwen3((28, 1024, 16, 8, 128, 3072)),
     "qwen3_1p7b": qwen3((28, 2048, 16, 8, 128, 6144)),
     "qwen3_4b": qwen3((36, 2560, 32, 8, 128, 9728)),
@@ -111,6 +112,28 @@ PRESETS: dict[str, ModelConfig] = {
     "gemma3_1b": gemma3((26, 1152, 4, 1, 256, 6912), window=512),
     "gemma3_4b": gemma3((34, 2560, 8, 4, 256, 10_240), window=1024, **GEMMA3_LONG),
     "gemma3_12b": gemma3((48, 3840, 16, 8, 256, 15_360), window=1024, **GEMMA3_LONG),
+    "gemma3_27b": gemma3(
+        (62, 5376, 32, 16, 128, 21_504), window=1024, query_scale=168**-0.5, **GEMMA3_LONG
+    ),
+}
+HUB_IDS = {  # where the weights of those that a config names are published
+    "smollm2_135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2_360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smollm2_1p7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "llama32_1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama32_3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama31_8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "qwen25_0p5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen25_1p5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen25_7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen25_32b": "Qwen/Qwen2.5-32B-Instruct",
+    "qwen3_0p6b": "Qwen/Qwen3-0.6B",
+    "qwen3_4b": "Qwen/Qwen3-4B",
+    "gemma2_2b": "google/gemma-2-2b-it",
+    "gemma2_9b": "google/gemma-2-9b-it",
+    "gemma3_270m": "google/gemma-3-270m-it",
+    "gemma3_1b": "google/gemma-3-1b-it",
+    "gemma3_27b": "google/gemma-3-27b-it",
 }
 
 
@@ -123,3 +146,18 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ValueError(f"model preset is {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def by_hub_id(hub_id: str) -> ModelConfig:
+    """The shape of a published model by the place of its weights.
+
+    Raises:
+      ValueError: no preset has this place.
+    """
+    for name, known in HUB_IDS.items():
+        if known == hub_id:
+            return PRESETS[name]
+    raise ValueError(
+        f"weights.source is 'hub:{hub_id}', whose shape is not known without its config.json; "
+        "set config.model, or choose a preset"
+    )

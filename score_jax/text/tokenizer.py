@@ -112,6 +112,42 @@ class JsonTokenizer:
         (folder / JSON_FILE).write_text(self.content, encoding="utf-8")
 
 
+class StandInTokenizer:
+    """Lengths without a vocabulary, for planning: four characters to a token.
+
+    About what English text takes in the vocabularies of published models. No text is
+    ever made from it.
+    """
+
+    CHARACTERS = 4  # per token
+
+    def __init__(self):
+        self.vocab_size = 256  # fits every model; markers take ids as they are asked for
+        self.markers: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        """As many ids as the text is expected to take."""
+        return [self.vocab_size - 1] * -(-len(text) // self.CHARACTERS)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """One letter per id."""
+        return "?" * len(ids)
+
+    def marker(self, name: str) -> int:
+        """An id of its own for each name."""
+        if name not in self.markers:
+            self.markers.append(name)
+        return self.markers.index(name)
+
+    def save(self, folder: Path) -> None:
+        """There is nothing that could be read back.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(f"tokenizer.source is 'stand_in', for planning only; none is in {folder}")
+
+
 def train_sentencepiece(
     texts: Iterable[str], *, vocab_size: int, markers: Sequence[str], words: Sequence[str] = ()
 ) -> SentencePieceTokenizer:

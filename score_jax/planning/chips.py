@@ -1,0 +1,100 @@
+"""What the chips of Cloud TPU can do, and how a topology's name is read.
+
+Source: cloud.google.com/tpu/docs/v5e, /v5p and /v6e: peak bf16 compute, bandwidths of HBM and,
+for all ports in both directions, of ICI. HBM is what libtpu 0.0.42 lets a program use (of 16,
+95 and 32 GiB), as its out-of-memory message states. DCN per chip: 50 Gbps on v5p (the same page),
+6.4 Tbps per v5e pod of 256; v6e: 100 Gbps (jax-ml.github.io/scaling-book/tpus).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip; bandwidths in bytes per second."""
+
+    name: str
+    flops: float  # bf16 per second
+    hbm_bytes: int  # that a program may use
+    hbm_bandwidth: float
+    ici_bandwidth: float  # what it can send over all its ports together
+    dcn_bandwidth: float
+    dimensions: int  # of the torus
+    pod: int  # chips
+    accelerator: str  # how the TPU runtime names a slice; its suffix counts {0}
+
+
+GIB = 1 << 30
+CHIPS = {
+    "v5e": Chip(
+        name="v5e", flops=197e12, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9,
+        ici_bandwidth=200e9, dcn_bandwidth=3.125e9, dimensions=2, pod=256,
+        accelerator="v5litepod-{chips}",
+    ),
+    "v5p": Chip(
+        name="v5p", flops=459e12, hbm_bytes=int(95.74 * GIB), hbm_bandwidth=2765e9,
+        ici_bandwidth=600e9, dcn_bandwidth=6.25e9, dimensions=3, pod=8960,
+        accelerator="v5p-{cores}",
+    ),
+    "v6e": Chip(
+        name="v6e", flops=918e12, hbm_bytes=int(31.25 * GIB), hbm_bandwidth=1638e9,
+        ici_bandwidth=400e9, dcn_bandwidth=12.5e9, dimensions=2, pod=256,
+        accelerator="v6e-{chips}",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Slices of chips in a torus."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def slice_size(self) -> int:
+        """Chips of one slice."""
+        return math.prod(self.shape)
+
+    @property
+    def chips(self) -> int:
+        """Chips in all."""
+        return self.slices * self.slice_size
+
+    @property
+    def name(self) -> str:
+        """As the flag writes it."""
+        times = f"{self.slices}*" if self.slices > 1 else ""
+        return f"{times}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def accelerator(self) -> str:
+        """The accelerator type of a slice."""
+        size = self.slice_size
+        return self.chip.accelerator.format(chips=size, cores=2 * size)
+
+
+def parse_topology(text: str) -> Topology:
+    """Reads v5e:4x4, v5p:4x4x4 or, for several slices, 2*v5p:4x4x4.
+
+    Raises:
+      ValueError: there is no such topology.
+    """
+    match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)", text)
+    chip = CHIPS.get(match[2]) if match else None
+    if match is None or chip is None:
+        raise ValueError(
+            f"--topology is {text!r}; write a chip of {', '.join(CHIPS)} and its torus, such as "
+            "v5e:4x4, v5p:4x4x4 or, for two slices, 2*v5p:4x4x4"
+        )
+    shape = tuple(int(n) for n in match[3].split("x"))
+    size, slices = math.prod(shape), int(match[1] or 1)
+    if len(shape) != chip.dimensions or not 1 <= size <= chip.pod or slices < 1:
+        raise ValueError(
+            f"--topology is {text!r}; {chip.name} slices have {chip.dimensions} dimensions and "
+            f"1 to {chip.pod} chips"
+        )
+    return Topology(chip, shape, slices)

@@ -1,0 +1,171 @@
+"""Compiles a stage's programs for a topology and takes stock of each."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.errors import JaxRuntimeError
+
+from score_jax.build import Built, build
+from score_jax.planning import flops, hlo, programs, roofline, tpu, traffic
+from score_jax.planning.chips import Topology
+from score_jax.planning.programs import Call
+from score_jax.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """What is known of one compiled program, per chip."""
+
+    name: str
+    own_bytes: int  # most HBM in use at once: arguments, results, temporaries
+    resident_bytes: int  # what else the step keeps on the chip meanwhile
+    argument_bytes: int = 0
+    temporary_bytes: int = 0
+    refused: bool = False  # the compiler itself found no room
+    compile_seconds: float = 0.0  # wall time
+    compile_cpu_seconds: float = 0.0  # over all threads of this process
+    collectives: list[hlo.Collective] = field(default_factory=list)
+    phases: list[roofline.Phase] = field(default_factory=list)
+
+    @property
+    def total_bytes(self) -> int:
+        """HBM in use while it runs."""
+        return self.own_bytes + self.resident_bytes
+
+
+def decode_steps(built: Built) -> int:
+    """Iterations of the sampling loop where every turn takes its limit."""
+    sampling, turns = built.settings.sampling, built.settings.objective.turns
+    script = built.script(turns)
+    longest = turns * sampling.turn_limit + (turns - 1) * (len(script.instruction) + 1)
+    return min(longest, script.row_length(sampling) - 1)
+
+
+def examine(built: Built, call: Call, topology: Topology, resident: dict[str, int]) -> Examined:
+    """Compiles one program and reads memory, collectives, traffic and bounds from it."""
+    others = sum(resident[name] for name in call.resident)
+    mesh = call.program.mesh
+    with jax.set_mesh(mesh), nn.logical_axis_rules(call.program.rules):
+        traced = call.program.jitted.trace(*call.arguments)
+        lowered = traced.lower()
+    wall, cpu = time.monotonic(), time.process_time()
+    try:
+        compiled = lowered.compile()
+    except JaxRuntimeError as error:
+        used = tpu.out_of_memory(error)
+        if used is None:
+            raise
+        return Examined(name=call.name, own_bytes=used[0], resident_bytes=others, refused=True)
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    memory: Any = compiled.memory_analysis()
+    steps = decode_steps(built) if call.name == "sample" else 1
+    module = hlo.parse(compiled.as_text())
+    span = topology.slice_size if topology.slices > 1 else 0
+    sent = hlo.collectives(module, steps=steps, slice_size=span)
+    once, per_step = (n / mesh.size for n in flops.count(traced.jaxpr.jaxpr))
+    moved = traffic.hbm_traffic(module)
+    chip = topology.chip
+    outside = [c for c in sent if not c.in_loop]
+    first = "prefill" if call.name == "sample" else call.name
+    phases = [roofline.phase(first, chip, once, moved.once, outside)]
+    if call.name == "sample":
+        inside = [c for c in sent if c.in_loop]
+        phases.append(
+            roofline.phase("decode", chip, per_step * steps, moved.per_step * steps, inside)
+        )
+    return Examined(
+        name=call.name,
+        own_bytes=memory.peak_memory_in_bytes,
+        resident_bytes=others,
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        compile_seconds=wall,
+        compile_cpu_seconds=cpu,
+        collectives=sent,
+        phases=phases,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A stage on a topology."""
+
+    settings: Settings
+    topology: Topology
+    resident: dict[str, int]  # bytes per chip that a step keeps
+    programs: list[Examined]
+    steps: int  # of the sampling loop
+    useful_flops: float  # of one training step over all chips, recomputation left out
+
+    @property
+    def hbm_bytes(self) -> int:
+        """The step's peak per chip."""
+        return max(one.total_bytes for one in self.programs)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within what the compiler may use."""
+        fits = self.hbm_bytes <= self.topology.chip.hbm_bytes
+        return fits and not any(one.refused for one in self.programs)
+
+    @property
+    def seconds(self) -> float:
+        """The bound of a whole step from below; 0 where a program was refused."""
+        if any(one.refused for one in self.programs):
+            return 0.0
+        return sum(phase.seconds for one in self.programs for phase in one.phases)
+
+
+def make_plan(
+    settings: Settings,
+    topology: Topology,
+    devices: list[Any],
+    known: dict[Any, Examined] | None = None,
+) -> Plan:
+    """Compiles every program of a step.
+
+    Args:
+      known: programs that an earlier call has examined; what is the same is taken from it.
+    """
+    built = build(settings, devices)
+    resident = programs.resident_bytes(built)
+    found = []
+    for call in programs.calls(built):
+        learner = None if call.name in ("reshard", "sample") else settings.learner
+        remat = built.decoder.config.remat if call.name == "update" else None
+        key = (call.name, settings.mesh, learner, remat)
+        if known is None or key not in known:
+            examined = examine(built, call, topology, resident)
+            print(f"compiled {call.name} in {examined.compile_seconds:.0f} s", flush=True)
+            if known is not None:
+                known[key] = examined
+        else:
+            examined = known[key]
+        found.append(examined)
+    return Plan(
+        settings=settings,
+        topology=topology,
+        resident=resident,
+        programs=found,
+        steps=decode_steps(built),
+        useful_flops=useful_flops(built),
+    )
+
+
+def useful_flops(built: Built) -> float:
+    """Operations that one step needs: sampling, reference, and three passes of learning."""
+    settings, config = built.settings, built.decoder.config
+    sampling = settings.sampling
+    rows = settings.batch * sampling.samples
+    length = built.script(settings.objective.turns).row_length(sampling)
+    drawn = decode_steps(built)
+    policy = settings.objective.turns * sampling.turn_limit
+    prefill = flops.forward_flops(
+        config, settings.batch * sampling.prompt_limit, sampling.prompt_limit / 2, 0
+    )
+    decode = flops.forward_flops(config, rows * drawn, length - drawn / 2, rows * drawn)
+    whole = flops.forward_flops(config, rows * length, length / 2, rows * policy)
+    return prefill + decode + 4 * whole

@@ -1,0 +1,274 @@
+"""Reads a compiled program's text: what it sends over the links, what it moves in memory.
+
+XLA's own cost analysis counts the body of a loop once. Here every computation is
+weighed by how often it runs: a loop whose condition compares with a constant has that
+many iterations; one that ends when the data say so (sampling) is told its number.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
+    "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64,
+}  # fmt: skip
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute", "collective-broadcast",
+)  # fmt: skip
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,<=]*)\](\{[^}]*\})?")
+NAMED = re.compile(r"%([\w.\-]+)")
+CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%[^,}\s]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+ON_CHIP = "S(1)"  # a layout's mark of the vector memory; what lies there crosses no HBM bus
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    shape: str  # as written, layout included
+    kind: str  # such as fusion or all-gather-start
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+
+@dataclass
+class Module:
+    """A program: its computations by name."""
+
+    entry: str = ""
+    computations: dict[str, list[Instruction]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind, group size and place, summed."""
+
+    kind: str
+    group: int  # chips that take part together
+    in_loop: bool  # inside the loop whose end the data decide: once per sampled token
+    across: bool  # the group spans slices, so that the slower network carries it
+    count: float  # runs of the program's whole execution
+    wire_bytes: float  # that each chip sends
+
+
+def array_bytes(shape: str, *, hbm_only: bool = False) -> int:
+    """Bytes of an array or a tuple of arrays."""
+    total = 0.0
+    for kind, sizes, layout in ARRAY.findall(shape):
+        if kind in BITS and not (hbm_only and ON_CHIP in (layout or "")):
+            total += BITS[kind] / 8 * math.prod(int(n.lstrip("<=")) for n in sizes.split(",") if n)
+    return math.ceil(total)
+
+
+def closing(text: str, start: int) -> int:
+    """Index behind the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    raise ValueError(f"no closing parenthesis in {text[:80]!r}")
+
+
+def parse(text: str) -> Module:
+    """Reads the text that `Compiled.as_text()` gives."""
+    module, body = Module(), None
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
+            if head and not line.startswith("HloModule"):
+                body = module.computations.setdefault(head[2], [])
+                module.entry = head[2] if head[1] else module.entry
+            continue
+        if body is not None and (found := parse_line(line)):
+            body.append(found)
+    return module
+
+
+def parse_line(line: str) -> Instruction | None:
+    """One instruction, or None where the line holds none."""
+    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if head is None:
+        return None
+    rest = re.sub(r"/\*.*?\*/", "", line[head.end() :])
+    end = closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    kind = rest[: rest.index("(")]
+    end = closing(rest, len(kind))
+    inside, attributes = rest[len(kind) + 1 : end - 1], rest[end:]
+    # Constants have their value between the parentheses, parameters their place, others names.
+    plain = kind in ("constant", "parameter")
+    operands = (inside,) if plain else tuple(NAMED.findall(inside))
+    return Instruction(head[2], shape, kind, operands, attributes, bool(head[1]))
+
+
+def called(instruction: Instruction) -> dict[str, str]:
+    """Computations that an instruction runs, by role."""
+    found = {
+        match[0].partition("=")[0]: match[1].lstrip("%")
+        for match in CALLED.finditer(instruction.attributes)
+    }
+    if branches := BRANCHES.search(instruction.attributes):
+        names = [name.strip().lstrip("%") for name in branches[1].split(",")]
+        found |= {f"branch{i}": name for i, name in enumerate(names)}
+    return found
+
+
+def trip_count(module: Module, loop: Instruction) -> int | None:
+    """How often a loop runs, where its condition compares a counter with a constant."""
+    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(match[1])
+    condition = called(loop)["condition"]
+    body = {i.name: i for i in module.computations[condition]}
+    root = next(i for i in body.values() if i.root)
+    if root.kind != "compare" or "direction=LT" not in root.attributes:
+        return None
+    limits = [body[name] for name in root.operands if name in body]
+    values = [int(i.operands[0]) for i in limits if i.kind == "constant" and i.shape[0] in "su"]
+    return values[0] if len(values) == 1 else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """An instruction with how often it runs."""
+
+    instruction: Instruction
+    times: float
+    in_loop: bool
+    computation: str
+    fused: bool = False  # a collective inside of a fusion
+
+
+def runs(module: Module, steps: float = 1.0) -> Iterator[Run]:
+    """Every instruction outside of fusions, and the collectives in them, weighed by its loops.
+
+    The TPU compiler writes a collective that it overlaps with several fusions into each of
+    them, under one channel: it counts once.
+
+    Args:
+      steps: iterations of a loop whose end the data decide.
+    """
+    seen: set[str] = set()
+
+    def visit(name: str, times: float, in_loop: bool) -> Iterator[Run]:
+        for instruction in module.computations.get(name, []):
+            if not known_channel(instruction, seen):
+                yield Run(instruction, times, in_loop, name)
+            parts = called(instruction)
+            if instruction.kind == "while":
+                known = trip_count(module, instruction)
+                trips = steps if known is None else known
+                inside = in_loop or known is None
+                for role in ("body", "condition"):
+                    yield from visit(parts[role], times * trips, inside)
+            elif instruction.kind in ("call", "conditional") or "async" in instruction.kind:
+                for part in parts.values():
+                    yield from visit(part, times, in_loop)
+            elif instruction.kind == "fusion":
+                for computation, one in inner_collectives(module, parts["calls"]):
+                    if not known_channel(one, seen):
+                        yield Run(one, times, in_loop, computation, fused=True)
+
+    yield from visit(module.entry, 1.0, False)
+
+
+def known_channel(instruction: Instruction, seen: set[str]) -> bool:
+    """Whether a collective has been seen under its channel; notes it if not."""
+    match = re.search(r"channel_id=(\d+)", instruction.attributes)
+    if match is None or not is_collective(instruction):
+        return False
+    known = match[1] in seen
+    seen.add(match[1])
+    return known
+
+
+def inner_collectives(module: Module, name: str) -> Iterator[tuple[str, Instruction]]:
+    """Collectives that the TPU compiler has fused with other work, and where they stand."""
+    for instruction in module.computations.get(name, []):
+        if is_collective(instruction):
+            yield name, instruction
+        if instruction.kind == "fusion":
+            yield from inner_collectives(module, called(instruction)["calls"])
+
+
+def is_collective(instruction: Instruction) -> bool:
+    """Whether it moves data between chips; the -done half of a pair does not count."""
+    return instruction.kind.removesuffix("-start") in COLLECTIVES
+
+
+def groups(attributes: str) -> np.ndarray:
+    """Which chips take part together: one group a row, by place in device order.
+
+    Three notations, of which the last two number chips by an iota that is reshaped and
+    transposed: {{0,1},{2,3}}; [groups,size]<=[2,4]T(1,0); mesh['a'=2,'b'=4] {'b'}.
+    """
+    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", attributes):
+        rows = re.findall(r"\{([\d,]+)\}", match[1])
+        return np.array([[int(n) for n in row.split(",")] for row in rows])
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+?),? ", attributes + " "):
+        return iota(match[3]).reshape(int(match[1]), int(match[2]))
+    if match := re.search(
+        r"replica_groups=@?mesh\[([^\]]*)\](?:, device_ids=\((.*?)\) )? ?\{([^}]*)\}", attributes
+    ):
+        sizes = {k: int(v) for k, v in re.findall(r"'([^']+)'=(\d+)", match[1])}
+        total = math.prod(sizes.values())
+        grid = iota(match[2] or f"[{total}]").reshape(list(sizes.values()))
+        named = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", match[3])]
+        rest = [axis for axis in range(grid.ndim) if axis not in named]
+        size = math.prod(grid.shape[axis] for axis in named)
+        return grid.transpose(*rest, *named).reshape(-1, size)
+    return np.zeros((1, 1), int)
+
+
+def iota(text: str) -> np.ndarray:
+    """0, 1, 2 ... in the order that "[2,4]T(1,0)" says, flat."""
+    match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert match is not None, f"device order {text!r}"
+    sizes = [int(n) for n in match[1].split(",")]
+    grid = np.arange(math.prod(sizes)).reshape(sizes)
+    return (grid.transpose([int(n) for n in match[2].split(",")]) if match[2] else grid).reshape(-1)
+
+
+def wire_bytes(kind: str, payload: float, group: int) -> float:
+    """Bytes that each chip sends, by the ring algorithm.
+
+    Args:
+      payload: bytes of the whole: an all-gather's result, a reduce-scatter's operand, an
+        all-reduce's operand, what a chip holds for the others.
+    """
+    share = (group - 1) / group if group > 1 else 0.0
+    return payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+
+
+def collectives(module: Module, *, steps: float = 1.0, slice_size: int = 0) -> list[Collective]:
+    """What a program sends, summed by kind, group and place; the most first.
+
+    Args:
+      steps: iterations of the sampling loop.
+      slice_size: chips of a slice; 0: there is one.
+    """
+    totals: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for run in runs(module, steps):
+        if not is_collective(run.instruction):
+            continue
+        kind = run.instruction.kind.removesuffix("-start")
+        members = groups(run.instruction.attributes)
+        size = members.shape[1]
+        across = slice_size > 0 and bool(np.ptp(members // slice_size, axis=1).any())
+        shapes = {i.name: i.shape for i in module.computations[run.computation]}
+        given = sum(array_bytes(shapes.get(name, "")) for name in run.instruction.operands)
+        payload = given * size if kind == "all-gather" else given
+        key = (kind, size, run.in_loop, across)
+        totals[key][0] += run.times
+        totals[key][1] += run.times * wire_bytes(kind, payload, size)
+    found = [Collective(*key, count, sent) for key, (count, sent) in totals.items()]
+    return sorted(found, key=lambda c: -c.wire_bytes)

@@ -1,0 +1,95 @@
+"""Every program of a stage with the shapes that a step gives it; nothing is held."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from score_jax import sharding
+from score_jax.build import Built, Program
+from score_jax.types import Prompts
+
+
+@dataclass(frozen=True)
+class Call:
+    """A program and its abstract arguments."""
+
+    name: str
+    program: Program
+    arguments: tuple[Any, ...]
+    resident: tuple[str, ...]  # trees of the step that are on the chip and no argument
+
+
+def placed(shapes: Any, places: Any) -> Any:
+    """Shapes with a sharding each; one for all, or a tree of them."""
+    if isinstance(places, jax.sharding.Sharding):
+        place = places
+        places = jax.tree.map(lambda _: place, shapes)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+
+
+def result(program: Program, *arguments: Any) -> Any:
+    """Shapes of what a program returns."""
+    with jax.set_mesh(program.mesh), nn.logical_axis_rules(program.rules):
+        return jax.eval_shape(program.jitted, *arguments)
+
+
+def calls(built: Built) -> list[Call]:
+    """The programs of one training step, in their order."""
+    settings, rows = built.settings, sharding.rows(built.mesh)
+    state, reference = built.abstract_state(), whole_model(built)
+    problems, width = settings.batch, settings.sampling.prompt_limit
+    shapes: dict[str, Any] = {  # shapes stand where prompts have arrays
+        "tokens": jax.ShapeDtypeStruct((problems, width), jnp.int32),
+        "length": jax.ShapeDtypeStruct((problems,), jnp.int32),
+        "problem": jax.ShapeDtypeStruct((problems,), jnp.int32),
+    }
+    prompts = placed(Prompts(**shapes), rows)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sample = built.sample(settings.sampling, settings.objective.turns)
+    sampled = placed(result(built.reshard, reference), built.sample_shardings)
+    episodes = placed(result(sample, sampled, prompts, key), rows)
+    scores = placed(result(built.score, reference, episodes), rows)
+    kept, merged = ("params", "optimizer", "reference"), ("merged",)
+    found = [
+        # The policy itself is the argument: the parameters, or what an adapter was merged to.
+        Call("reshard", built.reshard, (reference,), kept if built.merge else kept[1:]),
+        Call("sample", sample, (sampled, prompts, key), kept + merged),
+        Call("score", built.score, (reference, episodes), kept[:2] + merged),
+        Call("update", built.update, (state, reference, episodes, scores), ()),
+    ]
+    if built.merge is not None:
+        found.insert(0, Call("merge", built.merge, (reference, state.params), ("optimizer",)))
+    return found
+
+
+def whole_model(built: Built) -> Any:
+    """Shapes of the whole model's parameters, as the reference is held."""
+    shapes = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
+    return placed(shapes, built.model_shardings)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes per chip of shapes with their shardings."""
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def resident_bytes(built: Built) -> dict[str, int]:
+    """Bytes per chip of what a step keeps; `merged` is an adapter's policy, during a rollout."""
+    state, model = built.abstract_state(), whole_model(built)
+    sampled = placed(result(built.reshard, model), built.sample_shardings)
+    return {
+        "params": tree_bytes(state.params),
+        "optimizer": tree_bytes(state.opt_state),
+        "reference": tree_bytes(model),
+        "merged": tree_bytes(model) if built.merge else 0,
+        "sampling_params": tree_bytes(sampled),
+    }

@@ -1,0 +1,97 @@
+"""Tries meshes, microbatches, remat and chunks, and keeps the fastest plan that fits."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from score_jax.planning.chips import GIB, Topology
+from score_jax.planning.examine import Examined, Plan, make_plan
+from score_jax.settings import Settings
+from score_jax.sharding import MeshConfig
+
+
+def meshes(settings: Settings, topology: Topology) -> Iterator[MeshConfig]:
+    """Splits of a slice that suit the model's heads and the batch; whole copies last."""
+    model = settings.model
+    heads = model.kv_heads if model else 1
+    size = topology.slice_size
+    for tensor in (1, 2, 4, 8):
+        for swing in (1, 2, 4, 8, 16):
+            split = tensor * swing
+            rows = topology.chips // tensor
+            if heads % split == 0 and size % split == 0 and settings.batch % rows == 0:
+                yield MeshConfig(data=1, fsdp=size // split, swing=swing, tensor=tensor)
+
+
+def microbatches(settings: Settings, topology: Topology, mesh: MeshConfig) -> list[int]:
+    """Numbers of microbatches that give every row shard whole rows, the most first."""
+    rows = settings.batch * settings.sampling.samples // (topology.chips // mesh.tensor)
+    return [n for n in range(rows, 0, -1) if rows % n == 0]
+
+
+def changed(settings: Settings, mesh: MeshConfig, **learner: Any) -> Settings:
+    """Settings on another mesh, with other learner fields."""
+    return dataclasses.replace(
+        settings, mesh=mesh, learner=dataclasses.replace(settings.learner, **learner)
+    )
+
+
+def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Plan:
+    """The plan with the least bound on its step's time among those that fit.
+
+    First every mesh with the least memory for activations (one row a microbatch, full
+    remat); then, on the best of them, fewer microbatches, less remat and larger chunks for
+    as long as that fits and is faster.
+
+    Returns:
+      The best that fits; where none does, the one that is nearest to fitting.
+
+    Raises:
+      ValueError: no mesh suits model, batch and topology.
+    """
+    known: dict[Any, Examined] = {}
+    compute = dataclasses.replace(settings.compute, remat="full")
+    settings = dataclasses.replace(settings, compute=compute)
+
+    def attempt(candidate: Settings) -> Plan:
+        plan = make_plan(candidate, topology, devices, known)
+        mesh, learner = candidate.mesh, candidate.learner
+        verdict = f"at least {plan.seconds:.1f} s" if plan.fits else "does not fit"
+        print(
+            f"tried fsdp={mesh.fsdp} swing={mesh.swing} tensor={mesh.tensor} "
+            f"microbatches={learner.microbatches} chunk={learner.chunk} "
+            f"remat={candidate.compute.remat}: {plan.hbm_bytes / GIB:.2f} GiB, {verdict}",
+            flush=True,
+        )
+        return plan
+
+    found = [
+        attempt(changed(settings, mesh, microbatches=microbatches(settings, topology, mesh)[0]))
+        for mesh in meshes(settings, topology)
+    ]
+    if not found:
+        raise ValueError(
+            f"config.batch is {settings.batch}; no mesh of {topology.name} splits it and the "
+            "model's heads: choose a batch that divides by the chips, or another topology"
+        )
+    best = min(found, key=rank)
+    for candidate in refinements(best, topology):
+        best = min(best, attempt(candidate), key=rank)
+    return best
+
+
+def rank(plan: Plan) -> tuple[bool, float]:
+    """What fits goes first, the faster the earlier; then what is nearest to fitting."""
+    return (not plan.fits, plan.seconds if plan.fits else plan.hbm_bytes)
+
+
+def refinements(best: Plan, topology: Topology) -> Iterator[Settings]:
+    """Changes that trade memory for time, one at a time."""
+    if not best.fits:
+        return
+    settings = best.settings
+    for count in microbatches(settings, topology, settings.mesh)[1:3]:
+        yield changed(settings, settings.mesh, microbatches=count)
+    yield changed(settings, settings.mesh, chunk=4 * settings.learner.chunk)
+    compute = dataclasses.replace(settings.compute, remat="dots")
+    yield dataclasses.replace(settings, compute=compute)

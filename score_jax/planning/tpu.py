@@ -1,0 +1,57 @@
+"""The TPU compiler on a machine without a TPU."""
+
+import importlib.util
+import os
+import re
+from typing import Any
+
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
+
+from score_jax.planning.chips import GIB, Topology
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": GIB}
+
+
+def topology_devices(topology: Topology) -> list[Any]:
+    """Devices to compile for; none of them exists.
+
+    Raises:
+      ValueError: libtpu is not installed, or does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "--mode=plan needs the TPU compiler, which is not installed: "
+            "pip install 'score_jax[tpu]'"
+        )
+    settings = {
+        # Without these libtpu asks the metadata server of a cloud machine who it is, and waits.
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": topology.accelerator,
+        # No chip is opened, so another process that holds one is no reason to refuse.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    name = topology.name.rpartition("*")[2]
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
+    except JaxRuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--topology is {topology.name!r}; the TPU compiler knows no such slice ({reason})"
+        ) from error
+    assert len(found.devices) == topology.chips, f"{len(found.devices)} devices"
+    return list(found.devices)
+
+
+def out_of_memory(error: BaseException) -> tuple[int, int] | None:
+    """Bytes that a program would use and may use, if that is what the compiler says."""
+    amount = r"\(?([\d.]+)([KMG]?)\)?"
+    for form in (f"Used {amount} of {amount} hbm", f"{amount} exceeds available HBM {amount}"):
+        if match := re.search(form, str(error)):
+            used, limit = (int(float(match[place]) * UNITS[match[place + 1]]) for place in (1, 3))
+            return used, limit
+    return None

@@ -1,0 +1,117 @@
+"""Bytes that a compiled program moves over the HBM bus, by its own text.
+
+Each instruction outside of a fusion reads its operands and writes its result. What is
+only sliced is charged for the slice, what is updated in place for the update, what the
+compiler keeps in the vector memory not at all.
+"""
+
+import re
+from dataclasses import dataclass
+
+from score_jax.planning.hlo import (
+    Instruction,
+    Module,
+    array_bytes,
+    called,
+    inner_collectives,
+    runs,
+)
+
+FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "opt-barrier",
+}  # fmt: skip
+SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """HBM bytes per chip."""
+
+    once: float  # outside of the sampling loop
+    per_step: float  # one iteration of it; 0 for a program without
+
+
+def hbm_traffic(module: Module) -> Traffic:
+    """What a program reads and writes, loops counted as often as they run."""
+    once = per_step = 0.0
+    shapes = {name: {i.name: i.shape for i in body} for name, body in module.computations.items()}
+    for run in runs(module):
+        moved = run.times * instruction_bytes(module, run.instruction, shapes[run.computation])
+        if run.in_loop:
+            per_step += moved
+        else:
+            once += moved
+    return Traffic(once, per_step)
+
+
+def instruction_bytes(module: Module, one: Instruction, shapes: dict[str, str]) -> float:
+    """Bytes that one instruction reads and writes."""
+    kind = one.kind
+    if kind in FREE or kind.endswith(("-done", "-update")):
+        return 0.0
+    sizes = [array_bytes(shapes.get(name, ""), hbm_only=True) for name in one.operands]
+    result = array_bytes(one.shape, hbm_only=True)
+    if kind.endswith("-start"):  # its result names its operand once more
+        return max(sum(sizes), result)
+    if kind in SLICES:
+        return 2.0 * result
+    if kind == "dynamic-update-slice":
+        return 2.0 * sizes[1]
+    if kind != "fusion":
+        return sum(sizes) + result
+    name = called(one)["calls"]
+    body = module.computations[name]
+    kept: set[int] = set()
+    if any(True for _ in inner_collectives(module, name)):
+        # What a collective under way is made of is handed on; the collective itself is counted.
+        kept = {int(n) for n in re.findall(r"\{\d*\}: \((\d+),", one.attributes)}
+        result -= sum(sizes[place] for place in kept)
+    read = sum(
+        min(size, bytes_read(module, body, place))
+        for place, size in enumerate(sizes)
+        if size and place not in kept
+    )
+    return read + max(0.0, min(result, bytes_written(body)))
+
+
+def bytes_read(module: Module, body: list[Instruction], place: int) -> float:
+    """Bytes that a fusion reads of the parameter in a place."""
+    name = next(i.name for i in body if i.kind == "parameter" and i.operands == (str(place),))
+    total = 0.0
+    for user, at in users(body, name):
+        if user.kind in SLICES and at == 0:
+            total += array_bytes(user.shape)
+        elif user.kind == "dynamic-update-slice" and at == 0:
+            continue  # in place: only the update is written
+        elif user.kind == "fusion":
+            total += bytes_read(module, module.computations[called(user)["calls"]], at)
+        else:
+            return float("inf")  # all of it, whatever else reads it
+    return total
+
+
+def users(body: list[Instruction], name: str) -> list[tuple[Instruction, int]]:
+    """Who reads a value inside a fusion, and as which operand; looks through bitcasts."""
+    found: list[tuple[Instruction, int]] = []
+    for one in body:
+        for place, operand in enumerate(one.operands):
+            if operand == name and one.kind != "parameter":
+                found += users(body, one.name) if one.kind == "bitcast" else [(one, place)]
+    return found
+
+
+def bytes_written(body: list[Instruction]) -> float:
+    """Bytes that a fusion writes: of an update in place, the update."""
+    named = {i.name: i for i in body}
+    root = next(i for i in body if i.root)
+    parts = root.operands if root.kind == "tuple" else (root.name,)
+    total = 0.0
+    for name in parts:
+        one = named[name]
+        while one.kind == "bitcast" and one.operands[0] in named:
+            one = named[one.operands[0]]
+        if one.kind == "dynamic-update-slice":
+            one = named[one.operands[1]]
+        total += array_bytes(one.shape)
+    return total

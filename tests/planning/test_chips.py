@@ -1,0 +1,32 @@
+"""Names of topologies, right and wrong."""
+
+import pytest
+
+from score_jax.planning.chips import parse_topology
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "slices", "accelerator"),
+    [
+        ("v5e:4x4", 16, 1, "v5litepod-16"),
+        ("v5p:4x4x4", 64, 1, "v5p-128"),  # named by cores, two to a chip
+        ("v6e:8x8", 64, 1, "v6e-64"),
+        ("2*v5p:4x4x8", 256, 2, "v5p-256"),
+    ],
+)
+def test_topologies(text, chips, slices, accelerator):
+    found = parse_topology(text)
+    assert (found.chips, found.slices, found.accelerator) == (chips, slices, accelerator)
+    assert found.name == text and found.slice_size * slices == chips
+
+
+@pytest.mark.parametrize("text", ["", "v5e", "v9:4x4", "4x4", "v5e:4by4", "v5e:", "*v5e:4x4"])
+def test_names_that_are_none(text):
+    with pytest.raises(ValueError, match="write a chip of v5e, v5p, v6e and its torus"):
+        parse_topology(text)
+
+
+@pytest.mark.parametrize("text", ["v5e:4x4x4", "v5p:4x4", "v6e:32x32", "v5e:0x4", "0*v5e:4x4"])
+def test_shapes_that_a_chip_does_not_have(text):
+    with pytest.raises(ValueError, match=r"--topology is .* dimensions and 1 to"):
+        parse_topology(text)

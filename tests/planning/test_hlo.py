@@ -1,0 +1,104 @@
+"""A hand-written program, counted by hand."""
+
+import pytest
+
+from score_jax.planning import hlo
+from score_jax.planning.hlo import Collective
+from tests.planning.hlo_text import PROGRAM
+
+
+@pytest.fixture(scope="module")
+def module():
+    return hlo.parse(PROGRAM)
+
+
+def test_computations_and_the_entry_are_found(module):
+    assert module.entry == "main"
+    assert set(module.computations) == {
+        "add", "five_condition", "five_body", "fused_slice", "fused_update", "fused_send",
+        "fused_wait", "open_condition", "open_body", "main",
+    }  # fmt: skip
+
+
+def test_a_line_is_read_part_by_part():
+    shape = "(f32[2]{0:T(8,128)S(1)}, /*index=1*/u32[])"
+    line = f"  ROOT %out.1 = {shape} all-reduce-start(%a, %b.2), x={{1}}"
+    found = hlo.parse_line(line)
+    assert (found.name, found.kind, found.root) == ("out.1", "all-reduce-start", True)
+    assert found.operands == ("a", "b.2") and found.attributes == ", x={1}"
+    assert hlo.array_bytes(found.shape) == 2 * 4 + 4
+    assert hlo.array_bytes(found.shape, hbm_only=True) == 4  # S(1) is on the chip
+    assert hlo.parse_line("  // nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[]", 4), ("bf16[26,32,4]{2,1,0:T(4,128)(2,1)}", 26 * 32 * 4 * 2), ("pred[7]", 7),
+        ("(s32[], f32[100]{0})", 404), ("s4[10]", 5), ("token[]", 0),
+    ],
+)  # fmt: skip
+def test_sizes_in_bytes(shape, size):
+    assert hlo.array_bytes(shape) == size
+
+
+def test_loops_with_a_constant_end_have_their_number(module):
+    loops = [i for i in module.computations["main"] if i.kind == "while"]
+    assert [hlo.trip_count(module, loop) for loop in loops] == [5, None]
+
+
+def test_a_number_that_the_compiler_has_noted_is_taken():
+    note = 'backend_config={"known_trip_count":{"n":"3"}}'
+    line = f"  %l = (s32[]) while(%s), condition=%c, body=%b, {note}"
+    assert hlo.trip_count(hlo.Module(), hlo.parse_line(line)) == 3
+
+
+def test_collectives_by_kind_group_and_place(module):
+    """All-gathers send (n-1)/n of the whole, all-reduces twice that."""
+    found = set(hlo.collectives(module, steps=7))
+    assert found == {
+        Collective("all-gather", 4, False, False, 1, 4 * 8 * 4 * 3 / 4),
+        Collective("all-gather", 2, False, False, 1, 8 * 8 * 4 * 1 / 2),  # in two fusions
+        Collective("all-reduce", 2, False, False, 5, 5 * 2 * 400 / 2),
+        Collective("all-reduce", 4, True, False, 7, 7 * 2 * 1 * 3 / 4),
+    }
+
+
+def test_groups_that_leave_a_slice_are_told_apart(module):
+    """Slices of two chips: 0 and 1, 2 and 3. Groups {0,1} stay; of mesh x, {0,2}, do not."""
+    across = {(c.kind, c.group): c.across for c in hlo.collectives(module, slice_size=2)}
+    assert across == {
+        ("all-gather", 4): True,
+        ("all-gather", 2): True,
+        ("all-reduce", 2): False,
+        ("all-reduce", 4): True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=[3,2]<=[2,3]T(1,0)", [[0, 3], [1, 4], [2, 5]]),
+        ("replica_groups=mesh['a'=2,'b'=3] {'b'}", [[0, 1, 2], [3, 4, 5]]),
+        ("replica_groups=mesh['a'=2,'b'=3] {'a'}", [[0, 3], [1, 4], [2, 5]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        # Chip 2a + b stands at (b, a) of the grid.
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+        ("source_target_pairs={{0,1},{3,0}}", [[0, 1], [3, 0]]),
+        ("to_apply=%add", [[0]]),
+    ],
+)
+def test_group_notations(text, members):
+    assert hlo.groups(f", channel_id=1, {text}, dimensions={{0}}").tolist() == members
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [("all-gather", 75), ("reduce-scatter", 75), ("all-reduce", 150), ("all-to-all", 75),
+     ("collective-permute", 100)],
+)  # fmt: skip
+def test_bytes_on_the_wire_of_a_ring_of_four(kind, sent):
+    assert hlo.wire_bytes(kind, 100, 4) == sent
+    assert kind == "collective-permute" or hlo.wire_bytes(kind, 100, 1) == 0
