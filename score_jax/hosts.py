@@ -49,7 +49,7 @@ def start(coordinator: str, processes: int | None, process: int | None) -> None:
             "process_id": process,
             "cluster_detection_method": "deactivate",
         }
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.values["jax_platforms"] == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         told = os.environ.get("XLA_FLAGS", "")
         if PATIENCE not in told:  # XLA reads it when the first device is asked for

@@ -81,7 +81,7 @@ def read(
     path = folder / NAME
     if not hosts.from_first(path.exists()):
         return None
-    found: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None
+    found: tuple[dict[str, Any], dict[str, Any]] | None = None  # words, arrays
     try:
         with np.load(path) as data:
             words = json.loads(data["words"].tobytes())

@@ -214,7 +214,7 @@ def rows_to_global(mesh: Mesh, local: Any) -> Any:
         x = np.asarray(x)
         size = len(x) // len(shards)
 
-        def part(index: tuple) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             at = np.searchsorted(shards, (index[0].start or 0) // size) * size
             return x[at : at + size]
 

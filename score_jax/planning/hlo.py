@@ -270,5 +270,8 @@ def collectives(module: Module, *, steps: float = 1.0, slice_size: int = 0) -> l
         key = (kind, size, run.in_loop, across)
         totals[key][0] += run.times
         totals[key][1] += run.times * wire_bytes(kind, payload, size)
-    found = [Collective(*key, count, sent) for key, (count, sent) in totals.items()]
+    found = [
+        Collective(kind, size, in_loop, across, count, sent)
+        for (kind, size, in_loop, across), (count, sent) in totals.items()
+    ]
     return sorted(found, key=lambda c: -c.wire_bytes)
