@@ -54,7 +54,7 @@ BRIEF: dict[str, Any] = {  # easier words and just enough of everything to be se
     "evaluation": {"problems": 2, "batch": 2, "samples": 0, "data": {"split": "test", "count": 2}},
     "steps": 2,
     "batch": 2,
-    "sampling": {"samples": 2, "prompt_limit": 352, "turn_limit": 32, "row_limit": 0},
+    "sampling": {"samples": 2, "prompt_limit": 360, "turn_limit": 32, "row_limit": 0},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 2},
     "checkpoint": {"every": 2, "keep": 1, "select": "last"},
