@@ -209,6 +209,7 @@ def run() -> None:
     A ValueError of ours is a user's mistake (2), a failure to train or to store is told
     in one line as well (1); whatever else comes is a defect and shows its traceback.
     """
+    sys.excepthook = hosts.show_and_leave
     try:
         app.run(main, flags_parser=parse_flags)
     except Interrupted as stop:

@@ -88,7 +88,7 @@ class Loop(struct.PyTreeNode):
     forced: Int[Array, "B"]  # next forced token's place in the script; behind its end: draw
     done: Bool[Array, "B"]
     hidden: Float[Array, "B D"]  # of the last token
-    cache: Cache
+    cache: Cache | None  # None: apart from the rest, which is split otherwise
 
 
 def row_keys(
@@ -239,6 +239,7 @@ def sample_dialogues(
         logprob = select_logprob(log_softmax(logits), token)
         at = jnp.minimum(loop.length, loop.tokens.shape[1] - 1)  # done rows may be full
         hidden, new = forward(decoder, params, token[:, None], at[:, None], loop.cache)
+        assert loop.cache is not None, "the loop begins with the prefilled cache"
         cache = write_cache(loop.cache, new, at)
         loop = advance(loop.replace(cache=None), token, logprob, script, config.turn_limit)
         return by_row(loop.replace(hidden=hidden[:, 0])).replace(cache=cache)

@@ -8,6 +8,7 @@ is the same policy in the shape that the package's learner calls.
 
 from dataclasses import dataclass, field
 from itertools import product
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -122,15 +123,22 @@ class World:
 
 @dataclass(frozen=True)
 class TableDecoder:
-    """`hidden` is a one-hot of the context, logits are its row of the table."""
+    """`hidden` is a one-hot of the context, logits are its row of the table.
+
+    `config` is what the package reads of a decoder's beside its functions: no soft cap.
+    """
 
     prefixes: np.ndarray
     lengths: np.ndarray
 
-    def apply(self, variables, tokens, positions=None, method=None):
-        """Hidden states of a block of tokens, or logits of hidden states."""
-        if method == "logits":
-            return tokens @ variables["params"]["table"]
+    @property
+    def config(self):
+        return SimpleNamespace(logit_cap=None)
+
+    def apply(self, variables, tokens=None, positions=None, method=None):
+        """Hidden states of a block of tokens, or the table whose rows they choose."""
+        if method == "output_table":
+            return variables["params"]["table"].T
         width = tokens.shape[1]
         same = tokens[:, None, :] == jnp.asarray(self.prefixes)[None, :, :width]  # B C T
         so_far = jnp.cumprod(same, axis=-1)
