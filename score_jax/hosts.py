@@ -158,8 +158,6 @@ def show_and_leave(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Ends a process by an error that nothing has caught, or several hosts by it."""
-    if "Event loop is closed" in str(error):
-        return  # TensorStore's, of writes that end after Orbax has told of the first that failed
     sys.__excepthook__(kind, error, trace)
     if count() > 1:
         leave(1)

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,10 @@ def workdir() -> Path:
 def main(_: list[str]) -> None:
     """Runs the mode asked for."""
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it opens
+    # Nor are its errors shown, nor those of its loop: it raises the first, and may log them
+    # after a run has told of it.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+    getLogger("asyncio").setLevel(CRITICAL)
     flag = flags.FLAGS["config"]
     if MODE.value == "plan":
         run_plan(parse(CONFIG.value), TOPOLOGY.value, workdir(), search=SEARCH.value)
@@ -203,6 +208,15 @@ def is_ours(error: BaseException) -> bool:
     return name == "__main__" or name.split(".")[0] in ("score_jax", "configs")
 
 
+def without_late_writes(found: Any) -> None:
+    """Shows what Python can raise nowhere, but for writes that end when a save has failed.
+
+    Orbax stops at the first that fails and closes the loop that the others report to.
+    """
+    if "Event loop is closed" not in str(found.exc_value):
+        sys.__unraisablehook__(found)
+
+
 def run() -> None:
     """Entry point: exit codes and one-line errors.
 
@@ -210,6 +224,7 @@ def run() -> None:
     in one line as well (1); whatever else comes is a defect and shows its traceback.
     """
     sys.excepthook = hosts.show_and_leave
+    sys.unraisablehook = without_late_writes
     try:
         app.run(main, flags_parser=parse_flags)
     except Interrupted as stop:
