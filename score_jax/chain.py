@@ -222,7 +222,10 @@ def evaluate_models(
     if "base" not in models and built.settings.program == "rl":
         models["base"] = evaluate.measure_model(built, reference, problems, pool, step=0)
     name = built.settings.name
-    models[name] = evaluate.measure_model(built, params, problems, pool, step=step)
+    if params is reference and "base" in models:  # nothing was trained
+        models[name] = models["base"]
+    else:
+        models[name] = evaluate.measure_model(built, params, problems, pool, step=step)
     path = folder / file
     if hosts.is_first():
         evaluate.write_evaluation(path, built, models, problems, step=step)

@@ -127,3 +127,13 @@ def pin(family: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     PINNED.write_text(json.dumps({family: pin(family) for family in FAMILIES}, indent=1) + "\n")
+
+
+def write_sizes(writer, config):
+    """What the header of a GGUF file says of a model's shape."""
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])

@@ -18,7 +18,7 @@ CHECKED = [
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     from score_jax import numerics
     from score_jax.build import build
-    from score_jax.types import Prompts
+    from score_jax.planning.programs import calls, result
     from tests.chains import links
 
 VARIANTS = (
@@ -34,17 +34,9 @@ VARIANTS = (
 def trace(**fields):
     """Shapes only; nothing is compiled."""
     built = build(links("stage2", **fields)[-1].settings)
-    settings = built.settings
-    state = built.abstract_state()
-    reference = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
-    problems, limit = settings.batch, settings.sampling.prompt_limit
-    prompts = {"tokens": (problems, limit), "length": (problems,), "problem": (problems,)}
-    shapes = {name: jax.ShapeDtypeStruct(size, jnp.int32) for name, size in prompts.items()}
-    sample = built.sample(settings.sampling, settings.objective.turns)
-    key = jax.eval_shape(jax.random.key, 0)
-    episodes = sample.lower(reference, Prompts(**shapes), key).out_info
-    scores = built.score.lower(reference, episodes).out_info
-    after, _ = built.update.lower(state, reference, episodes, scores).out_info
+    update = calls(built)[-1]
+    state = update.arguments[0]
+    after, _ = result(update.program, *update.arguments)
     same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, after, state)
     assert all(jax.tree.leaves(same)), same
 

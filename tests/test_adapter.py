@@ -6,17 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from score_jax import step
 from score_jax.build import build, load_reference
 from score_jax.handoff import open_checkpoints
 from score_jax.model.lora import LoraConfig, attach, init_lora, merge
 from score_jax.step import LearnerConfig
-from score_jax.types import TrainState
 from tests.chains import links, train
-from tests.test_step import DECODER, LIMIT, SAMPLES, STAGE_TWO, assert_close, episodes, naive_loss
+from tests.test_step import DECODER, STAGE_TWO, assert_close, episodes, naive_loss, program
 from tests.tiny import MODEL, random_params
 from tests.tiny_stages import lines
 
@@ -31,31 +28,13 @@ def test_the_adapters_gradient_is_that_of_the_merged_model():
     boxed = jax.eval_shape(DECODER.init, jax.random.key(0), tokens, tokens)["params"]
     fresh = nn.unbox(init_lora(jax.random.key(2), boxed, LORA))
     adapter = jax.tree.map(lambda x: 0.2 * jax.random.normal(jax.random.key(3), x.shape), fresh)
-    config, sgd = LearnerConfig(chunk=8, microbatches=2), optax.sgd(1.0)
-
-    @jax.jit
-    def learn(adapter, base, rows):
-        scores = step.score_episodes(
-            DECODER, base, rows, most=2 * LIMIT, config=config, keep_hidden=True
-        )
-        state = TrainState(
-            step=jnp.array(0), params=adapter, opt_state=sgd.init(adapter), baseline=jnp.zeros(2)
-        )
-        return step.update(
-            DECODER,
-            sgd,
-            state,
-            base,
-            rows,
-            scores,
-            objective=STAGE_TWO,
-            config=config,
-            samples=SAMPLES,
-            branches=1,
-            turn_limit=LIMIT,
-            compose=lambda adapter, base: attach(base, adapter, LORA),
-        )
-
+    learn = program(
+        STAGE_TWO,
+        LearnerConfig(chunk=8, microbatches=2),
+        1.0,
+        DECODER,
+        lambda adapter, base: attach(base, adapter, LORA),
+    )
     state, metrics = learn(adapter, base, episodes())
 
     @jax.jit

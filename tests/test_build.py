@@ -1,14 +1,13 @@
 """Every config becomes programs whose shapes and shardings fit each other."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base, multi_turn, single_turn, stage1, stage2
 from score_jax.build import build
+from score_jax.planning.programs import calls, result
 from score_jax.settings import parse
-from score_jax.types import Prompts
 from tests.chains import links
 
 CONFIGS = {c.__name__.split(".")[-1]: c for c in (base, stage1, stage2, single_turn, multi_turn)}
@@ -20,26 +19,15 @@ def shapes(tree):
 
 def traced(built):
     """Episodes, scores, and the train state before and after an update, as shapes."""
-    settings, state = built.settings, built.abstract_state()
-    reference = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
-    problems, limit = settings.batch, settings.sampling.prompt_limit
-    sizes = {"tokens": (problems, limit), "length": (problems,), "problem": (problems,)}
-    prompts = Prompts(**{name: jax.ShapeDtypeStruct(s, jnp.int32) for name, s in sizes.items()})
-    key = jax.eval_shape(jax.random.key, 0)
-    sample = built.sample(settings.sampling, settings.objective.turns)
-    episodes = sample.lower(reference, prompts, key).out_info
-    if settings.program == "supervised":
+    update = calls(built)[-1]
+    state, _, episodes, scores = update.arguments
+    if built.settings.program == "supervised":
         rows = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((problems, *leaf.shape[1:]), leaf.dtype), episodes
+            lambda leaf: jax.ShapeDtypeStruct((built.settings.batch, *leaf.shape[1:]), leaf.dtype),
+            episodes,
         )
-        return episodes, None, state, built.supervise.lower(state, rows).out_info[0]
-    scores = built.score.lower(reference, episodes).out_info
-    return (
-        episodes,
-        scores,
-        state,
-        built.update.lower(state, reference, episodes, scores).out_info[0],
-    )
+        return episodes, None, state, result(built.supervise, state, rows)[0]
+    return episodes, scores, state, result(update.program, *update.arguments)[0]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from score_jax.build import build
 from score_jax.handoff import open_checkpoints
 from score_jax.main import resolve_chain
 from tests import tiny_stages
-from tests.tiny_stages import CACHE, ROOT, command, lines, without_times
+from tests.tiny_stages import ROOT, command, launch, lines, without_times
 
 STEPS = 4
 FLAGS = (f"--config.steps={STEPS}", "--config.evaluation.samples=0")
@@ -33,12 +31,7 @@ def run_hosts(workdir, cache, *, processes=2, devices=2, blows=None, flags=()):
         port = server.getsockname()[1]
     xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | CACHE | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "XLA_FLAGS": xla,
-        "PYTHONPATH": os.pathsep.join(paths),
-    }  # fmt: skip
+    variables = {"XLA_FLAGS": xla, "PYTHONPATH": os.pathsep.join(paths)}
     started = []
     for number in range(processes):
         program = ["tests/hosts_trial.py", *(blows or {}).get(number, "NONE - 0").split()]
@@ -46,15 +39,7 @@ def run_hosts(workdir, cache, *, processes=2, devices=2, blows=None, flags=()):
         where.append(f"--process={number}")
         arguments = [*program, *command(workdir)[2:], *FLAGS, *flags]
         arguments += where if processes > 1 else []
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
+        started.append(launch(arguments, cache, variables=variables))
     try:
         told = [process.communicate(timeout=SLOW) for process in started]
     finally:

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import resource
-import subprocess
-import sys
 
 import pytest
 
@@ -16,7 +14,7 @@ from score_jax.handoff import open_checkpoints
 from score_jax.train import TrainingError
 from tests import tiny_stages
 from tests.chains import links
-from tests.tiny_stages import ROOT, command, finish, lines
+from tests.tiny_stages import ROOT, command, finish, lines, refuse
 
 INTERRUPTED = str(ROOT / "tests/interrupted.py")
 STEPS = 6
@@ -166,17 +164,9 @@ def refusals(tmp_path_factory):
         (folder / f"{name}.py").write_text(MISSPELT.format(line=line))
         places[name] = f"--config={folder / name}.py"
     cases = [[flag.format(**places) for flag in flags] for flags, _ in REFUSED.values()]
-    process = subprocess.run(
-        [sys.executable, ROOT / "tests/refused.py"],
-        input=json.dumps(cases),
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    told = refuse(cases)
     assert not (folder / "empty").exists()
-    return dict(zip(REFUSED, json.loads(process.stdout), strict=True))
+    return dict(zip(REFUSED, told, strict=True))
 
 
 @pytest.mark.parametrize("case", REFUSED)

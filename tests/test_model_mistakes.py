@@ -1,18 +1,15 @@
 """A model that cannot be used is refused by the main command in one line."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from safetensors.numpy import save_file
 
 from score_jax.text.tokenizer import train_sentencepiece
-from tests.reference_models import PINNED, fill
+from tests.reference_models import PINNED, fill, write_sizes
 from tests.small_tokenizers import CORPUS, make
-from tests.tiny_stages import FILE, ROOT
+from tests.tiny_stages import FILE, refuse
 
 gguf = pytest.importorskip("gguf")
 REAL = [  # a model and the tokenizer beside it
@@ -78,12 +75,7 @@ def write_gguf(path, tensors):
     """A GGUF file whose norm is packed in a way that nobody knows."""
     config = json.loads(PINNED.read_text())["llama"]["config"]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
+    write_sizes(writer, config)
     writer.add_context_length(512)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e4)
@@ -124,18 +116,8 @@ def refusals(tmp_path_factory):
         [*(flag.format(**places) for flag in flags), f"--workdir={root / 'runs' / str(number)}"]
         for number, (flags, _) in enumerate(REFUSED.values())
     ]
-    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, ROOT / "tests/refused.py"],
-        input=json.dumps(cases),
-        cwd=ROOT,
-        env=os.environ | environment | {"HF_HOME": str(root / "hub")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told = process.stdout.splitlines()[-1]  # forks that got as far as a stage say so before
-    return dict(zip(REFUSED, json.loads(told), strict=True))
+    told = refuse(cases, HF_HUB_OFFLINE="1", HF_HOME=str(root / "hub"))
+    return dict(zip(REFUSED, told, strict=True))
 
 
 @pytest.mark.parametrize("case", REFUSED)

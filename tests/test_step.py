@@ -37,7 +37,7 @@ def episodes(**options):
 
 
 @lru_cache
-def program(objective, config, rate, decoder):
+def program(objective, config, rate, decoder, compose=step.all_trained):
     """Reference scores and one update, jitted."""
     sgd = optax.sgd(rate)
 
@@ -69,6 +69,7 @@ def program(objective, config, rate, decoder):
             samples=SAMPLES,
             branches=1,
             turn_limit=LIMIT,
+            compose=compose,
         )
 
     return go

@@ -56,9 +56,10 @@ def command(workdir, *flags, config=f"{FILE}:stage1"):
     return ["-m", "score_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
-def launch(arguments, cache, **options):
-    """Starts Python with these arguments at the repository's root."""
+def launch(arguments, cache, *, variables=None, **options):
+    """Starts Python with these arguments, and environment variables, at the repository's root."""
     environment = os.environ | CACHE | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    environment |= variables or {}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -75,6 +76,20 @@ def finish(arguments, cache, **options):
     process = launch(arguments, cache, **options)
     out, err = process.communicate()
     return process.returncode, out, err
+
+
+def refuse(cases, **variables):
+    """Exit code and stderr of score_jax.main for each list of flags."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/refused.py"],
+        input=json.dumps(cases),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])  # forks may have said something before
 
 
 def lines(path):

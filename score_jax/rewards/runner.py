@@ -9,6 +9,7 @@ the parent evaluates the asserts and writes the verdict.
 import importlib
 import json
 import os
+import signal
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -99,7 +100,7 @@ def judge(tests: list[tuple[str, list[str]]], session: Session) -> dict:
       tests: each a source text and the names that it takes from the program.
       session: how the program is asked.
     """
-    passed, detail = [], ""
+    passed, detail, gone = [], "", False
     try:
         with Attempt() as attempt:
             session.answer()  # of running the program itself
@@ -111,8 +112,9 @@ def judge(tests: list[tuple[str, list[str]]], session: Session) -> dict:
             passed.append(attempt.error is None)
             detail = detail or _describe(attempt.error)
     except Gone as error:
-        detail = f"the program stopped answering: {error}"
-    return {"passed": passed + [False] * (len(tests) - len(passed)), "detail": detail}
+        detail, gone = f"the program stopped answering: {error}", True
+    passed += [False] * (len(tests) - len(passed))
+    return {"passed": passed, "detail": detail, "gone": gone}
 
 
 def _describe(error: BaseException | None) -> str:
@@ -146,6 +148,12 @@ def _run_program(setup: dict, missing: list[str], user: int, source: int, sink: 
     serve(setup["program"], channel)
 
 
+def _was_killed(child: int) -> bool:
+    """Whether the kernel ended the program for its CPU time; nobody else may send it signals."""
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+
+
 def main() -> None:
     """Reads the program, forks, reads the tests, writes the verdict."""
     source, sink = _silence()
@@ -157,7 +165,8 @@ def main() -> None:
         importlib.import_module(name)
     user = 2_000_000_000 + os.getpid()
     (program_in, tests_out), (tests_in, program_out) = os.pipe(), os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         for descriptor in (source, sink, tests_in, tests_out):
             os.close(descriptor)
         try:
@@ -173,6 +182,10 @@ def main() -> None:
         missing = channel.receive()
         verdict = judge(tests, Session(channel))
     except Gone as error:
-        verdict = {"passed": [False] * len(tests), "detail": f"it did not start: {error}"}
-    os.write(sink, json.dumps(verdict | {"missing": missing}).encode("ascii"))
+        passed = [False] * len(tests)
+        verdict = {"passed": passed, "detail": f"it did not start: {error}", "gone": True}
+    os.close(tests_in)
+    os.close(tests_out)  # a program that waits for a question ends here
+    stopped = verdict.pop("gone") and _was_killed(child)
+    os.write(sink, json.dumps(verdict | {"missing": missing, "stopped": stopped}).encode("ascii"))
     os._exit(0)

@@ -143,6 +143,9 @@ def run(
         _end(process)
     try:
         verdict = json.loads(output)
+        if verdict["stopped"]:
+            detail = f"stopped after {limits.cpu_seconds} s of CPU time"
+            return Outcome(passed=(), timed_out=True, detail=detail)
         return Outcome(
             passed=tuple(verdict["passed"]),
             detail=verdict["detail"],

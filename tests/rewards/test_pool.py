@@ -29,7 +29,7 @@ def importable(tmp_path_factory):
 
 @pytest.fixture
 def pool():
-    with Pool(2, deadline_seconds=0.5, batch_deadline_seconds=30, cache_size=0) as pool:
+    with Pool(2, deadline_seconds=2, batch_deadline_seconds=60, cache_size=0) as pool:
         yield pool
 
 
@@ -73,13 +73,13 @@ def test_a_worker_cannot_import_jax_whatever_the_environment_says(pool, monkeypa
 
 
 def test_the_batch_deadline_holds():
-    """Twenty answers of half a second each would take one worker ten."""
-    with Pool(1, deadline_seconds=30, batch_deadline_seconds=4, cache_size=0) as pool:
+    """Twenty answers of a second each would take one worker twice as long."""
+    with Pool(1, deadline_seconds=30, batch_deadline_seconds=10, cache_size=0) as pool:
         pool.grade(TASK, [(PROBLEM, "4")])
-        pending = pool.submit(TASK, [(PROBLEM, f"sleep {0.5 + n / 1000}") for n in range(20)])
+        pending = pool.submit(TASK, [(PROBLEM, f"sleep {1 + n / 1000}") for n in range(20)])
         assert not pending.done
         counts = count_verdicts(pending.result())
-        assert counts["wrong"] >= 1 and counts["timeout"] >= 12
+        assert counts["wrong"] >= 1 and counts["timeout"] >= 10
         assert pool.grade(TASK, [(PROBLEM, "4")])[0].verdict == "correct"
 
 

@@ -176,9 +176,25 @@ def test_a_broken_program_says_what_is_wrong():
         run("x = 1", "assert (")
 
 
-def test_a_slow_program_is_stopped_in_time():
-    outcome = sandbox.run("while True: pass", ("f()",), LIMITS)
-    assert outcome.timed_out and not outcome.passed
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        (sandbox.Limits(wall_seconds=120, cpu_seconds=1), "1 s of CPU time"),
+        (sandbox.Limits(wall_seconds=1, cpu_seconds=120), "after 1 s"),
+    ],
+    ids=["processor", "clock"],
+)
+@pytest.mark.parametrize(
+    "program", ["while True: pass", "def f():\n    while True: pass"], ids=["start", "call"]
+)
+def test_a_slow_program_is_stopped_by_whichever_limit_comes_first(program, limits, why):
+    outcome = sandbox.run(program, ("assert True", "f()"), limits)
+    assert outcome.timed_out and not outcome.passed and why in outcome.detail
+
+
+def test_a_program_that_ends_itself_was_not_stopped():
+    outcome = run("import os\ndef f(): os._exit(0)", "f()")
+    assert not outcome.timed_out and outcome.passed == (False,)
 
 
 @linux

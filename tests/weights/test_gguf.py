@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from score_jax.weights import gguf as reader
 from score_jax.weights.load import load_params, model_config
-from tests.reference_models import PINNED, fill
+from tests.reference_models import PINNED, fill, write_sizes
 
 gguf = pytest.importorskip("gguf")
 LAYER = {hf: ours for ours, hf in reader.LAYER_NAMES.items() if ours != "post_attention_norm"}
@@ -42,12 +42,7 @@ def write(path, family):
     config, gemma = pinned["config"], family.startswith("gemma")
     arch = {"smollm2": "llama", "gemma3": "gemma3"}.get(family, family)
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
+    write_sizes(writer, config)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"].get("rope_theta", 1e4))
