@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
         {
             "samples": 4,  # dialogues per problem
             "branches": 1,  # second attempts per first attempt
+            "spans": 1,  # loops, each with more of the cache in sight; long turns want about 4
             "prompt_limit": 12,  # tokens
             "turn_limit": 50,  # tokens of one turn
             "row_limit": 96,  # tokens of a whole dialogue; 0: no further limit

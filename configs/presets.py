@@ -66,7 +66,7 @@ MATH: dict[str, Any] = {
     "evaluation": {"problems": 500, "batch": 100, "data": {"split": "test"}},
     "steps": 1500,  # the paper: 3000 over both stages, the split is not stated
     "batch": 64,  # x 8 samples = the paper's 512, read as dialogues
-    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 1024, "row_limit": 0},
+    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 1024, "row_limit": 0, "spans": 4},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 16},
 }
@@ -76,7 +76,7 @@ CODE: dict[str, Any] = {
     "evaluation": {"problems": 164, "batch": 82, "data": {"name": "humaneval", "split": "test"}},
     "steps": 750,  # the paper: 1500 over both stages
     "batch": 16,  # x 8 samples = the paper's 128, read as dialogues
-    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 512, "row_limit": 0},
+    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 512, "row_limit": 0, "spans": 4},
     "optimizer": {"learning_rate": 1e-5},
     "learner": {"microbatches": 8},
 }

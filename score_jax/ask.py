@@ -59,7 +59,7 @@ class Dialogue:
 
     def __post_init__(self):
         config = self.decoder.config
-        shape = (config.layers, 1, self.slots, config.kv_heads, config.head_dim)
+        shape = (config.layers, 1, config.kv_heads, self.slots, config.head_dim)
         zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
         self.cache = Cache(keys=zeros, values=jnp.copy(zeros))
 

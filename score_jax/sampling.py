@@ -9,6 +9,9 @@ length, so rows stay contiguous and go to the learner as they are:
     iteration   0  1  2  3  4  5  6  7  8
     row 0       y  y  #  i  i  y  y  #  .
     row 1       y  y  y  y  #  i  i  y  #
+
+Long dialogues are drawn in spans, loops one after the other: no row is longer than the
+prompt's limit and the steps taken, so the first span reads only the front of the cache.
 """
 
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ from score_jax.model.decoder import (
 from score_jax.numerics import log_softmax, select_logprob
 from score_jax.types import Cache, Episodes, Params, Prompts
 
+TILE = 16  # slots that a TPU reads together, in bfloat16
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -41,9 +46,10 @@ class SamplingConfig:
     turn_limit: int = 64  # tokens of one turn, its stop token included
     row_limit: int = 0  # tokens of a whole dialogue; 0: all that the other limits allow
     temperature: float = 1.0  # 0: greedy
+    spans: int = 1  # loops one after the other, each with more of the cache in sight
 
     def __post_init__(self):
-        for name in ("samples", "branches", "prompt_limit", "turn_limit"):
+        for name in ("samples", "branches", "prompt_limit", "turn_limit", "spans"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; set at least 1")
         if self.samples % self.branches:
@@ -70,9 +76,18 @@ class Script:
 
     def row_length(self, config: SamplingConfig) -> int:
         """T: the most tokens that a dialogue can take."""
-        between = (self.turns - 1) * (len(self.instruction) + 1)
-        whole = config.prompt_limit + self.turns * config.turn_limit + between
+        whole = config.prompt_limit + self.steps(config)
         return min(whole, config.row_limit or whole)
+
+    def steps(self, config: SamplingConfig) -> int:
+        """The most tokens that a dialogue can take behind its prompt."""
+        return self.turns * config.turn_limit + (self.turns - 1) * (len(self.instruction) + 1)
+
+    def sights(self, config: SamplingConfig) -> list[tuple[int, int]]:
+        """For each span, the step before which it ends and the slots in sight until then."""
+        ends = [self.steps(config) * n // config.spans for n in range(1, config.spans + 1)]
+        slots = [-(-(config.prompt_limit + end) // TILE) * TILE for end in ends]
+        return [(e, min(s, self.row_length(config))) for e, s in zip(ends, slots, strict=True)]
 
 
 class Loop(struct.PyTreeNode):
@@ -151,9 +166,9 @@ def prefill(
     def fan(x: Array, axis: int = 0) -> Array:
         return jnp.repeat(x, config.samples, axis=axis)
 
-    def grow(x: Float[Array, "L B T0 K H"]) -> Float[Array, "L B S K H"]:
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, length - width), (0, 0), (0, 0)])
-        return with_logical_constraint(x, ("layers", "batch", "length", "kv_heads", "head_dim"))
+    def grow(x: Float[Array, "L B K T0 H"]) -> Float[Array, "L B K S H"]:
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, length - width), (0, 0)])
+        return with_logical_constraint(x, ("layers", "batch", "kv_heads", "length", "head_dim"))
 
     tokens = jnp.pad(fan(prompts.tokens), ((0, 0), (0, length - width)))
     return Loop(
@@ -169,6 +184,12 @@ def prefill(
         hidden=fan(last),
         cache=Cache(keys=grow(fan(new.keys, 1)), values=grow(fan(new.values, 1))),
     )
+
+
+def see(loop: Loop, slots: int) -> Loop:
+    """The same state with so many slots of the cache in sight."""
+    assert loop.cache is not None, "the loop begins with the prefilled cache"
+    return loop.replace(cache=loop.cache.replace(in_sight=slots))
 
 
 def advance(
@@ -245,7 +266,15 @@ def sample_dialogues(
         return by_row(loop.replace(hidden=hidden[:, 0])).replace(cache=cache)
 
     start = prefill(decoder, params, by_row(prompts), script, config)
-    end = jax.lax.while_loop(lambda loop: ~jnp.all(loop.done), body, start)
+    # A row gains at most a token a step, so nobody's length needs to be asked for.
+    end, step = start, jnp.zeros((), jnp.int32)
+    for last, slots in script.sights(config):
+        end = see(end, slots)
+        end, step = jax.lax.while_loop(
+            lambda now, last=last: ~jnp.all(now[0].done) & (now[1] < last),
+            lambda now: (body(now[0]), now[1] + 1),
+            (end, step),
+        )
     episodes = Episodes(
         tokens=end.tokens,
         length=end.length,

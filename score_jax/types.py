@@ -47,8 +47,10 @@ class Episodes(struct.PyTreeNode):
 class Cache(struct.PyTreeNode):
     """Keys and values of a dialogue; a token's slot is its position in the row."""
 
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
+    keys: Float[Array, "L B K S H"]
+    values: Float[Array, "L B K S H"]
+    in_sight: int | None = struct.field(pytree_node=False, default=None)
+    # The first slots, that are all a block may need to look at; None: all there are.
 
 
 class Scores(struct.PyTreeNode):

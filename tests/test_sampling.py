@@ -54,6 +54,7 @@ TREE_SCRIPT = Script(stop=0, instruction=(), turns=3)
 CASES = {
     "two turns": (MODEL, SCRIPT, SAMPLING),
     "windows, caps and norms": (GEMMA, SCRIPT, SAMPLING),
+    "long turns, the cache in four spans": (MODEL, SCRIPT, with_(turn_limit=24, spans=4)),
     "one greedy turn": (MODEL, dataclasses.replace(SCRIPT, turns=1), with_(temperature=0.0)),
     "three turns in branches, cool, no instruction": (
         MODEL,
@@ -219,7 +220,7 @@ def test_cached_decoding_is_the_full_forward(config, tolerance):
     full, _ = apply({"params": params}, tokens, everywhere)
     begun = jnp.array([3, 5])
     _, new = apply({"params": params}, tokens[:, :5], everywhere[:, :5])
-    slots = [(0, 0), (0, 0), (0, 7), (0, 0), (0, 0)]
+    slots = [(0, 0), (0, 0), (0, 0), (0, 7), (0, 0)]
     # What lies in slots that are not yet written must not matter.
     cache = Cache(
         keys=jnp.pad(new.keys, slots, constant_values=9.0),
@@ -244,6 +245,17 @@ def test_row_length_holds_the_longest_dialogue():
     script = Script(stop=0, instruction=(1, 2, 3), turns=3)
     config = SamplingConfig(prompt_limit=10, turn_limit=20)
     assert script.row_length(config) == 10 + 20 + (1 + 3) + 20 + (1 + 3) + 20
+
+
+def test_each_span_sees_all_that_may_be_written_in_it():
+    """Prompts of 10, then 2 * 20 + 4 = 44 tokens at most, in thirds; slots in tiles of 16."""
+    script = Script(stop=0, instruction=(1, 2, 3), turns=2)
+    config = SamplingConfig(prompt_limit=10, turn_limit=20, spans=3)
+    assert script.sights(config) == [(14, 32), (29, 48), (44, 54)]
+    whole = dataclasses.replace(config, spans=1)
+    assert script.sights(whole) == [(44, 54)]
+    # A short prompt can take as many steps in a row of any limit.
+    assert script.sights(dataclasses.replace(whole, row_limit=30)) == [(44, 30)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ returned rather than written, so that the caller writes all layers' at once:
                  0 1 2 3 4 5 6 7      a b
     query a      x x x x x . . .      x .       row whose block starts at position 5
     query b      x x x x x . . .      x x
+
+Heads come before slots, in the cache too: then a decode step's products read a layer's
+part of it where it lies. With slots first the TPU compiler copies that part (docs/plan.md).
 """
 
 import flax.linen as nn
@@ -18,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from score_jax.model.config import ModelConfig
 from score_jax.model.layers import RmsNorm, rotate, soft_cap, vector, weight
 
-KeysValues = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
-Cached = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+KeysValues = tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]
+Cached = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
 
 
 def visible(
@@ -71,18 +74,19 @@ class Attention(nn.Module):
             key = RmsNorm(config, axis="head_dim", name="key_norm")(key)
         query = rotate(query, positions, frequencies)
         key = rotate(key, positions, frequencies)
+        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # B K T H
 
         scores = self.scores(query, key, visible(positions, positions, window))
         if cached is not None:
-            slots = jnp.arange(cached[0].shape[1])[None, :]
+            slots = jnp.arange(cached[0].shape[2])[None, :]
             past = visible(positions, slots, window) & (slots < positions[:, :1])[:, None, :]
             old = self.scores(query, cached[0], past)
             scores = jnp.concatenate([old, scores], axis=-1)  # B K G T S+T
         probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        block = key.shape[1]
-        mixed = jnp.einsum("BKGTS,BSKH->BTKGH", probs[..., -block:], value)
+        block = x.shape[1]
+        mixed = jnp.einsum("BKGTS,BKSH->BTKGH", probs[..., -block:], value)
         if cached is not None:
-            mixed += jnp.einsum("BKGTS,BSKH->BTKGH", probs[..., :-block], cached[1])
+            mixed += jnp.einsum("BKGTS,BKSH->BTKGH", probs[..., :-block], cached[1])
         heads = mixed.reshape(*x.shape[:2], config.heads, config.head_dim)
         shape = (config.heads, config.head_dim, config.width)
         fan_in = config.heads * config.head_dim
@@ -97,7 +101,7 @@ class Attention(nn.Module):
         scale = config.query_scale or config.head_dim**-0.5
         grouped = query.reshape(*query.shape[:2], config.kv_heads, -1, config.head_dim)
         logits = jnp.einsum(
-            "BTKGH,BSKH->BKGTS", grouped * scale, key, preferred_element_type=jnp.float32
+            "BTKGH,BKSH->BKGTS", grouped * scale, key, preferred_element_type=jnp.float32
         )
         logits = soft_cap(logits, config.attention_cap)
         return jnp.where(mask[:, None, None], logits, -1e30)

@@ -31,13 +31,16 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        layer: tuple[Array, Array],
-        cached: Cached | None,
+        layer: tuple[Array, Array, Array],
+        cache: Cache | None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
-        """One layer; `layer` holds its rotary frequencies and its window."""
+        """One layer; `layer` holds its rotary frequencies, its window and its number."""
         config = self.config
+        frequencies, window, number = layer
+        cached = None if cache is None else read_cache(cache, number)
         normed = RmsNorm(config, name="attention_norm")(x)
-        mixed, new = Attention(config, name="attention")(normed, positions, *layer, cached)
+        attention = Attention(config, name="attention")
+        mixed, new = attention(normed, positions, frequencies, window, cached)
         if config.post_norms:
             mixed = RmsNorm(config, name="attention_post_norm")(mixed)
         x = x + mixed
@@ -70,7 +73,7 @@ class Decoder(nn.Module):
         self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), config.width)
         if not config.tied_embeddings:
             self.unembedding = weight(self, "unembedding", shape, ("vocab", "embed"), config.width)
-        per_layer: Any = (nn.broadcast, 0, 0)  # positions are shared; layer and cache are not
+        per_layer: Any = (nn.broadcast, 0, nn.broadcast)  # positions, layer, cache
         self.blocks = nn.scan(
             rematerialised(config),
             variable_axes={"params": 0},
@@ -106,9 +109,8 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(config.width**0.5, dtype)
         x = with_logical_constraint(x, ("batch", "length", "embed_out"))
         windows = jnp.where(jnp.asarray(config.is_local), config.window or FAR, FAR)
-        layers = (layer_frequencies(config), windows)
-        cached = None if cache is None else (cache.keys, cache.values)
-        x, (keys, values) = self.blocks(x, positions, layers, cached)
+        layers = (layer_frequencies(config), windows, jnp.arange(config.layers))
+        x, (keys, values) = self.blocks(x, positions, layers, cache)
         return self.final_norm(x), Cache(keys=keys, values=values)
 
     def output_table(self) -> Float[Array, "V D"]:
@@ -169,6 +171,20 @@ def compute_params(config: ModelConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast_one, params)
 
 
+def read_cache(cache: Cache, layer: Int[Array, ""]) -> Cached:
+    """A layer's keys and values in the slots in sight.
+
+    One slice over layers and slots: the TPU compiler takes it into the product that reads it,
+    and reads nothing else. Of two slices, one after the other, it makes a copy.
+    """
+    _, rows, heads, slots, size = cache.keys.shape
+    shape = (1, rows, heads, cache.in_sight or slots, size)
+    keys, values = (
+        jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0), shape)[0] for x in (cache.keys, cache.values)
+    )
+    return keys, values
+
+
 def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:
     """Writes a block's keys and values at each row's own position, all layers at once.
 
@@ -176,10 +192,10 @@ def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:
     """
 
     def write_row(row: Array, block: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice(row, block, (0, at, 0, 0))  # L S K H
+        return jax.lax.dynamic_update_slice(row, block, (0, 0, at, 0))  # L K S H
 
     write = jax.vmap(write_row, in_axes=(1, 1, 0), out_axes=1)
-    return Cache(
+    return cache.replace(
         keys=write(cache.keys, new.keys, start), values=write(cache.values, new.values, start)
     )
 

@@ -36,12 +36,11 @@ class Examined:
         return self.own_bytes + self.resident_bytes
 
 
-def decode_steps(built: Built) -> int:
-    """Iterations of the sampling loop where every turn takes its limit."""
-    sampling, turns = built.settings.sampling, built.settings.objective.turns
-    script = built.script(turns)
-    longest = turns * sampling.turn_limit + (turns - 1) * (len(script.instruction) + 1)
-    return min(longest, script.row_length(sampling) - 1)
+def decode_steps(built: Built) -> list[int]:
+    """Iterations of each sampling loop where every turn takes its limit."""
+    settings = built.settings
+    ends = [end for end, _ in built.script(settings.objective.turns).sights(settings.sampling)]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def examine(built: Built, call: Call, topology: Topology, resident: dict[str, int]) -> Examined:
@@ -61,21 +60,20 @@ def examine(built: Built, call: Call, topology: Topology, resident: dict[str, in
         return Examined(name=call.name, own_bytes=used[0], resident_bytes=others, refused=True)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     memory: Any = compiled.memory_analysis()
-    steps = decode_steps(built) if call.name == "sample" else 1
+    steps = decode_steps(built) if call.name == "sample" else []
     module = hlo.parse(compiled.as_text())
     span = topology.slice_size if topology.slices > 1 else 0
     sent = hlo.collectives(module, steps=steps, slice_size=span)
-    once, per_step = (n / mesh.size for n in flops.count(traced.jaxpr.jaxpr))
-    moved = traffic.hbm_traffic(module)
+    once, loops = flops.count(traced.jaxpr.jaxpr)
+    moved = traffic.hbm_traffic(module, steps)
     chip = topology.chip
     outside = [c for c in sent if not c.in_loop]
     first = "prefill" if call.name == "sample" else call.name
-    phases = [roofline.phase(first, chip, once, moved.once, outside)]
+    phases = [roofline.phase(first, chip, once / mesh.size, moved.once, outside)]
     if call.name == "sample":
         inside = [c for c in sent if c.in_loop]
-        phases.append(
-            roofline.phase("decode", chip, per_step * steps, moved.per_step * steps, inside)
-        )
+        drawn = sum(n * body for n, body in zip(steps, loops, strict=True)) / mesh.size
+        phases.append(roofline.phase("decode", chip, drawn, moved.in_loop, inside))
     return Examined(
         name=call.name,
         own_bytes=memory.peak_memory_in_bytes,
@@ -97,7 +95,7 @@ class Plan:
     topology: Topology
     resident: dict[str, int]  # bytes per chip that a step keeps
     programs: list[Examined]
-    steps: int  # of the sampling loop
+    steps: int  # of the sampling loops
     useful_flops: float  # of one training step over all chips, recomputation left out
 
     @property
@@ -150,7 +148,7 @@ def make_plan(
         topology=topology,
         resident=resident,
         programs=found,
-        steps=decode_steps(built),
+        steps=sum(decode_steps(built)),
         useful_flops=useful_flops(built),
     )
 
@@ -161,7 +159,7 @@ def useful_flops(built: Built) -> float:
     sampling = settings.sampling
     rows = settings.batch * sampling.samples
     length = built.script(settings.objective.turns).row_length(sampling)
-    drawn = decode_steps(built)
+    drawn = sum(decode_steps(built))
     policy = settings.objective.turns * sampling.turn_limit
     prefill = flops.forward_flops(
         config, settings.batch * sampling.prompt_limit, sampling.prompt_limit / 2, 0

@@ -18,24 +18,24 @@ def product_flops(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
 
 
-def count(jaxpr: Any) -> tuple[float, float]:
-    """Operations outside of while loops, and of one iteration of them."""
-    once = per_step = 0.0
+def count(jaxpr: Any) -> tuple[float, list[float]]:
+    """Operations outside of while loops, and of one iteration of each."""
+    once, loops = 0.0, []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             once += product_flops(equation)
         elif name == "while":
-            body = count(params["body_jaxpr"].jaxpr)
-            assert body[1] == 0.0, "a loop of unknown length inside another one"
-            per_step += body[0]
+            body, within = count(params["body_jaxpr"].jaxpr)
+            assert not within, "a loop of unknown length inside another one"
+            loops.append(body)
         else:
             times = params["length"] if name == "scan" else 1
             for inner in inner_jaxprs(params):
                 outside, inside = count(inner)
                 once += times * outside
-                per_step += times * inside
-    return once, per_step
+                loops += [times * body for body in inside]
+    return once, loops
 
 
 def inner_jaxprs(params: dict[str, Any]) -> list[Any]:

@@ -8,7 +8,7 @@ many iterations; one that ends when the data say so (sampling) is told its numbe
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -148,16 +148,17 @@ class Run:
     fused: bool = False  # a collective inside of a fusion
 
 
-def runs(module: Module, steps: float = 1.0) -> Iterator[Run]:
+def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
     """Every instruction outside of fusions, and the collectives in them, weighed by its loops.
 
     The TPU compiler writes a collective that it overlaps with several fusions into each of
     them, under one channel: it counts once.
 
     Args:
-      steps: iterations of a loop whose end the data decide.
+      steps: iterations of each loop whose end the data decide, in their order; 1 unasked.
     """
     seen: set[str] = set()
+    given = iter(steps)
 
     def visit(name: str, times: float, in_loop: bool) -> Iterator[Run]:
         for instruction in module.computations.get(name, []):
@@ -166,7 +167,7 @@ def runs(module: Module, steps: float = 1.0) -> Iterator[Run]:
             parts = called(instruction)
             if instruction.kind == "while":
                 known = trip_count(module, instruction)
-                trips = steps if known is None else known
+                trips = next(given, 1.0) if known is None else known
                 inside = in_loop or known is None
                 for role in ("body", "condition"):
                     yield from visit(parts[role], times * trips, inside)
@@ -249,11 +250,13 @@ def wire_bytes(kind: str, payload: float, group: int) -> float:
     return payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
-def collectives(module: Module, *, steps: float = 1.0, slice_size: int = 0) -> list[Collective]:
+def collectives(
+    module: Module, *, steps: Sequence[float] = (), slice_size: int = 0
+) -> list[Collective]:
     """What a program sends, summed by kind, group and place; the most first.
 
     Args:
-      steps: iterations of the sampling loop.
+      steps: iterations of each sampling loop.
       slice_size: chips of a slice; 0: there is one.
     """
     totals: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])

@@ -6,6 +6,7 @@ compiler keeps in the vector memory not at all.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from score_jax.planning.hlo import (
@@ -28,21 +29,25 @@ SLICES = {"dynamic-slice", "slice", "gather"}
 class Traffic:
     """HBM bytes per chip."""
 
-    once: float  # outside of the sampling loop
-    per_step: float  # one iteration of it; 0 for a program without
+    once: float  # outside of the sampling loops
+    in_loop: float  # 0 for a program without
 
 
-def hbm_traffic(module: Module) -> Traffic:
-    """What a program reads and writes, loops counted as often as they run."""
-    once = per_step = 0.0
+def hbm_traffic(module: Module, steps: Sequence[float] = ()) -> Traffic:
+    """What a program reads and writes, loops counted as often as they run.
+
+    Args:
+      steps: iterations of each sampling loop.
+    """
+    once = in_loop = 0.0
     shapes = {name: {i.name: i.shape for i in body} for name, body in module.computations.items()}
-    for run in runs(module):
+    for run in runs(module, steps):
         moved = run.times * instruction_bytes(module, run.instruction, shapes[run.computation])
         if run.in_loop:
-            per_step += moved
+            in_loop += moved
         else:
             once += moved
-    return Traffic(once, per_step)
+    return Traffic(once, in_loop)
 
 
 def instruction_bytes(module: Module, one: Instruction, shapes: dict[str, str]) -> float:

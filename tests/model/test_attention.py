@@ -49,4 +49,4 @@ def test_grouped_heads_against_a_loop():
             )
             expected[t] += mixed @ p["out"][n]
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
-    assert keys.shape == (1, 5, 2, 2)
+    assert keys.shape == (1, 2, 5, 2)

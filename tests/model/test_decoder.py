@@ -44,7 +44,7 @@ def test_rows_of_unequal_length_decode_as_alone(variables):
     lengths = jnp.array([5, 8])
     whole, _ = run(variables, TOKENS, POSITIONS)
     _, new = run(variables, TOKENS[:, :8], POSITIONS[:, :8])
-    cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, 4), (0, 0), (0, 0)]), new)
+    cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, 4), (0, 0)]), new)
     for step in range(4):
         at = lengths + step
         token = jnp.take_along_axis(TOKENS, at[:, None], axis=1)
@@ -57,8 +57,8 @@ def test_rows_of_unequal_length_decode_as_alone(variables):
 
 def test_what_lies_in_slots_ahead_is_never_seen(variables):
     _, cache = run(variables, TOKENS[:, :6], POSITIONS[:, :6])
-    grown = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, 6), (0, 0), (0, 0)]), cache)
-    dirty = jax.tree.map(lambda x: x.at[:, :, 6:].set(1e6), grown)
+    grown = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, 6), (0, 0)]), cache)
+    dirty = jax.tree.map(lambda x: x.at[:, :, :, 6:].set(1e6), grown)
     clean, _ = run(variables, TOKENS[:, 6:7], POSITIONS[:, 6:7], grown)
     found, _ = run(variables, TOKENS[:, 6:7], POSITIONS[:, 6:7], dirty)
     np.testing.assert_array_equal(found, clean)
@@ -84,12 +84,12 @@ def test_remat_changes_no_gradient(variables, remat):
 
 
 def test_a_block_is_written_at_each_rows_own_place():
-    cache = Cache(keys=jnp.zeros((2, 2, 5, 1, 1)), values=jnp.zeros((2, 2, 5, 1, 1)))
-    block = jnp.arange(8.0).reshape(2, 2, 2, 1, 1) + 1
+    cache = Cache(keys=jnp.zeros((2, 2, 1, 5, 1)), values=jnp.zeros((2, 2, 1, 5, 1)))
+    block = jnp.arange(8.0).reshape(2, 2, 1, 2, 1) + 1
     written = write_cache(cache, Cache(keys=block, values=-block), jnp.array([0, 3]))
     expected = [[[1, 2, 0, 0, 0], [0, 0, 0, 3, 4]], [[5, 6, 0, 0, 0], [0, 0, 0, 7, 8]]]
-    np.testing.assert_array_equal(written.keys[..., 0, 0], expected)
-    np.testing.assert_array_equal(written.values[..., 0, 0], -np.array(expected))
+    np.testing.assert_array_equal(written.keys[:, :, 0, :, 0], expected)
+    np.testing.assert_array_equal(written.values[:, :, 0, :, 0], -np.array(expected))
 
 
 def test_parameters_are_counted_by_hand():

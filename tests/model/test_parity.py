@@ -44,7 +44,7 @@ def full_logits(decoder, variables, tokens):
 
 
 def empty_cache(config, rows, slots):
-    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+    shape = (config.layers, rows, config.kv_heads, slots, config.head_dim)
     return Cache(keys=jnp.zeros(shape), values=jnp.zeros(shape))
 
 

@@ -15,21 +15,22 @@ def counted(function, *shapes):
 
 
 def test_a_product_counts_two_per_pair():
-    assert counted(lambda a, b: a @ b, (3, 4), (4, 5)) == (2 * 3 * 4 * 5, 0)
+    assert counted(lambda a, b: a @ b, (3, 4), (4, 5)) == (2 * 3 * 4 * 5, [])
 
 
 def test_loops_count_as_often_as_they_run():
     def scanned(a, b):
         return jax.lax.scan(lambda carry, _: (carry @ b, None), a, None, length=7)[0]
 
-    assert counted(jax.jit(scanned), (4, 4), (4, 4)) == (7 * 2 * 64, 0)
+    assert counted(jax.jit(scanned), (4, 4), (4, 4)) == (7 * 2 * 64, [])
 
 
-def test_a_loop_of_unknown_length_counts_one_iteration_apart():
+def test_loops_of_unknown_length_count_one_iteration_each_apart():
     def until(a, b):
-        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ b, a @ b)
+        a = jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ b, a @ b)
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ b @ b, a)
 
-    assert counted(until, (4, 4), (4, 4)) == (2 * 64, 2 * 64)
+    assert counted(until, (4, 4), (4, 4)) == (2 * 64, [2 * 64, 2 * 2 * 64])
 
 
 def test_recomputation_and_the_backward_pass_are_counted():

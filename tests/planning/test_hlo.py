@@ -55,7 +55,7 @@ def test_a_number_that_the_compiler_has_noted_is_taken():
 
 def test_collectives_by_kind_group_and_place(module):
     """All-gathers send (n-1)/n of the whole, all-reduces twice that."""
-    found = set(hlo.collectives(module, steps=7))
+    found = set(hlo.collectives(module, steps=[7]))
     assert found == {
         Collective("all-gather", 4, False, False, 1, 4 * 8 * 4 * 3 / 4),
         Collective("all-gather", 2, False, False, 1, 8 * 8 * 4 * 1 / 2),  # in two fusions
