@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from score_jax import sharding
-from score_jax.data import procedural
+from score_jax.base_model import load_chat, model_config
 from score_jax.model import lora
-from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import Decoder, compute_params
 from score_jax.optimizer import make_optimizer
 from score_jax.records import Task
@@ -27,8 +26,7 @@ from score_jax.settings import Settings
 from score_jax.step import all_trained, score_episodes, update
 from score_jax.supervised import supervised_update
 from score_jax.tasks import registry
-from score_jax.text import tokenizer as tokenizers
-from score_jax.text.chat import Chat, get_format
+from score_jax.text.chat import Chat
 from score_jax.types import Params, TrainState
 from score_jax.weights import embedded, load
 
@@ -151,42 +149,6 @@ class Built:
             shapes,
             self.state_shardings,
         )
-
-
-def model_config(settings: Settings) -> ModelConfig:
-    """The model's shape: from config.model, else from the weights' own description."""
-    return settings.compute.over(settings.model or described_model(settings))
-
-
-def described_model(settings: Settings) -> ModelConfig:
-    """The model's shape as the weights say."""
-    source = settings.weights.source
-    if source == "embedded":
-        return embedded.model_config(settings.task)
-    if source == "random":
-        raise ValueError("config.model is None with weights.source 'random'; set config.model")
-    return load.model_config(source)
-
-
-def load_chat(settings: Settings) -> Chat:
-    """The tokenizer and the chat format."""
-    source = settings.tokenizer.source
-    chat = get_format(settings.tokenizer.chat)
-    if source == "embedded":
-        tokenizer = embedded.tokenizer(settings.task)
-    elif source == "stand_in":
-        tokenizer = tokenizers.StandInTokenizer()
-    elif source == "trained":
-        instruction = registry.get(settings.task).instruction
-        tokenizer = tokenizers.train_sentencepiece(
-            procedural.sample_texts(instruction),
-            vocab_size=procedural.VOCABULARY,
-            markers=chat.markers,
-            words=procedural.WORDS,
-        )
-    else:
-        tokenizer = load.load_tokenizer(source or settings.weights.source)
-    return Chat(tokenizer, chat)
 
 
 def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainState:

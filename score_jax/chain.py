@@ -28,13 +28,12 @@ from score_jax.log import Log
 from score_jax.records import Problem
 from score_jax.rewards.pool import Pool
 from score_jax.settings import Settings
+from score_jax.signals import StopRequest, stop_on_signals
 from score_jax.train import (
     Stage,
-    StopRequest,
     imitate,
     reinforce,
     start_state,
-    stop_on_signals,
 )
 from score_jax.types import Params
 from score_jax.watchdog import Watchdog

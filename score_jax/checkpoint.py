@@ -79,17 +79,15 @@ class WriteFault(logging.Filter):
 class Checkpoints:
     """The checkpoints of one stage."""
 
-    def __init__(self, folder: Path, *, every: int, keep: int):
+    def __init__(self, folder: Path, *, keep: int):
         """Opens or makes the folder.
 
         Args:
-          every: steps between checkpoints, for the manager's own bookkeeping.
           keep: latest ones to keep, beside the best by training reward.
 
         One whose reward can't be read is set aside first: the manager would fail on it.
         """
         self.folder = folder.absolute()
-        self.every = every
         self.notes = set_unreadable_rewards_aside(self.folder)  # said where a run goes on
         best = managers.BestN(
             get_metric_fn=lambda metrics: metrics["reward"],

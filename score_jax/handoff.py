@@ -35,7 +35,7 @@ class Link:
 def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
     """The checkpoints of a stage."""
     kept = settings.checkpoint
-    return Checkpoints(folder / "checkpoints", every=kept.every, keep=kept.keep)
+    return Checkpoints(folder / "checkpoints", keep=kept.keep)
 
 
 def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:

@@ -29,7 +29,8 @@ from score_jax.checkpoint import StorageError
 from score_jax.handoff import Link
 from score_jax.plan import run_plan
 from score_jax.settings import parse
-from score_jax.train import Interrupted, TrainingError
+from score_jax.signals import Interrupted
+from score_jax.train import TrainingError
 from score_jax.watchdog import HostLost, Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:preset] of the stage to reach")

@@ -7,8 +7,7 @@ checkpoint (state, stream position, metric sums): a resumed run is the uninterru
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -34,50 +33,13 @@ from score_jax.rollout import (
     transcripts,
 )
 from score_jax.sharding import agree
+from score_jax.signals import Interrupted, StopRequest
 from score_jax.types import Params, TrainState
 from score_jax.watchdog import Watchdog
 
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message names step, cause and last checkpoint."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end, and nothing is left to be saved."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.code = 128 + number  # as a shell reports a process that the signal ended
-
-
-@dataclass
-class StopRequest:
-    """Whether a signal has asked the run to end, and whether it must wait for a save."""
-
-    number: int = 0
-    patient: bool = False  # steps are under way: the one being done is saved first
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM and SIGINT into `Interrupted`, while training after a save.
-
-    A second SIGINT does not wait.
-    """
-    request = StopRequest()
-
-    def ask(number: int, _: Any) -> None:
-        if not request.patient or (request.number and number == signal.SIGINT):
-            name = signal.Signals(number).name
-            raise Interrupted(f"{name}: the same command goes on from what is saved", number)
-        request.number = number
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @jax.jit

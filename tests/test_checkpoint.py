@@ -30,7 +30,7 @@ def state_of(step):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    with Checkpoints(folder, every=2, keep=3) as checkpoints:
+    with Checkpoints(folder, keep=3) as checkpoints:
         for step, reward in REWARDS.items():
             checkpoints.save(step, state_of(step), {"position": step}, reward)
     return folder
@@ -42,7 +42,7 @@ def folder(written, tmp_path):
 
 
 def reopen(folder, keep=3):
-    return Checkpoints(folder, every=2, keep=keep)
+    return Checkpoints(folder, keep=keep)
 
 
 def test_what_was_saved_comes_back_bitwise(folder):

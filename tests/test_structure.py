@@ -15,12 +15,13 @@ import score_jax
 
 PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
-    {"records", "types", "numerics", "intervals"},
+    {"records", "types", "numerics", "intervals", "signals"},
     {"sharding", "hosts", "text", "rewards", "page", "metrics", "filters"},
     {"tasks", "model", "watchdog"},
     {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},
     {"step", "rollout", "checkpoint", "log", "imitation", "grade"},
     {"settings", "report", "supervised"},
+    {"base_model"},
     {"build"},
     {"kept", "profile", "planning"},
     {"train", "evaluate", "handoff", "compare", "collect", "plan", "bench", "ask"},

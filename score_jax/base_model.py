@@ -1,0 +1,45 @@
+"""The base model that a config names: its shape, its tokenizer and its chat format."""
+
+from score_jax.data import procedural
+from score_jax.model.config import ModelConfig
+from score_jax.settings import Settings
+from score_jax.tasks import registry
+from score_jax.text import tokenizer as tokenizers
+from score_jax.text.chat import Chat, get_format
+from score_jax.weights import embedded, load
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """The model's shape: from config.model, else from the weights' own description."""
+    return settings.compute.over(settings.model or described_model(settings))
+
+
+def described_model(settings: Settings) -> ModelConfig:
+    """The model's shape as the weights say."""
+    source = settings.weights.source
+    if source == "embedded":
+        return embedded.model_config(settings.task)
+    if source == "random":
+        raise ValueError("config.model is None with weights.source 'random'; set config.model")
+    return load.model_config(source)
+
+
+def load_chat(settings: Settings) -> Chat:
+    """The tokenizer and the chat format."""
+    source = settings.tokenizer.source
+    chat = get_format(settings.tokenizer.chat)
+    if source == "embedded":
+        tokenizer = embedded.tokenizer(settings.task)
+    elif source == "stand_in":
+        tokenizer = tokenizers.StandInTokenizer()
+    elif source == "trained":
+        instruction = registry.get(settings.task).instruction
+        tokenizer = tokenizers.train_sentencepiece(
+            procedural.sample_texts(instruction),
+            vocab_size=procedural.VOCABULARY,
+            markers=chat.markers,
+            words=procedural.WORDS,
+        )
+    else:
+        tokenizer = load.load_tokenizer(source or settings.weights.source)
+    return Chat(tokenizer, chat)
