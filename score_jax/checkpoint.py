@@ -48,12 +48,14 @@ def fingerprint(tree: Any) -> jax.Array:
 
 
 def first_line(error: BaseException) -> str:
-    """The start of an error's message; those of the storage layer run over pages."""
+    """An error's message in one line; those of the storage layer run over pages."""
     if type(error) is Exception and error.__cause__ is not None:
         error = error.__cause__  # Orbax puts the array's whole specification around it
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    cause = re.search(r"OS error \d+: [^\]]*", lines[0][300:])  # behind long paths
-    return lines[0][:300] + (f" ... {cause[0]}" if cause else "")
+    line = re.sub(r" \[source locations=.*", "", lines[0])
+    if len(line) <= 300:
+        return line
+    return f"{line[:150]} ... {line[-150:]}"  # what failed, and behind long paths why
 
 
 class WriteFault(logging.Filter):

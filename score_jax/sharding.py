@@ -115,13 +115,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     # Only TPUs know of slices; a device of another kind has no such field.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     shape = config.shape(len(devices), slices)
-    types = (AxisType.Auto,) * len(MESH_AXES)
+    # An axis of two may have to take half of a torus dimension: 64 x 2 of 4 x 4 x 8 chips.
+    options: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (1, *shape[1:]), (slices, 1, 1, 1, 1), devices=devices
-    )
-    return Mesh(grid, MESH_AXES, axis_types=types)
+        grid = mesh_utils.create_device_mesh(shape, **options)
+    else:
+        across = (slices, *(1 for _ in shape[1:]))
+        grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), across, **options)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def meet(mesh: Mesh) -> None:

@@ -207,12 +207,12 @@ def reinforce(sampler: Sampler) -> Learn:
             rollout = roll_out(stage, step, places, problems)
         else:
             stage.log.say(f"learns from the rollout of step {step + 1} that was kept")
+        stage.watch.at(f"update of step {step + 1}")  # who waits for others here is ahead of them
         if agree(bool(stage.request.number)):
             stage.save(step)
             stage.checkpoints.wait()  # of the two this is the one that must not be lost
             kept.write(stage.folder, built, rollout, step, params)
             return None
-        stage.watch.at(f"update of step {step + 1}")
         start = time.monotonic()
         stage.state, metrics = built.update(
             stage.state, stage.reference, rollout.episodes, rollout.scores

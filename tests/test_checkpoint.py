@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.checkpoint import Checkpoints, StorageError, fingerprint, read_json, write_json
+from score_jax.checkpoint import (
+    Checkpoints,
+    StorageError,
+    fingerprint,
+    first_line,
+    read_json,
+    write_json,
+)
 from score_jax.types import TrainState
 from tests.tiny_stages import assert_same_tree
 
@@ -169,3 +176,14 @@ def test_json_is_replaced_as_a_whole(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert read_json(path) == json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("place", ["", " [source locations='a.cc:1\\nb.cc:2' and more]"])
+@pytest.mark.parametrize("depth", [1, 90])
+def test_the_cause_of_a_failed_write_is_told_however_long_the_paths(place, depth):
+    path = "/deeper" * depth
+    text = f'Error writing "a/0.0" at "{path}": Failed to write to "{path}": File too large [27]'
+    told = first_line(OSError(f"{text}{place}\nand a page of other things"))
+    assert told.startswith('Error writing "a/0.0" at "/deeper')
+    assert told.endswith("File too large [27]")
+    assert len(told) <= 310 and "\n" not in told
