@@ -3,11 +3,12 @@
     python -m tests.eight_devices TOKENIZER_FOLDER OUT.npz
 
 Sample, score and update of one stage, as `build` makes them, on one device and on two
-meshes of 2 x 2 x 2: all of `MESHES`.
+meshes of 2 x 2 x 2: all of `MESHES`. The same rollout is learnt from with every form of KL.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ MESHES = {
     "many": {"data": 2, "fsdp": 2, "tensor": 2},
     "swung": {"slices": 2, "fsdp": 2, "swing": 2},
 }
+ESTIMATES = ("k2", "k3", "reward")  # of KL, beside the exact one
 MODEL = {
     "vocab_size": 64,
     "layers": 2,
@@ -105,6 +107,13 @@ def one_step(stage, devices):
         "params": jax.tree.map(np.asarray, state.params),
         "metrics": jax.tree.map(np.asarray, metrics),
     }
+    for kl in ESTIMATES:
+        other = build(replace(stage, objective=replace(stage.objective, kl=kl)), devices)
+        state = other.init_state(built.init_params(jax.random.key(2)))
+        scores = other.score(reference, episodes)
+        state, metrics = other.update(state, reference, episodes, scores)
+        arrays[f"moments_{kl}"] = jax.tree.map(np.asarray, state.opt_state)
+        arrays[f"metrics_{kl}"] = jax.tree.map(np.asarray, metrics)
     same = jax.tree.map(lambda a, b: bool((a == np.asarray(b)).all()), before, reference)
     facts = {
         "shares": placed,

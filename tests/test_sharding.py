@@ -16,7 +16,7 @@ from score_jax import sharding
 from score_jax.model.decoder import Decoder
 from score_jax.sharding import MeshConfig
 from score_jax.text.tokenizer import train_sentencepiece
-from tests.eight_devices import MESHES
+from tests.eight_devices import ESTIMATES, MESHES
 from tests.tiny import MODEL
 
 
@@ -77,6 +77,15 @@ def test_eight_devices_update_alike(runs):
         np.testing.assert_allclose(many, one, atol=1e-5, rtol=1e-5, err_msg=name)
     for name, one, many in pairs(runs, "params"):
         np.testing.assert_allclose(many, one, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kl", ESTIMATES)
+def test_eight_devices_learn_alike_with_every_estimate_of_kl(runs, kl):
+    """Adam's moments are multiples of the gradient and of its square."""
+    for part in ("metrics", "moments"):
+        for name, one, many in pairs(runs, f"{part}_{kl}"):
+            np.testing.assert_allclose(many, one, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow

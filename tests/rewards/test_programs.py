@@ -1,12 +1,12 @@
 import ast
 import random
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from score_jax.data import packaged
 from score_jax.records import Problem
 from score_jax.rewards import programs
+from score_jax.rewards.pool import Pool
 from score_jax.tasks import code, code_share, humaneval
 
 PROBLEM = Problem(
@@ -89,13 +89,13 @@ def _in_function(tree, node):
 
 def check_references(name, *, count, mutants):
     found = packaged.problems(name, "test")[:count]
-    with ThreadPoolExecutor(2) as threads:
-        grades = list(threads.map(lambda p: programs.grade(p, p.answer), found))
+    with Pool(2, deadline_seconds=30, batch_deadline_seconds=1800) as pool:
+        grades = pool.grade("code", [(p, p.answer) for p in found])
         wrong = [p.id for p, g in zip(found, grades, strict=True) if g.verdict != "correct"]
         changed = [(p, mutate(p.answer, n)) for n, p in enumerate(found[:mutants])]
         changed = [(p, source) for p, source in changed if source]
-        verdicts = list(threads.map(lambda c: programs.grade(c[0], c[1]).verdict, changed))
-    survived = [c[0].id for c, v in zip(changed, verdicts, strict=True) if v == "correct"]
+        grades = pool.grade("code", changed)
+    survived = [c[0].id for c, g in zip(changed, grades, strict=True) if g.verdict == "correct"]
     return wrong, survived, len(changed)
 
 
@@ -109,6 +109,7 @@ def test_reference_programs_pass_and_mutants_fail(name):
 
 @needs_package
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in the references themselves
 @pytest.mark.parametrize("name", ["mbpp", "humaneval"])
 def test_all_reference_programs_pass_and_mutants_fail(name):
     wrong, survived, changed = check_references(name, count=500, mutants=500)
