@@ -129,6 +129,16 @@ def test_only_the_first_host_speaks(killed):
 
 
 @pytest.mark.slow
+def test_four_processes_of_two_devices_end_as_one_process(cache, tmp_path):
+    flags = ["--config.batch=8"]  # a problem for each device
+    for name, processes in (("one", 1), ("four", 4)):
+        devices = 8 // processes
+        told = run_hosts(tmp_path / name, cache, processes=processes, devices=devices, flags=flags)
+        assert codes(told) == [0] * processes, told
+    assert_same_result(tmp_path / "four", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_saves_on_all_and_other_numbers_of_hosts_go_on(
     cache, alone, compiled, tmp_path
 ):
