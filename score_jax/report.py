@@ -7,6 +7,7 @@ under way gives a page too, which says what is missing.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +50,7 @@ def render(run: Run, *, title: str) -> str:
     )
     evaluation = run.evaluated.evaluation if run.evaluated else {}
     main, more = panels.curves(run)
-    cards, counts = _evaluated_cards(evaluation)
+    cards = _evaluated_cards(evaluation)
     return environment.get_template("report.html.j2").render(
         title=title,
         run=run,
@@ -67,7 +68,7 @@ def render(run: Run, *, title: str) -> str:
         more_charts=more,
         histograms=panels.histograms(evaluation),
         cards=cards,
-        counts=counts,
+        counts=Counter(card.outcome for card in cards),
         outcomes=OUTCOMES,
         training=_training_dialogues(run),
         timings=[(stage.name, panels.timing(stage)) for stage in run.stages if stage.rows],
@@ -78,7 +79,7 @@ def render(run: Run, *, title: str) -> str:
     )
 
 
-def _evaluated_cards(evaluation: Mapping[str, Any]) -> tuple[list[Card], dict[str, int]]:
+def _evaluated_cards(evaluation: Mapping[str, Any]) -> list[Card]:
     stored = {
         model: [t for t in map(transcript_of, rows) if t is not None]
         for model, rows in evaluation.get("transcripts", {}).items()

@@ -113,9 +113,7 @@ def column_of(model: str, transcript: Transcript) -> Column:
     )
 
 
-def make_cards(
-    dialogues: Mapping[str, Sequence[Transcript]], *, per_outcome: int
-) -> tuple[list[Card], dict[str, int]]:
+def make_cards(dialogues: Mapping[str, Sequence[Transcript]], *, per_outcome: int) -> list[Card]:
     """Puts the models' dialogues on the same problem side by side.
 
     Args:
@@ -124,12 +122,12 @@ def make_cards(
       per_outcome: most cards of one outcome.
 
     Returns:
-      Cards by outcome, and how many problems each outcome had before the cut.
+      Cards, ordered by outcome.
     """
     by_model = {model: _first_of_each(rows) for model, rows in dialogues.items()}
     by_model = {model: rows for model, rows in by_model.items() if rows}
     if not by_model:
-        return [], {}
+        return []
     decisive = list(by_model.values())[-1]
     groups: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
     for problem, transcript in decisive.items():
@@ -152,7 +150,7 @@ def make_cards(
                     columns=tuple(columns),
                 )
             )
-    return cards, {outcome: len(problems) for outcome, problems in groups.items()}
+    return cards
 
 
 def _first_of_each(transcripts: Iterable[Transcript]) -> dict[str, Transcript]:
