@@ -62,8 +62,7 @@ def examine(built: Built, call: Call, topology: Topology, resident: dict[str, in
     memory: Any = compiled.memory_analysis()
     steps = decode_steps(built) if call.name == "sample" else []
     module = hlo.parse(compiled.as_text())
-    span = topology.slice_size if topology.slices > 1 else 0
-    sent = hlo.collectives(module, steps=steps, slice_size=span)
+    sent = hlo.collectives(module, steps=steps)
     once, loops = flops.count(traced.jaxpr.jaxpr)
     moved = traffic.hbm_traffic(module, steps)
     chip = topology.chip

@@ -3,6 +3,9 @@
 XLA's own cost analysis counts the body of a loop once. Here every computation is
 weighed by how often it runs: a loop whose condition compares with a constant has that
 many iterations; one that ends when the data say so (sampling) is told its number.
+
+With several slices the text is that of one of them: what goes to another slice stands
+there as a send to the host, which passes it on (Megascale).
 """
 
 import math
@@ -24,6 +27,8 @@ COLLECTIVES = (
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,<=]*)\](\{[^}]*\})?")
 NAMED = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%[^,}\s]+)")
+TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+SLICES = re.compile(r'_xla_megascale_target="?\{\{?([^}]*)\}')  # of the first group
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 ON_CHIP = "S(1)"  # a layout's mark of the vector memory; what lies there crosses no HBM bus
 
@@ -53,9 +58,9 @@ class Collective:
     """Collectives of one kind, group size and place, summed."""
 
     kind: str
-    group: int  # chips that take part together
+    group: int  # chips that take part together, or slices
     in_loop: bool  # inside the loop whose end the data decide: once per sampled token
-    across: bool  # the group spans slices, so that the slower network carries it
+    across: bool  # between slices, over the slower network
     count: float  # runs of the program's whole execution
     wire_bytes: float  # that each chip sends
 
@@ -185,8 +190,8 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
 def known_channel(instruction: Instruction, seen: set[str]) -> bool:
     """Whether a collective has been seen under its channel; notes it if not."""
     match = re.search(r"channel_id=(\d+)", instruction.attributes)
-    if match is None or not is_collective(instruction):
-        return False
+    if match is None or not is_collective(instruction) or instruction.kind == "send":
+        return False  # sends have channels of their own, with the same numbers
     known = match[1] in seen
     seen.add(match[1])
     return known
@@ -203,7 +208,18 @@ def inner_collectives(module: Module, name: str) -> Iterator[tuple[str, Instruct
 
 def is_collective(instruction: Instruction) -> bool:
     """Whether it moves data between chips; the -done half of a pair does not count."""
-    return instruction.kind.removesuffix("-start") in COLLECTIVES
+    kind, attributes = instruction.kind.removesuffix("-start"), instruction.attributes
+    return kind in COLLECTIVES or (kind == "send" and TRANSFER.search(attributes) is not None)
+
+
+def participants(instruction: Instruction) -> tuple[str, int, bool]:
+    """A collective's kind, how many take part, and whether they are slices."""
+    if match := TRANSFER.search(instruction.attributes):
+        kind = match[1].lower().replace("_", "-").replace("one-to-one", "collective-permute")
+        target = SLICES.search(instruction.attributes)
+        return kind, len(re.split(",|->", target[1])) if target else 1, True
+    members = groups(instruction.attributes)
+    return instruction.kind.removesuffix("-start"), members.shape[1], False
 
 
 def groups(attributes: str) -> np.ndarray:
@@ -250,23 +266,17 @@ def wire_bytes(kind: str, payload: float, group: int) -> float:
     return payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
-def collectives(
-    module: Module, *, steps: Sequence[float] = (), slice_size: int = 0
-) -> list[Collective]:
+def collectives(module: Module, *, steps: Sequence[float] = ()) -> list[Collective]:
     """What a program sends, summed by kind, group and place; the most first.
 
     Args:
       steps: iterations of each sampling loop.
-      slice_size: chips of a slice; 0: there is one.
     """
     totals: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for run in runs(module, steps):
         if not is_collective(run.instruction):
             continue
-        kind = run.instruction.kind.removesuffix("-start")
-        members = groups(run.instruction.attributes)
-        size = members.shape[1]
-        across = slice_size > 0 and bool(np.ptp(members // slice_size, axis=1).any())
+        kind, size, across = participants(run.instruction)
         shapes = {i.name: i.shape for i in module.computations[run.computation]}
         given = sum(array_bytes(shapes.get(name, "")) for name in run.instruction.operands)
         payload = given * size if kind == "all-gather" else given

@@ -64,14 +64,36 @@ def test_collectives_by_kind_group_and_place(module):
     }
 
 
-def test_groups_that_leave_a_slice_are_told_apart(module):
-    """Slices of two chips: 0 and 1, 2 and 3. Groups {0,1} stay; of mesh x, {0,2}, do not."""
-    across = {(c.kind, c.group): c.across for c in hlo.collectives(module, slice_size=2)}
-    assert across == {
-        ("all-gather", 4): True,
-        ("all-gather", 2): True,
-        ("all-reduce", 2): False,
-        ("all-reduce", 4): True,
+SENDS = """\
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %x = f32[256]{0} parameter(0)
+  %then = token[] after-all()
+  %within = f32[256]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %one = (f32[256]{0}, u32[], token[]) send(%x, %then), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %got = (f32[256]{0}, u32[], token[]) recv(%then), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %two = (f32[256]{0}, u32[], token[]) send(%x, %then), channel_id=3, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target={{100000,200000},{100001,200001}},\
+_xla_megascale_transfer_type="ALL_TO_ALL"}
+  %three = (f32[256]{0}, u32[], token[]) send(%x, %then), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target={{100001->200000},{200000->100001}},\
+_xla_megascale_transfer_type="ONE_TO_ONE"}
+  %four = (f32[256]{0}, u32[], token[]) send(%x, %then), channel_id=5, is_host_transfer=true
+  ROOT %out = f32[256]{0} copy(%x)
+}
+"""
+
+
+def test_what_leaves_a_slice_is_sent_by_the_host():
+    """1,024 bytes each; the received half of a pair, and what goes to the host only, are not."""
+    assert set(hlo.collectives(hlo.parse(SENDS))) == {
+        Collective("all-reduce", 2, False, False, 1, 1024 * 2 / 2),
+        Collective("all-reduce", 4, False, True, 1, 1024 * 2 * 3 / 4),
+        Collective("all-to-all", 2, False, True, 1, 1024 / 2),
+        Collective("collective-permute", 2, False, True, 1, 1024),
     }
 
 
