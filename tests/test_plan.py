@@ -204,4 +204,9 @@ def test_a_small_model_is_planned_by_the_real_compiler(tmp_path):
     assert set(found["programs"]) == {"reshard", "sample", "score", "update"}
     decode = found["programs"]["sample"]["phases"]["decode"]
     assert decode["bound"] == "HBM"
+    # A decode step reads parameters and cache; copies of the cache would make it twice as much.
+    slots, rows = 128 + found["decode_steps"], settings.batch * sampling.samples // 4
+    cache = 30 * 2 * rows * 3 * slots * 64 * 2  # layers, keys and values, heads, their size, bytes
+    least = found["resident_bytes"]["sampling_params"] + cache
+    assert 1 <= decode["hbm_bytes"] / found["decode_steps"] / least < 1.4
     assert 0 < found["bounds"]["mfu"] < 1
