@@ -124,6 +124,7 @@ class Built:
         settings = self.settings
         return Sampler(
             to_global=self.to_global,
+            own_rows=self.own_rows,
             prepare=self.for_sampling,
             sample=self.sample(settings.sampling, settings.objective.turns),
             score=self.score,

@@ -7,11 +7,12 @@ reference model, which needs no rewards.
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from score_jax import hosts
 from score_jax.records import VERDICTS, Grade, Problem, Task, Transcript
 from score_jax.sharding import local_rows
 from score_jax.text.chat import Chat
@@ -118,6 +119,27 @@ def grade_rollout(
     return Graded(attempts=attempts, grades=grades, seconds={"grade": time.monotonic() - start})
 
 
+def settle(
+    parts: Sequence[tuple[Sequence[int], Sequence[tuple[Grade, ...]]]],
+) -> dict[int, tuple[Grade, ...]]:
+    """One grade for each turn of each row, where several hosts hold the row.
+
+    Hosts that split a model between them (`tensor`) grade the same answers, and one may be
+    out of time where another is not. They must learn from the same reward.
+
+    Args:
+      parts: per host, its rows and their grades.
+    """
+    found: dict[int, tuple[Grade, ...]] = {}
+    for rows, graded in parts:
+        for row, grades in zip(rows, graded, strict=True):
+            known = found.get(row, grades)
+            found[row] = tuple(
+                b if a.verdict == "timeout" else a for a, b in zip(known, grades, strict=True)
+            )
+    return found
+
+
 def transcripts(
     task: Task,
     problems: Sequence[Problem],
@@ -175,6 +197,7 @@ class Sampler:
     """The device programs that a rollout runs, and how its host data reach them."""
 
     to_global: Callable  # this host's rows -> global arrays
+    own_rows: Callable  # rows that every host has -> those that this one holds
     prepare: Callable[[Params], Params]  # params -> what `sample` reads
     sample: Callable[..., Episodes]  # (prepared params, prompts, key)
     score: Callable[..., Scores]  # (reference_params, episodes)
@@ -211,11 +234,15 @@ def collect_rollout(
         local,
         meanwhile=lambda: scores.append(sampler.score(reference, episodes)),
     )
-    rewards = reward_array(graded.grades)
+    begin("share verdicts")
+    rows = sampler.own_rows(np.arange(len(episodes.tokens))).tolist()
+    settled = settle(hosts.gather((rows, graded.grades)))
     seconds = {"sample": sampled - start, **graded.seconds}
+    graded = replace(graded, grades=[settled[row] for row in rows], seconds=seconds)
+    rewards = reward_array(graded.grades)
     return Rollout(
         episodes=episodes.replace(rewards=sampler.to_global(rewards)),
         scores=scores[0],
         local=local.replace(rewards=rewards),
-        graded=Graded(attempts=graded.attempts, grades=graded.grades, seconds=seconds),
+        graded=graded,
     )

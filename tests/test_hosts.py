@@ -52,17 +52,17 @@ def codes(told):
     return [code for code, _ in told]
 
 
-def saved(workdir, step):
+def saved(workdir, step, overrides):
     """The state of a checkpoint, read by this one process."""
     config = tiny_stages.get_config()
-    config.update_from_flattened_dict({"steps": STEPS, "evaluation.samples": 0})
+    config.update_from_flattened_dict({"steps": STEPS, "evaluation.samples": 0} | overrides)
     link = resolve_chain(config, {})[-1]
     like = build(link.settings, jax.devices()[:1]).abstract_state()
     with open_checkpoints(link.settings, workdir / "stage1") as checkpoints:
         return checkpoints.restore(step, like)
 
 
-def assert_same_result(workdir, other):
+def assert_same_result(workdir, other, **overrides):
     """The same samples and verdicts; numbers that only differ by the order of sums.
 
     A sum over rows is over four devices in both, but gloo adds in another order than one
@@ -80,7 +80,9 @@ def assert_same_result(workdir, other):
         json.loads((folder / "stage1/evaluation.json").read_text()) for folder in (workdir, other)
     )
     assert ours == theirs
-    (state, extra), (other_state, other_extra) = saved(workdir, STEPS), saved(other, STEPS)
+    (state, extra), (other_state, other_extra) = (
+        saved(folder, STEPS, overrides) for folder in (workdir, other)
+    )
     extra.pop("fingerprint"), other_extra.pop("fingerprint")
     assert extra == other_extra
     for a, b in zip(
@@ -179,6 +181,18 @@ def test_a_hung_grader_costs_its_own_answers_only(cache, tmp_path):
     assert codes(told) == [0, 0], told
     late = [row["verdict/timeout"] for row in lines(tmp_path / "stage1/metrics.jsonl")]
     assert late[2] > 0 and late[:2] + late[3:] == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_hosts_that_share_rows_learn_from_the_same_rewards(cache, tmp_path):
+    """Each holds half of the model and all rows; one's graders hang."""
+    flags = ["mesh.tensor=2", "model.kv_heads=2", "grading.cache_size=0"]
+    flags = [f"--config.{flag}" for flag in flags]
+    one, two = tmp_path / "one", tmp_path / "two"
+    told = run_hosts(one, cache, processes=1, devices=2, flags=flags)
+    told += run_hosts(two, cache, devices=1, flags=flags, blows={1: "HANG rollout 3"})
+    assert codes(told) == [0, 0, 0], told
+    assert_same_result(two, one, **{"model.kv_heads": 2})
 
 
 @pytest.mark.slow

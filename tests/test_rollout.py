@@ -139,6 +139,24 @@ def test_answer_changed_compares_first_and_last():
     assert metrics["answer_changed"] == 0.5
 
 
+def test_a_row_of_several_hosts_has_one_grade_whoever_ran_out_of_time():
+    def graded(*verdicts):
+        return tuple(Grade(verdict=verdict, reward=verdict == "correct") for verdict in verdicts)
+
+    settled = rollout.settle(
+        [
+            ([0, 1], [graded("timeout", "correct"), graded("wrong", "timeout")]),
+            ([0, 1], [graded("correct", "timeout"), graded("timeout", "timeout")]),
+            ([2], [graded("timeout", "wrong")]),
+        ]
+    )
+    assert settled == {
+        0: graded("correct", "correct"),
+        1: graded("wrong", "timeout"),
+        2: graded("timeout", "wrong"),
+    }
+
+
 def test_collecting_puts_rewards_on_the_rows_and_scores_with_the_reference():
     seen = {}
 
@@ -154,7 +172,13 @@ def test_collecting_puts_rewards_on_the_rows_and_scores_with_the_reference():
         return jax.tree.map(jnp.asarray, tree)
 
     got = rollout.collect_rollout(
-        Sampler(to_global=to_global, prepare=lambda params: params, sample=sample, score=score),
+        Sampler(
+            to_global=to_global,
+            own_rows=lambda rows: rows,
+            prepare=lambda params: params,
+            sample=sample,
+            score=score,
+        ),
         DigitChat(),
         TASK,
         LastDigit([]),
