@@ -14,7 +14,7 @@ import jax
 from score_jax import hosts, metrics
 from score_jax.build import Built
 from score_jax.checkpoint import read_json, write_json
-from score_jax.records import Problem, Transcript
+from score_jax.records import LOST, Problem, Transcript
 from score_jax.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
 from score_jax.sampling import SamplingConfig
 from score_jax.sharding import local_rows, own_rows, row_shards
@@ -67,12 +67,22 @@ def attempts_of(
 def in_order(
     parts: Sequence[tuple[Sequence[int], Sequence[Transcript]]], samples: int
 ) -> list[Transcript]:
-    """Dialogues of all hosts, by the places of their problems; each problem once."""
+    """Dialogues of all hosts, by the places of their problems; each problem once.
+
+    Of a problem that several hosts hold, the record with the fewest answers lost in grading.
+    """
     found: dict[tuple[int, int], Transcript] = {}
     for places, records in parts:
         keys = [(place, sample) for place in places for sample in range(samples)]
-        found |= zip(keys, records, strict=False)  # those that fill a batch up have no records
+        # Rows that fill a batch up have no records.
+        for key, record in zip(keys, records, strict=False):
+            found[key] = min(found.get(key, record), record, key=lost)
     return [found[key] for key in sorted(found)]
+
+
+def lost(record: Transcript) -> int:
+    """How many attempts have no verdict of a grader."""
+    return sum(verdict in LOST for verdict in record.verdicts)
 
 
 def measure_model(

@@ -19,6 +19,7 @@ from score_jax.types import Params
 # Fields that may change between two runs in one folder without making it another run.
 FREE = (
     "steps", "checkpoint", "evaluation", "log", "profile", "grading", "parent", "gap_limit", "mesh",
+    "sampling.spans",
 )  # fmt: skip
 # Fields that say which policy a checkpoint holds; it may be tried on any task.
 POLICY = ("weights", "model", "lora", "tokenizer")
@@ -61,7 +62,7 @@ def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None
     now = config_fields(link.config)
     for name in sorted(set(before) | set(now)):
         part = name.split(".")[0]
-        free = part not in POLICY if policy_only else part in FREE
+        free = part not in POLICY if policy_only else part in FREE or name in FREE
         if free or before.get(name) == now.get(name):
             continue
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crashed"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+LOST = ("timeout", "crashed")  # not the answer's fault alone: another time it may be another
 
 
 @dataclass(frozen=True, kw_only=True)

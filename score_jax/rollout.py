@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from score_jax import hosts
-from score_jax.records import VERDICTS, Grade, Problem, Task, Transcript
+from score_jax.records import LOST, VERDICTS, Grade, Problem, Task, Transcript
 from score_jax.sharding import local_rows
 from score_jax.text.chat import Chat
 from score_jax.types import Episodes, Params, Prompts, Scores
@@ -128,14 +128,15 @@ def settle(
     out of time where another is not. They must learn from the same reward.
 
     Args:
-      parts: per host, its rows and their grades.
+      parts: per host, its rows and their grades; the first that has a verdict decides.
     """
     found: dict[int, tuple[Grade, ...]] = {}
     for rows, graded in parts:
         for row, grades in zip(rows, graded, strict=True):
             known = found.get(row, grades)
             found[row] = tuple(
-                b if a.verdict == "timeout" else a for a, b in zip(known, grades, strict=True)
+                b if a.verdict in LOST and b.verdict not in LOST else a
+                for a, b in zip(known, grades, strict=True)
             )
     return found
 

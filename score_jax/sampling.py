@@ -80,8 +80,9 @@ class Script:
         return min(whole, config.row_limit or whole)
 
     def steps(self, config: SamplingConfig) -> int:
-        """The most tokens that a dialogue can take behind its prompt."""
-        return self.turns * config.turn_limit + (self.turns - 1) * (len(self.instruction) + 1)
+        """The most tokens that a dialogue can take behind its prompt, of one token at least."""
+        whole = self.turns * config.turn_limit + (self.turns - 1) * (len(self.instruction) + 1)
+        return min(whole, (config.row_limit or whole + 1) - 1)
 
     def sights(self, config: SamplingConfig) -> list[tuple[int, int]]:
         """For each span, the step before which it ends and the slots in sight until then."""

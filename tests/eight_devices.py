@@ -47,7 +47,7 @@ def settings(tokenizer, **mesh):
             "weights": {"source": "random"},
             "model": MODEL,
             "mesh": mesh,
-            "sampling": {"samples": 2, "prompt_limit": 6, "turn_limit": 5},
+            "sampling": {"samples": 2, "prompt_limit": 6, "turn_limit": 5, "spans": 3},
             "objective": {
                 "reward_weights": (1.0, 1.0),
                 "beta": (0.1, 0.2),

@@ -125,10 +125,6 @@ def pin(family: str) -> dict[str, Any]:
     return {"config": config, "shapes": shapes, "logits": [round(float(x), 5) for x in logits[:16]]}
 
 
-if __name__ == "__main__":
-    PINNED.write_text(json.dumps({family: pin(family) for family in FAMILIES}, indent=1) + "\n")
-
-
 def write_sizes(writer, config):
     """What the header of a GGUF file says of a model's shape."""
     writer.add_block_count(config["num_hidden_layers"])
@@ -137,3 +133,7 @@ def write_sizes(writer, config):
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(config["head_dim"])
+
+
+if __name__ == "__main__":
+    PINNED.write_text(json.dumps({family: pin(family) for family in FAMILIES}, indent=1) + "\n")

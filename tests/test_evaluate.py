@@ -6,7 +6,14 @@ import pytest
 
 from score_jax import chain
 from score_jax.build import build, load_reference
-from score_jax.evaluate import attempts_of, known_models, measure_model, write_evaluation
+from score_jax.evaluate import (
+    attempts_of,
+    in_order,
+    known_models,
+    measure_model,
+    write_evaluation,
+)
+from score_jax.records import Transcript
 from tests.chains import links
 
 
@@ -31,6 +38,28 @@ def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
     assert found[0] == found[1]
     assert [t.problem for t in found[0]] == [p.id for p in problems for _ in range(3)]
     assert len({t.attempts for t in found[0]}) > 5  # sampled, not repeated
+
+
+def test_of_what_two_hosts_hold_the_record_with_verdicts_counts():
+    def record(problem, *verdicts):
+        return Transcript(
+            step=0,
+            problem=problem,
+            prompt="",
+            answer="",
+            attempts=("", ""),
+            verdicts=verdicts,
+            rewards=(0.0, 0.0),
+            lengths=(1, 1),
+            truncated=(False, False),
+            extracted=(None, None),
+        )
+
+    late, seen = record("b", "timeout", "crashed"), record("b", "wrong", "correct")
+    cut = record("a", "correct", "timeout")
+    parts = [([0, 1], [cut, seen]), ([0, 1], [late, late]), ([2], [late])]
+    assert in_order(parts, 1) == [cut, seen, late]
+    assert in_order(parts[::-1], 1) == [cut, seen, late]
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4])

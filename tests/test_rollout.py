@@ -146,7 +146,9 @@ def test_a_row_of_several_hosts_has_one_grade_whoever_ran_out_of_time():
     settled = rollout.settle(
         [
             ([0, 1], [graded("timeout", "correct"), graded("wrong", "timeout")]),
-            ([0, 1], [graded("correct", "timeout"), graded("timeout", "timeout")]),
+            ([0, 1], [graded("correct", "crashed"), graded("correct", "crashed")]),
+            ([3], [graded("crashed", "crashed")]),
+            ([3], [graded("correct", "timeout")]),
             ([2], [graded("timeout", "wrong")]),
         ]
     )
@@ -154,6 +156,7 @@ def test_a_row_of_several_hosts_has_one_grade_whoever_ran_out_of_time():
         0: graded("correct", "correct"),
         1: graded("wrong", "timeout"),
         2: graded("timeout", "wrong"),
+        3: graded("correct", "crashed"),
     }
 
 

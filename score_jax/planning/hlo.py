@@ -28,7 +28,7 @@ ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,<=]*)\](\{[^}]*\})?")
 NAMED = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%[^,}\s]+)")
 TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-SLICES = re.compile(r'_xla_megascale_target="?\{\{?([^}]*)\}')  # of the first group
+TARGET = re.compile(r'_xla_megascale_target="?\{\{?([^}]*)\}')  # of the first group
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 ON_CHIP = "S(1)"  # a layout's mark of the vector memory; what lies there crosses no HBM bus
 
@@ -59,7 +59,7 @@ class Collective:
 
     kind: str
     group: int  # chips that take part together, or slices
-    in_loop: bool  # inside the loop whose end the data decide: once per sampled token
+    in_loop: bool  # inside a loop whose end the data decide: once per sampled token
     across: bool  # between slices, over the slower network
     count: float  # runs of the program's whole execution
     wire_bytes: float  # that each chip sends
@@ -128,8 +128,13 @@ def called(instruction: Instruction) -> dict[str, str]:
     return found
 
 
-def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a loop runs, where its condition compares a counter with a constant."""
+def trip_count(module: Module, loop: Instruction, caller: Sequence[Instruction] = ()) -> int | None:
+    """How often a loop runs, where its condition compares a counter with a constant.
+
+    Args:
+      caller: the computation that the loop stands in; it says where the counter begins,
+        which is 1 where the compiler has taken the first iteration out.
+    """
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(match[1])
     condition = called(loop)["condition"]
@@ -137,9 +142,22 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     root = next(i for i in body.values() if i.root)
     if root.kind != "compare" or "direction=LT" not in root.attributes:
         return None
-    limits = [body[name] for name in root.operands if name in body]
-    values = [int(i.operands[0]) for i in limits if i.kind == "constant" and i.shape[0] in "su"]
-    return values[0] if len(values) == 1 else None
+    counter, limit = (body[name] for name in root.operands)
+    if limit.kind != "constant" or limit.shape[0] not in "su":
+        return None
+    return int(limit.operands[0]) - begin(loop, counter, {i.name: i for i in caller})
+
+
+def begin(loop: Instruction, counter: Instruction, caller: dict[str, Instruction]) -> int:
+    """The value that a loop's counter begins with; 0 where the text does not say."""
+    place = re.search(r"index=(\d+)", counter.attributes)
+    state = caller.get(loop.operands[0])
+    if place is None or state is None or state.kind != "tuple":
+        return 0
+    value = caller.get(state.operands[int(place[1])])
+    while value is not None and value.kind in ("copy", "bitcast"):
+        value = caller.get(value.operands[0])
+    return int(value.operands[0]) if value is not None and value.kind == "constant" else 0
 
 
 @dataclass(frozen=True)
@@ -162,17 +180,20 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
     Args:
       steps: iterations of each loop whose end the data decide, in their order; 1 unasked.
     """
-    seen: set[str] = set()
-    given = iter(steps)
+    given = list(steps)
 
     def visit(name: str, times: float, in_loop: bool) -> Iterator[Run]:
-        for instruction in module.computations.get(name, []):
+        seen: set[str] = set()  # an iteration that was taken out keeps its loop's channels
+        body = module.computations.get(name, [])
+        for instruction in body:
             if not known_channel(instruction, seen):
                 yield Run(instruction, times, in_loop, name)
             parts = called(instruction)
             if instruction.kind == "while":
-                known = trip_count(module, instruction)
-                trips = next(given, 1.0) if known is None else known
+                known = trip_count(module, instruction, body)
+                trips = known
+                if trips is None:
+                    trips = given.pop(0) if steps else 1.0
                 inside = in_loop or known is None
                 for role in ("body", "condition"):
                     yield from visit(parts[role], times * trips, inside)
@@ -185,6 +206,7 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
                         yield Run(one, times, in_loop, computation, fused=True)
 
     yield from visit(module.entry, 1.0, False)
+    assert not given, f"{len(given)} of {len(steps)} loops are not in the program"
 
 
 def known_channel(instruction: Instruction, seen: set[str]) -> bool:
@@ -216,7 +238,7 @@ def participants(instruction: Instruction) -> tuple[str, int, bool]:
     """A collective's kind, how many take part, and whether they are slices."""
     if match := TRANSFER.search(instruction.attributes):
         kind = match[1].lower().replace("_", "-").replace("one-to-one", "collective-permute")
-        target = SLICES.search(instruction.attributes)
+        target = TARGET.search(instruction.attributes)
         return kind, len(re.split(",|->", target[1])) if target else 1, True
     members = groups(instruction.attributes)
     return instruction.kind.removesuffix("-start"), members.shape[1], False

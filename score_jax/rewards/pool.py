@@ -16,7 +16,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
-from score_jax.records import VERDICTS, Grade, Problem, Task
+from score_jax.records import LOST, VERDICTS, Grade, Problem, Task
 from score_jax.rewards.process import GraderBroken, WorkerLost, WorkerProcess
 
 LONGEST_RESPONSE = 1_000_000  # characters; a longer one is not sent to a worker at all
@@ -281,7 +281,7 @@ class Pool:
 
     def _settle(self, answer: _Answer, grade: Grade) -> None:
         answer.pending.settle(answer.places, grade)
-        if grade.verdict in ("timeout", "crashed") or not self._cache_size:
+        if grade.verdict in LOST or not self._cache_size:
             return  # another time the machine may be less busy
         with self._changed:
             self._cache[answer.key] = grade

@@ -148,10 +148,11 @@ def _run_program(setup: dict, missing: list[str], user: int, source: int, sink: 
     serve(setup["program"], channel)
 
 
-def _was_killed(child: int) -> bool:
-    """Whether the kernel ended the program for its CPU time; nobody else may send it signals."""
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+def _used_up(child: int, cpu_seconds: int) -> bool:
+    """Whether the kernel ended the program for its CPU time, and not for its memory, say."""
+    _, status, used = os.wait4(child, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+    return killed and used.ru_utime + used.ru_stime > 0.9 * cpu_seconds
 
 
 def main() -> None:
@@ -186,6 +187,6 @@ def main() -> None:
         verdict = {"passed": passed, "detail": f"it did not start: {error}", "gone": True}
     os.close(tests_in)
     os.close(tests_out)  # a program that waits for a question ends here
-    stopped = verdict.pop("gone") and _was_killed(child)
+    stopped = verdict.pop("gone") and _used_up(child, limits["cpu_seconds"])
     os.write(sink, json.dumps(verdict | {"missing": missing, "stopped": stopped}).encode("ascii"))
     os._exit(0)

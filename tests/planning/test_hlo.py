@@ -64,6 +64,44 @@ def test_collectives_by_kind_group_and_place(module):
     }
 
 
+PEELED = """\
+%more (state: (s32[], f32[100])) -> pred[] {
+  %limit = s32[] constant(4)
+  %state = (s32[], f32[100]{0}) parameter(0)
+  %at = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%at, %limit), direction=LT
+}
+
+%layer (state: (s32[], f32[100])) -> (s32[], f32[100]) {
+  %state.1 = (s32[], f32[100]{0}) parameter(0)
+  %at.1 = s32[] get-tuple-element(%state.1), index=0
+  %x = f32[100]{0} get-tuple-element(%state.1), index=1
+  %sum = f32[100]{0} all-reduce(%x), channel_id=7, replica_groups={{0,1}}, to_apply=%add
+  ROOT %next = (s32[], f32[100]{0}) tuple(%at.1, %sum)
+}
+
+ENTRY %main (p: f32[100]) -> f32[100] {
+  %p = f32[100]{0} parameter(0)
+  %one = s32[] constant(1)
+  %first = f32[100]{0} all-reduce(%p), channel_id=7, replica_groups={{0,1}}, to_apply=%add
+  %begin = (s32[], f32[100]{0}) tuple(%one, %first)
+  %rest = (s32[], f32[100]{0}) while(%begin), condition=%more, body=%layer
+  ROOT %out = f32[100]{0} get-tuple-element(%rest), index=1
+}
+"""
+
+
+def test_an_iteration_taken_out_of_a_loop_counts_beside_the_others():
+    """Four layers; the first stands before the loop, under the same channel."""
+    found = hlo.collectives(hlo.parse(PEELED))
+    assert found == [Collective("all-reduce", 2, False, False, 4, 4 * 400)]
+
+
+def test_steps_are_for_every_open_loop(module):
+    with pytest.raises(AssertionError, match="1 of 2 loops are not in the program"):
+        list(hlo.runs(module, [7, 7]))
+
+
 SENDS = """\
 ENTRY %main (x: f32[256]) -> f32[256] {
   %x = f32[256]{0} parameter(0)
