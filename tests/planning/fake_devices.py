@@ -24,10 +24,11 @@ WIDE = {"vocab_size": 2048, "layers": 4, "width": 512, "mlp_dim": 2048, "head_di
 
 
 def stage(mesh, **model):
-    """The stage of `eight_devices`, without a tokenizer."""
+    """The stage of `eight_devices`, with one sampling loop and without a tokenizer."""
     settings = eight_devices.settings("", **mesh)
     return dataclasses.replace(
         settings,
+        sampling=dataclasses.replace(settings.sampling, spans=1),
         tokenizer=dataclasses.replace(settings.tokenizer, **STAND_IN),
         model=dataclasses.replace(settings.model, vocab_size=256, **model),
     )
