@@ -187,12 +187,6 @@ def prefill(
     )
 
 
-def see(loop: Loop, slots: int) -> Loop:
-    """The same state with so many slots of the cache in sight."""
-    assert loop.cache is not None, "the loop begins with the prefilled cache"
-    return loop.replace(cache=loop.cache.replace(in_sight=slots))
-
-
 def advance(
     loop: Loop, token: Int[Array, "B"], logprob: Float[Array, "B"], script: Script, limit: int
 ) -> Loop:
@@ -252,7 +246,7 @@ def sample_dialogues(
     fold = jax.vmap(jax.random.fold_in)
     table = output_table(decoder, params)
 
-    def body(loop: Loop) -> Loop:
+    def body(loop: Loop, slots: int) -> Loop:
         logits = vocabulary_logits(decoder.config, table, loop.hidden)
         keys = jnp.where(loop.turn == 1, first_keys, own_keys)
         drawn = draw(fold(fold(keys, loop.turn), loop.length), logits, config.temperature)
@@ -260,8 +254,9 @@ def sample_dialogues(
         token = jnp.where(forcing, forced_tokens[loop.forced], drawn)
         logprob = select_logprob(log_softmax(logits), token)
         at = jnp.minimum(loop.length, loop.tokens.shape[1] - 1)  # done rows may be full
-        hidden, new = forward(decoder, params, token[:, None], at[:, None], loop.cache)
         assert loop.cache is not None, "the loop begins with the prefilled cache"
+        seen = loop.cache.replace(in_sight=slots)
+        hidden, new = forward(decoder, params, token[:, None], at[:, None], seen)
         cache = write_cache(loop.cache, new, at)
         loop = advance(loop.replace(cache=None), token, logprob, script, config.turn_limit)
         return by_row(loop.replace(hidden=hidden[:, 0])).replace(cache=cache)
@@ -270,10 +265,9 @@ def sample_dialogues(
     # A row gains at most a token a step, so nobody's length needs to be asked for.
     end, step = start, jnp.zeros((), jnp.int32)
     for last, slots in script.sights(config):
-        end = see(end, slots)
         end, step = jax.lax.while_loop(
             lambda now, last=last: ~jnp.all(now[0].done) & (now[1] < last),
-            lambda now: (body(now[0]), now[1] + 1),
+            lambda now, slots=slots: (body(now[0], slots), now[1] + 1),
             (end, step),
         )
     episodes = Episodes(

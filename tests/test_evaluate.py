@@ -13,8 +13,8 @@ from score_jax.evaluate import (
     measure_model,
     write_evaluation,
 )
-from score_jax.records import Transcript
 from tests.chains import links
+from tests.page.test_dialogues import dialogue
 
 
 def open_tiny(**fields):
@@ -41,22 +41,9 @@ def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
 
 
 def test_of_what_two_hosts_hold_the_record_with_verdicts_counts():
-    def record(problem, *verdicts):
-        return Transcript(
-            step=0,
-            problem=problem,
-            prompt="",
-            answer="",
-            attempts=("", ""),
-            verdicts=verdicts,
-            rewards=(0.0, 0.0),
-            lengths=(1, 1),
-            truncated=(False, False),
-            extracted=(None, None),
-        )
-
-    late, seen = record("b", "timeout", "crashed"), record("b", "wrong", "correct")
-    cut = record("a", "correct", "timeout")
+    late = dialogue("b", verdicts=("timeout", "crashed"))
+    seen = dialogue("b", verdicts=("wrong", "correct"))
+    cut = dialogue("a", verdicts=("correct", "timeout"))
     parts = [([0, 1], [cut, seen]), ([0, 1], [late, late]), ([2], [late])]
     assert in_order(parts, 1) == [cut, seen, late]
     assert in_order(parts[::-1], 1) == [cut, seen, late]

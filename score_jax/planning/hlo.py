@@ -190,11 +190,10 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
                 yield Run(instruction, times, in_loop, name)
             parts = called(instruction)
             if instruction.kind == "while":
-                known = trip_count(module, instruction, body)
-                trips = known
+                trips = trip_count(module, instruction, body)
+                inside = in_loop or trips is None
                 if trips is None:
                     trips = given.pop(0) if steps else 1.0
-                inside = in_loop or known is None
                 for role in ("body", "condition"):
                     yield from visit(parts[role], times * trips, inside)
             elif instruction.kind in ("call", "conditional") or "async" in instruction.kind:
