@@ -12,9 +12,9 @@ import jax
 
 from score_jax import ask, evaluate, hosts, report, sharding
 from score_jax.build import Built, build, load_reference
-from score_jax.checkpoint import read_json, write_json
 from score_jax.data import sources
 from score_jax.data.stream import Stream
+from score_jax.files import read_json, write_json
 from score_jax.handoff import (
     Link,
     check_folder,

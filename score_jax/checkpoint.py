@@ -5,7 +5,6 @@ to go on (the stream's position, the sums of the reward window) and a checksum o
 arrays. A checkpoint that can't be read is passed over for the one before it, and said so.
 """
 
-import json
 import logging
 import re
 import time
@@ -20,6 +19,7 @@ from absl.logging import get_absl_logger
 from orbax.checkpoint import checkpoint_managers as managers
 
 from score_jax import hosts
+from score_jax.files import read_json
 from score_jax.types import TrainState
 
 Say = Callable[[str], None]
@@ -299,16 +299,3 @@ def set_unreadable_rewards_aside(folder: Path) -> list[str]:
                 )
     hosts.barrier()  # all hosts wait for the first
     return notes
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's value, None if there is no file."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file so that readers see the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
-    partial.replace(path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from score_jax.checkpoint import read_json
+from score_jax.files import read_json
 
 COLUMNS = {  # heading: metric
     "@t1": "accuracy/turn1",

@@ -13,7 +13,7 @@ import jax
 
 from score_jax import hosts, metrics
 from score_jax.build import Built
-from score_jax.checkpoint import read_json, write_json
+from score_jax.files import read_json, write_json
 from score_jax.records import LOST, Problem, Transcript
 from score_jax.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
 from score_jax.sampling import SamplingConfig

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from score_jax import hosts
 from score_jax.build import build
-from score_jax.checkpoint import Checkpoints, StorageError, read_json, write_json
+from score_jax.checkpoint import Checkpoints, StorageError
+from score_jax.files import read_json, write_json
 from score_jax.settings import Settings
 from score_jax.types import Params
 

@@ -12,7 +12,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from score_jax.checkpoint import write_json
+from score_jax.files import write_json
 from score_jax.model import presets
 from score_jax.planning import search as searching
 from score_jax.planning.chips import GIB, parse_topology

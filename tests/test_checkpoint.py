@@ -1,6 +1,5 @@
 """Checkpoints go out and come back bitwise; damaged ones are noticed and passed over."""
 
-import json
 import shutil
 
 import jax
@@ -13,8 +12,6 @@ from score_jax.checkpoint import (
     StorageError,
     fingerprint,
     first_line,
-    read_json,
-    write_json,
 )
 from score_jax.types import TrainState
 from tests.tiny_stages import assert_same_tree
@@ -167,15 +164,6 @@ def test_the_fingerprint_sees_every_bit():
             bits[place] ^= np.uint32(1 << bit)
             changed = {**tree, "a": bits.view(np.float32)}
             assert int(fingerprint(changed)) != before
-
-
-def test_json_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "deep/value.json"
-    assert read_json(path) is None
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert read_json(path) == json.loads(path.read_text()) == {"a": 1}
 
 
 @pytest.mark.parametrize("place", ["", " [source locations='a.cc:1\\nb.cc:2' and more]"])
