@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.build import Built
+from score_jax.keys import row_keys, run_key, token_keys
 from score_jax.model.decoder import Decoder, write_cache
 from score_jax.records import Problem
 from score_jax.sharding import TRAIN_RULES
@@ -77,13 +78,20 @@ class Dialogue:
             self.logits = logits[len(part) - 1]
             self.length += len(part)
 
-    def draw(self, key: jax.Array, *, stop: int, limit: int, temperature: float) -> Iterator[int]:
-        """Draws a turn token by token; the stop token ends it and is not given out."""
+    def draw(
+        self, key: jax.Array, turn: int, *, stop: int, limit: int, temperature: float
+    ) -> Iterator[int]:
+        """Draws a turn token by token; the stop token ends it and is not given out.
+
+        Args:
+          key: of `keys.row_keys`, for one row.
+        """
         for _ in range(limit):
             if temperature == 0:
                 token = int(jnp.argmax(self.logits))
             else:
-                place = jax.random.fold_in(key, self.length)
+                places = jnp.asarray([turn]), jnp.asarray([self.length])
+                (place,) = token_keys(key, key, *places)
                 token = int(jax.random.categorical(place, self.logits / temperature))
             self.read([token])
             if token == stop:
@@ -120,13 +128,13 @@ def ask(
     attempts: list[str] = []
     with jax.set_mesh(built.mesh), nn.logical_axis_rules(TRAIN_RULES):
         dialogue = Dialogue(built.decoder, params, slots)
+        key, _ = row_keys(run_key(seed, "ask"), jnp.zeros(1, jnp.int32), samples=1)
         for turn in range(1, turns + 1):
             dialogue.read(opening if turn == 1 else between)
             if turn > 1:
                 write(f"\n{faint(built.task.instruction, colour)}\n")
             write(f"\n{faint(f'attempt {turn}', colour)}\n")
-            key = jax.random.fold_in(jax.random.key(seed), turn)
-            drawn = dialogue.draw(key, stop=chat.stop, limit=limit, temperature=temperature)
+            drawn = dialogue.draw(key, turn, stop=chat.stop, limit=limit, temperature=temperature)
             attempts.append(stream(drawn, chat.decode, write))
     for before, after in itertools.pairwise(attempts):
         write(f"\n{faint('change', colour)}\n{mark_change(before, after, colour=colour)}\n")

@@ -19,9 +19,11 @@ from score_jax.handoff import (
     Link,
     check_folder,
     config_fields,
+    draws_before,
     finished,
     open_checkpoints,
     selected_step,
+    stale,
     take_over,
 )
 from score_jax.log import Log
@@ -109,6 +111,8 @@ def train_stage(
     folder = workdir / settings.name
     watch.at(f"start of {settings.name}")
     check_folder(link, folder)
+    if parent is not None and (note := stale(parent, folder, workdir)):
+        hosts.say(f"[{settings.name}] {note}")
     if finished(link, folder):
         hosts.say(f"[{settings.name}] already in {folder}")
         return
@@ -134,7 +138,7 @@ def train_stage(
                 built=built,
                 checkpoints=checkpoints,
                 log=log,
-                stream=open_stream(built, problems),
+                stream=open_stream(built, problems, draws_before(folder)),
                 grader=pool,
                 reference=reference,
                 state=state,
@@ -156,11 +160,11 @@ def train_stage(
         evaluate_models(built, folder, before, reference, params, step, pool)
 
 
-def open_stream(built: Built, problems: Sequence[Problem]) -> Stream:
-    """This host's share of the training problems."""
+def open_stream(built: Built, problems: Sequence[Problem], begin: int) -> Stream:
+    """This host's share of the training problems, behind `begin` draws of earlier stages."""
     settings = built.settings
     rows = sharding.own_rows(built.mesh, settings.batch).tolist()
-    return Stream(problems, batch=settings.batch, seed=settings.seed, rows=rows)
+    return Stream(problems, batch=settings.batch, seed=settings.seed, rows=rows, begin=begin)
 
 
 def open_log(settings: Settings, folder: Path, step: int) -> Log:

@@ -245,6 +245,11 @@ class Checkpoints:
         self.manager.reload()
         return place
 
+    def extra(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays of a checkpoint, its checksum included."""
+        args = ocp.args.Composite(extra=ocp.args.JsonRestore())
+        return self.manager.restore(step, args=args)["extra"]
+
     def restore_params(self, step: int, like: TrainState) -> Any:
         """The parameters of one checkpoint."""
         return self.restore(step, like)[0].params

@@ -14,6 +14,7 @@ import jax
 from score_jax import hosts, metrics
 from score_jax.build import Built
 from score_jax.files import read_json, write_json
+from score_jax.keys import run_key
 from score_jax.records import LOST, Problem, Transcript
 from score_jax.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
 from score_jax.sampling import SamplingConfig
@@ -45,7 +46,7 @@ def attempts_of(
     program, params = built.sample(sampling, config.turns), built.for_sampling(params)
     shards = row_shards(built.mesh)
     batch = -(-min(config.batch, len(problems)) // shards) * shards
-    key = jax.random.key(config.seed)
+    key = run_key(config.seed, "evaluate")
     records: list[Transcript] = []
     for start in range(0, len(problems), batch):
         places = start + own_rows(built.mesh, batch)

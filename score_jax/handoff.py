@@ -101,6 +101,9 @@ def finished(link: Link, folder: Path) -> bool:
 def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
     """The parent's selected policy; the hand-off is written down.
 
+    The child's stream of problems goes on behind the last draw of the parent, whichever of
+    the parent's checkpoints was selected.
+
     Raises:
       StorageError: the parent has no finished checkpoint.
     """
@@ -114,9 +117,14 @@ def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
         # The optimiser of the parent may have another shape: its own programs say which.
         params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
         reward = checkpoints.reward(step)
+        checksum = checkpoints.extra(step)["fingerprint"]
+        steps = checkpoints.steps()[-1]
+    drawn = steps * parent.settings.batch if parent.settings.program == "rl" else 0
     record = {
         "parent": parent.settings.name,
         "step": step,
+        "checksum": checksum,
+        "draws": draws_before(source) + drawn,
         "metrics": {"training_reward": reward},
         "reset": ["optimizer", "step", "baseline"],
         "kept": ["reference: the base model, as in the parent"],
@@ -124,3 +132,26 @@ def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
     if hosts.is_first():
         write_json(folder / "handoff.json", record)
     return params
+
+
+def draws_before(folder: Path) -> int:
+    """Problems that the stages before this one have drawn: where its own stream begins."""
+    record = hosts.from_first(read_json(folder / "handoff.json"))
+    return record["draws"] if record else 0
+
+
+def stale(parent: Link, folder: Path, workdir: Path) -> str:
+    """Says that a stage began from a checkpoint that its parent no longer hands on; else ""."""
+    record = hosts.from_first(read_json(folder / "handoff.json"))
+    source = workdir / parent.settings.name
+    if not record or not hosts.from_first((source / "checkpoints").exists()):
+        return ""
+    with open_checkpoints(parent.settings, source) as checkpoints:
+        step = selected_step(parent.settings, checkpoints)
+        checksum = None if step is None else checkpoints.extra(step)["fingerprint"]
+    if checksum in (None, record["checksum"]):
+        return ""
+    return (
+        f"stale: it began from step {record['step']} of {parent.settings.name}, which now hands on "
+        f"another policy, that of step {step}; to train from that, delete {folder}"
+    )

@@ -58,7 +58,7 @@ def encode_dialogues(
         "turn": turn,
         "logprobs": np.zeros((count, length), np.float32),
         "truncated": np.zeros((count, script.turns), bool),
-        "problem": np.zeros(count, np.int32),
+        "draw": np.zeros(count, np.int32),
         "rewards": np.zeros((count, script.turns), np.float32),
     }
     return Episodes(**columns)

@@ -18,7 +18,7 @@ LOST = ("timeout", "crashed")  # not the answer's fault alone: another time it m
 class Problem:
     """One problem with what its grader needs."""
 
-    id: str  # unique within a data set; keys of the sampler are folded from its place in the stream
+    id: str  # unique within a data set
     prompt: str  # the problem's own text, before the task's prompt is put around it
     answer: str = ""  # gold answer; empty where tests decide
     tests: tuple[str, ...] = ()  # programs' assertions; empty where the answer decides

@@ -45,9 +45,9 @@ class Graded:
 
 
 def encode_prompts(
-    chat: Chat, task: Task, places: np.ndarray, problems: Sequence[Problem], limit: int
+    chat: Chat, task: Task, draws: np.ndarray, problems: Sequence[Problem], limit: int
 ) -> Prompts:
-    """Encodes problems as right-padded rows.
+    """Encodes problems, with their ordinals in the stream, as right-padded rows.
 
     Raises:
       ValueError: a prompt is longer than the limit.
@@ -66,7 +66,7 @@ def encode_prompts(
     columns: dict[str, Any] = {  # numpy until they are made global
         "tokens": tokens,
         "length": lengths,
-        "problem": np.asarray(places, np.int32),
+        "draw": np.asarray(draws, np.int32),
     }
     return Prompts(**columns)
 
@@ -213,15 +213,21 @@ def collect_rollout(
     params: Params,
     reference: Params,
     key: object,
-    places: np.ndarray,
+    draws: np.ndarray,
     problems: Sequence[Problem],
     prompt_limit: int,
     begin: Callable[[str], None] = lambda phase: None,
 ) -> Rollout:
-    """Samples, grades and scores one batch of problems; `begin` is told of each phase."""
+    """Samples, grades and scores one batch of problems.
+
+    Args:
+      key: of `keys.run_key`.
+      draws: ordinals of the problems in the run's stream.
+      begin: is told of each phase.
+    """
     start = time.monotonic()
     begin("sample")
-    prompts = encode_prompts(chat, task, places, problems, prompt_limit)
+    prompts = encode_prompts(chat, task, draws, problems, prompt_limit)
     episodes = sampler.sample(sampler.prepare(params), sampler.to_global(prompts), key)
     local = local_rows(episodes)
     sampled = time.monotonic()

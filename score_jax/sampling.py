@@ -23,6 +23,7 @@ from flax import struct
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from score_jax.keys import row_keys, token_keys
 from score_jax.model.decoder import (
     Decoder,
     forward,
@@ -105,27 +106,6 @@ class Loop(struct.PyTreeNode):
     done: Bool[Array, "B"]
     hidden: Float[Array, "B D"]  # of the last token
     cache: Cache | None  # None: apart from the rest, which is split otherwise
-
-
-def row_keys(
-    key: Key[Array, ""],
-    problem: Int[Array, "P"],
-    config: SamplingConfig,
-) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
-    """Keys of each row's first attempt and of its later ones.
-
-    They depend on the problem and the sample alone, so a row is the same in whatever
-    batch, on whatever host it is drawn. Rows that branch off one first attempt share
-    its key, and so its tokens.
-    """
-    sample = jnp.arange(config.samples)
-
-    def fold(problem: Array, index: Array) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(key, problem), index)
-
-    keys = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))
-    first = keys(problem, sample // config.branches * config.branches)
-    return first.reshape(-1), keys(problem, sample).reshape(-1)
 
 
 def draw(keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float) -> Int[Array, "B"]:
@@ -235,21 +215,20 @@ def sample_dialogues(
     """Draws G dialogues of R turns for each prompt.
 
     Args:
-      key: of the run and step; a row's keys are folded from it by problem, sample, turn
-        and position.
+      key: of `keys.run_key`; draw, sample, turn and position are folded into it.
 
     Returns:
       Episodes whose rows p * G .. p * G + G - 1 belong to problem p, with rewards 0.
     """
-    first_keys, own_keys = by_row(row_keys(key, prompts.problem, config))
+    rows = row_keys(key, prompts.draw, samples=config.samples, branches=config.branches)
+    first_keys, own_keys = by_row(rows)
     forced_tokens = jnp.asarray((script.stop, *script.instruction, script.stop), jnp.int32)
-    fold = jax.vmap(jax.random.fold_in)
     table = output_table(decoder, params)
 
     def body(loop: Loop, slots: int) -> Loop:
         logits = vocabulary_logits(decoder.config, table, loop.hidden)
-        keys = jnp.where(loop.turn == 1, first_keys, own_keys)
-        drawn = draw(fold(fold(keys, loop.turn), loop.length), logits, config.temperature)
+        keys = token_keys(first_keys, own_keys, loop.turn, loop.length)
+        drawn = draw(keys, logits, config.temperature)
         forcing = loop.forced <= len(script.instruction)
         token = jnp.where(forcing, forced_tokens[loop.forced], drawn)
         logprob = select_logprob(log_softmax(logits), token)
@@ -276,7 +255,7 @@ def sample_dialogues(
         turn=end.turn_ids,
         logprobs=end.logprobs,
         truncated=end.truncated,
-        problem=jnp.repeat(prompts.problem, config.samples),
+        draw=jnp.repeat(prompts.draw, config.samples),
         rewards=jnp.zeros(end.truncated.shape, jnp.float32),
     )
     return by_row(episodes)

@@ -21,6 +21,7 @@ from score_jax.checkpoint import Checkpoints, fingerprint
 from score_jax.data import procedural
 from score_jax.data.stream import Stream
 from score_jax.imitation import encode_dialogues
+from score_jax.keys import run_key
 from score_jax.log import Log
 from score_jax.profile import Profile
 from score_jax.records import Problem, Transcript
@@ -179,7 +180,7 @@ Learn = Callable[[Stage, int], dict[str, float] | None]
 def reinforce(sampler: Sampler) -> Learn:
     """The step of reinforcement learning: one rollout and its update."""
 
-    def roll_out(stage: Stage, step: int, places: np.ndarray, problems: list[Problem]) -> Rollout:
+    def roll_out(stage: Stage, step: int, draws: np.ndarray, problems: list[Problem]) -> Rollout:
         settings, built = stage.built.settings, stage.built
         return collect_rollout(
             sampler,
@@ -188,8 +189,8 @@ def reinforce(sampler: Sampler) -> Learn:
             stage.grader,
             params=built.policy(stage.state.params, stage.reference),
             reference=stage.reference,
-            key=jax.random.fold_in(jax.random.key(settings.seed), step),
-            places=places,
+            key=run_key(settings.seed, "train", stage=settings.name),
+            draws=draws,
             problems=problems,
             prompt_limit=settings.sampling.prompt_limit,
             begin=lambda phase: stage.watch.at(f"{phase} of step {step + 1}"),
@@ -199,12 +200,12 @@ def reinforce(sampler: Sampler) -> Learn:
         settings, built = stage.built.settings, stage.built
         params, reference = stage.state.params, stage.reference
         stage.stream.position = step
-        places, problems = stage.stream.next()
+        draws, problems = stage.stream.next()
         rollout = None
         if step == stage.began:
             rollout = kept.read(stage.folder, built, sampler.score, step, params, reference)
         if rollout is None:
-            rollout = roll_out(stage, step, places, problems)
+            rollout = roll_out(stage, step, draws, problems)
         else:
             stage.log.say(f"learns from the rollout of step {step + 1} that was kept")
         stage.watch.at(f"update of step {step + 1}")  # who waits for others here is ahead of them

@@ -29,7 +29,7 @@ class Prompts(struct.PyTreeNode):
 
     tokens: Int[Array, "P T0"]
     length: Int[Array, "P"]
-    problem: Int[Array, "P"]  # place in the data set; sampling keys are folded from it
+    draw: Int[Array, "P"]  # ordinal in the run's stream; sampling keys are folded from it
 
 
 class Episodes(struct.PyTreeNode):
@@ -40,7 +40,7 @@ class Episodes(struct.PyTreeNode):
     turn: Int[Array, "B T"]  # 0: not the policy's; 1..R: the turn that the token belongs to
     logprobs: Float[Array, "B T"]  # nats, of the policy at temperature 1; 0 where turn is 0
     truncated: Bool[Array, "B R"]  # the turn was cut at its length limit
-    problem: Int[Array, "B"]
+    draw: Int[Array, "B"]  # ordinal of the row's problem in the run's stream
     rewards: Float[Array, "B R"]  # 0 until graded
 
 

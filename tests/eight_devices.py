@@ -71,7 +71,7 @@ def prompts():
     length = draws.integers(3, 7, 8).astype(np.int32)
     tokens = draws.integers(4, 60, (8, 6)).astype(np.int32)
     tokens[np.arange(6) >= length[:, None]] = 0
-    return Prompts(tokens=tokens, length=length, problem=np.arange(8, dtype=np.int32) * 3)
+    return Prompts(tokens=tokens, length=length, draw=np.arange(8, dtype=np.int32) * 3)
 
 
 def shares(tree):

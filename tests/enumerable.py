@@ -116,7 +116,7 @@ class World:
             turn=jnp.asarray(turn),
             logprobs=jnp.asarray(self.token_logprobs(table)[rows], jnp.float32),
             truncated=jnp.zeros((*tokens.shape[:-1], 2), bool),
-            problem=jnp.zeros(tokens.shape[:-1], jnp.int32),
+            draw=jnp.zeros(tokens.shape[:-1], jnp.int32),
             rewards=jnp.asarray(rewards[rows], jnp.float32),
         )
 

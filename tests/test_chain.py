@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from score_jax import chain
+from score_jax import train as training
 from score_jax.build import build, load_reference
 from score_jax.checkpoint import StorageError, fingerprint
 from score_jax.handoff import open_checkpoints, take_over
@@ -20,9 +21,14 @@ from tests.tiny_stages import assert_same_tree, lines
 
 @pytest.fixture(scope="module")
 def chained(tmp_path_factory, cache):
-    """Stage II asked for in an empty workdir; what was printed and which policies were measured."""
+    """Stage II asked for in an empty workdir.
+
+    Returns the workdir, what was printed, which policies were measured, and of each rollout the
+    stage, the ordinals of its draws, its problems and its dialogues.
+    """
     workdir = tmp_path_factory.mktemp("chain")
     measured, measure = [], chain.evaluate.measure_model
+    rollouts, collect = [], training.collect_rollout
     told = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
 
@@ -30,9 +36,17 @@ def chained(tmp_path_factory, cache):
             measured.append((built.settings.name, options["step"], int(fingerprint(params))))
             return measure(built, params, *rest, **options)
 
+        def watch(*arguments, problems, draws, **options):
+            found = collect(*arguments, problems=problems, draws=draws, **options)
+            turn, tokens = found.local.turn, found.local.tokens
+            firsts = [tuple(row[own == 1]) for row, own in zip(tokens, turn, strict=True)]
+            rollouts.append((draws.tolist(), [problem.id for problem in problems], firsts))
+            return found
+
         patch.setattr(chain.evaluate, "measure_model", remember)
+        patch.setattr(training, "collect_rollout", watch)
         train(workdir, "stage2", steps=4)
-    return workdir, told.getvalue(), measured
+    return workdir, told.getvalue(), measured, rollouts
 
 
 @pytest.fixture
@@ -62,7 +76,7 @@ def opened(workdir, link):
 
 
 def test_stage_two_runs_stage_one_first_and_says_so(chained):
-    workdir, told, _ = chained
+    workdir, told, *_ = chained
     said = told.splitlines()
     first = said.index(f"[stage1] 6 steps in {workdir / 'stage1'}")
     second = said.index(f"[stage2] 4 steps in {workdir / 'stage2'}")
@@ -73,8 +87,30 @@ def test_stage_two_runs_stage_one_first_and_says_so(chained):
     assert set(record["versions"]) >= {"jax", "flax", "optax"}
 
 
+def test_stage_two_draws_other_problems_and_attempts_than_stage_one(chained):
+    """Its stream goes on where that of Stage I stopped, whichever checkpoint was handed on."""
+    *_, rollouts = chained
+    draws = [ordinal for step, _, _ in rollouts for ordinal in step]
+    assert draws == list(range(6 * 4 + 4 * 4))
+    problems = [name for _, step, _ in rollouts for name in step]
+    assert len(set(problems)) == len(problems)
+    firsts = [first for _, _, step in rollouts for first in step]
+    assert len(set(firsts)) > len(firsts) // 2  # two of a random model's may be equal by chance
+
+
+def test_a_stage_whose_parent_went_on_is_called_stale(copy, compiled, capsys):
+    train(copy, "stage2", steps=4)
+    assert "stale" not in capsys.readouterr().out
+    record = json.loads((copy / "stage2/handoff.json").read_text())
+    (copy / "stage2/handoff.json").write_text(json.dumps(record | {"checksum": 1}))
+    train(copy, "stage2", steps=4)
+    told = capsys.readouterr().out
+    assert f"[stage2] stale: it began from step {record['step']} of stage1" in told
+    assert f"delete {copy / 'stage2'}" in told
+
+
 def test_the_best_by_training_reward_is_handed_on_and_measured(chained):
-    workdir, _, measured = chained
+    workdir, _, measured, _ = chained
     first, second = links("stage2", steps=4)
     one = rewards_by_window(workdir / "stage1", (0.0, 1.0))
     two = rewards_by_window(workdir / "stage2", (1.0, 1.0))
@@ -96,7 +132,7 @@ def test_the_best_by_training_reward_is_handed_on_and_measured(chained):
 
 
 def test_the_optimizer_begins_anew_from_the_handed_on_policy(chained, compiled, tmp_path):
-    workdir, _, _ = chained
+    workdir, *_ = chained
     first, second = links("stage2", steps=4)
     built = build(second.settings)
     params = take_over(first, tmp_path, workdir)
@@ -115,7 +151,7 @@ def test_the_optimizer_begins_anew_from_the_handed_on_policy(chained, compiled, 
 
 def test_the_reference_is_the_base_through_both_stages(chained, compiled):
     """KL is 0 where Stage I begins, at the base, and not where Stage II does."""
-    workdir, _, _ = chained
+    workdir, *_ = chained
     one, two = (lines(workdir / name / "metrics.jsonl") for name in ("stage1", "stage2"))
     for turn in (1, 2):
         assert one[0][f"kl/turn{turn}"] == pytest.approx(0, abs=1e-6)
@@ -125,7 +161,7 @@ def test_the_reference_is_the_base_through_both_stages(chained, compiled):
 
 
 def test_the_parents_measurements_are_taken_over(chained):
-    workdir, _, _ = chained
+    workdir, *_ = chained
     one, two = (
         json.loads((workdir / name / "evaluation.json").read_text())["models"]
         for name in ("stage1", "stage2")

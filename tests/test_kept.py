@@ -31,7 +31,7 @@ def episodes(rows=8, length=5, turns=2):
         turn=draws.integers(0, 3, (rows, length)).astype(np.int32),
         logprobs=draws.normal(size=(rows, length)).astype(np.float32),
         truncated=draws.integers(0, 2, (rows, turns)).astype(bool),
-        problem=np.arange(rows, dtype=np.int32),
+        draw=np.arange(rows, dtype=np.int32),
         rewards=draws.random((rows, turns)).astype(np.float32),
     )
 

@@ -214,7 +214,7 @@ def test_without_clip_the_old_logprobs_do_not_matter():
 def test_turn_log_ratio_sums_the_policys_tokens_only():
     turn = np.array([[0, 1, 1, 0, 2]])
     episodes = Episodes(
-        tokens=None, length=None, turn=jnp.asarray(turn), truncated=None, problem=None,
+        tokens=None, length=None, turn=jnp.asarray(turn), truncated=None, draw=None,
         rewards=None, logprobs=jnp.array([[0.0, -1.0, -2.0, 0.0, -4.0]]),
     )  # fmt: skip
     reference = jnp.array([[0.0, -1.5, -3.0, 0.0, -3.0]])

@@ -70,12 +70,12 @@ def graded(meanwhile=lambda: None):
     return found, events
 
 
-def test_prompts_are_padded_behind_and_keep_their_places():
-    places = np.array([17, 4])
-    got = rollout.encode_prompts(DigitChat(), TASK, places, PROBLEMS, 4)
+def test_prompts_are_padded_behind_and_keep_their_draws():
+    draws = np.array([17, 4])
+    got = rollout.encode_prompts(DigitChat(), TASK, draws, PROBLEMS, 4)
     assert got.tokens.tolist() == [[9, 3, 0, 0], [9, 4, 5, 0]]
     assert got.length.tolist() == [2, 3]
-    assert got.problem.tolist() == [17, 4]
+    assert got.draw.tolist() == [17, 4]
 
 
 def test_a_prompt_that_is_too_long_is_refused_by_name():
@@ -188,12 +188,12 @@ def test_collecting_puts_rewards_on_the_rows_and_scores_with_the_reference():
         params="policy",
         reference="base",
         key="key",
-        places=np.array([5, 6]),
+        draws=np.array([5, 6]),
         problems=PROBLEMS,
         prompt_limit=3,
     )
     assert (seen["params"], seen["reference"], seen["key"]) == ("policy", "base", "key")
-    assert seen["prompts"].problem.tolist() == [5, 6] and seen["scored"] is EPISODES
+    assert seen["prompts"].draw.tolist() == [5, 6] and seen["scored"] is EPISODES
     want = [[1, 0], [0, 1], [0, 1], [1, 0]]
     assert got.episodes.rewards.tolist() == want and got.local.rewards.tolist() == want
     assert got.scores == "scores" and got.graded.attempts == TEXTS

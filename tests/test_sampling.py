@@ -70,7 +70,7 @@ def test_dialogues_are_those_of_a_plain_loop_without_cache(case):
     got = sample(config, script, sampling)
     want = naive_dialogues(config, random_params(config), PROMPTS, KEY, script, sampling)
     assert rows(got) == want
-    assert got.problem.tolist() == np.repeat([5, 9], sampling.samples).tolist()
+    assert got.draw.tolist() == np.repeat([5, 9], sampling.samples).tolist()
     assert not got.rewards.any()
     assert not got.turn[np.arange(got.turn.shape[1]) >= got.length[:, None]].any()
 
@@ -123,7 +123,7 @@ OTHERS = {
         Prompts(
             tokens=np.array([[6, 2, 1, 3, 8, 8, 8, 8]], np.int32),
             length=PROMPTS.length[1:],
-            problem=PROMPTS.problem[1:],
+            draw=PROMPTS.draw[1:],
         ),
         with_(prompt_limit=8, samples=5),
     ),
@@ -136,9 +136,9 @@ def test_a_row_does_not_depend_on_its_batch(case):
     base, other = sample(), sample(prompts=prompts, sampling=sampling)
     known = rows(base)
     there = rows(other)
-    for problem in prompts.problem:
-        mine = np.flatnonzero(base.problem == problem)
-        theirs = np.flatnonzero(other.problem == problem)
+    for ordinal in prompts.draw:
+        mine = np.flatnonzero(base.draw == ordinal)
+        theirs = np.flatnonzero(other.draw == ordinal)
         for a, b in zip(mine, theirs, strict=False):
             assert there[b] == known[a]
             size = base.length[a]

@@ -93,7 +93,7 @@ def test_sampling_expands_one_token_per_row():
     prompts = Prompts(
         tokens=np.ones((2, PROMPT), np.int32),
         length=np.full(2, PROMPT, np.int32),
-        problem=np.arange(2, dtype=np.int32),
+        draw=np.arange(2, dtype=np.int32),
     )
     draw = partial(
         sample_dialogues,

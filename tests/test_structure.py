@@ -15,7 +15,7 @@ import score_jax
 
 PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
-    {"records", "types", "numerics", "intervals", "signals", "files"},
+    {"records", "types", "keys", "numerics", "intervals", "signals", "files"},
     {"sharding", "hosts", "text", "rewards", "page", "metrics", "filters"},
     {"tasks", "model", "watchdog"},
     {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},

@@ -31,7 +31,7 @@ SAMPLING = SamplingConfig(samples=3, prompt_limit=5, turn_limit=5)
 PROMPTS = Prompts(
     tokens=np.array([[3, 4, 5, 0, 0], [6, 2, 1, 3, 0]], np.int32),
     length=np.array([3, 4], np.int32),
-    problem=np.array([5, 9], np.int32),
+    draw=np.array([5, 9], np.int32),
 )
 
 
@@ -110,10 +110,8 @@ def naive_dialogue(config, params, prompt, first_key, own_key, script, sampling)
 def naive_dialogues(config, params, prompts, key, script, sampling):
     """Every row's (tokens, turns, truncated), problem by problem, sample by sample."""
     out = []
-    for tokens, length, problem in zip(
-        prompts.tokens, prompts.length, prompts.problem, strict=True
-    ):
-        mine = jax.random.fold_in(key, problem)
+    for tokens, length, ordinal in zip(prompts.tokens, prompts.length, prompts.draw, strict=True):
+        mine = jax.random.fold_in(key, ordinal)
         for sample in range(sampling.samples):
             trunk = sample - sample % sampling.branches
             first, own = jax.random.fold_in(mine, trunk), jax.random.fold_in(mine, sample)
@@ -138,6 +136,6 @@ def rows_of(lines, turns, *, width=None, padding=0, logprobs=None, rewards=None)
         turn=jnp.asarray(turn),
         logprobs=jnp.asarray(old, jnp.float32),
         truncated=jnp.zeros((len(lines), turns), bool),
-        problem=jnp.zeros(len(lines), jnp.int32),
+        draw=jnp.zeros(len(lines), jnp.int32),
         rewards=jnp.asarray(rewards, jnp.float32),
     )

@@ -1,8 +1,9 @@
 """Problems in seeded order, a share for each host, at a position that can be saved.
 
-Every epoch is a fresh permutation drawn from (seed, epoch), so the problems of any
-step follow from its number alone: nothing is buffered, nothing is replayed on
-resume, and the order does not depend on how many hosts there are.
+Every epoch is a fresh permutation drawn from (seed, epoch), so the problem of any
+draw follows from its ordinal alone: nothing is buffered, nothing is replayed on
+resume, and the order does not depend on how many hosts there are. A stage's stream
+goes on where its parent's stopped.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Stream:
-    """Batches of problems with their places in the data set."""
+    """Batches of problems with the ordinals of their draws."""
 
     def __init__(
         self,
@@ -31,11 +32,13 @@ class Stream:
         batch: int,
         seed: int,
         rows: Sequence[int] | None = None,
+        begin: int = 0,
     ):
         """Starts at position 0.
 
         Args:
           batch: problems per step over all hosts.
+          begin: draws that earlier stages have made.
           rows: which of them this host takes; None: all.
 
         Raises:
@@ -49,16 +52,17 @@ class Stream:
         self.batch = batch
         self.seed = seed
         self.rows = range(batch) if rows is None else rows
+        self.begin = begin
         self.position = 0  # batches given out; save it, set it, and the stream goes on
 
     def next(self) -> tuple[np.ndarray, list[Problem]]:
-        """This host's part of the next batch: places in the data set, and the problems."""
-        start = self.position * self.batch
-        places = np.asarray([self.place(start + row) for row in self.rows], np.int32)
+        """This host's part of the next batch: ordinals of its draws, and their problems."""
+        start = self.begin + self.position * self.batch
+        draws = [start + row for row in self.rows]
         self.position += 1
-        return places, [self.problems[int(place)] for place in places]
+        return np.asarray(draws, np.int32), [self.problems[self.place(draw)] for draw in draws]
 
-    def place(self, index: int) -> int:
-        """The data-set place of the stream's index-th problem."""
-        epoch, rest = divmod(index, len(self.problems))
+    def place(self, draw: int) -> int:
+        """The data-set place of a draw."""
+        epoch, rest = divmod(draw, len(self.problems))
         return int(epoch_order(len(self.problems), self.seed, epoch)[rest])

@@ -47,7 +47,7 @@ def calls(built: Built) -> list[Call]:
     shapes: dict[str, Any] = {  # shapes stand where prompts have arrays
         "tokens": jax.ShapeDtypeStruct((problems, width), jnp.int32),
         "length": jax.ShapeDtypeStruct((problems,), jnp.int32),
-        "problem": jax.ShapeDtypeStruct((problems,), jnp.int32),
+        "draw": jax.ShapeDtypeStruct((problems,), jnp.int32),
     }
     prompts = placed(Prompts(**shapes), rows)
     key = jax.eval_shape(lambda: jax.random.key(0))

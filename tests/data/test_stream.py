@@ -10,7 +10,8 @@ PROBLEMS = [Problem(id=f"p{i}", prompt=str(i)) for i in range(10)]
 
 
 def take(stream, count):
-    return np.concatenate([stream.next()[0] for _ in range(count)]).tolist()
+    """Places of the problems of some batches."""
+    return [int(problem.prompt) for _ in range(count) for problem in stream.next()[1]]
 
 
 def stream(batch=4, seed=1, **fields):
@@ -31,11 +32,20 @@ def test_the_seed_decides_the_order():
     assert take(stream(), 2) == want[:8].tolist()
 
 
-def test_problems_come_with_their_places():
-    for _ in range(4):
-        places, problems = stream(batch=7).next()
-        assert places.dtype == np.int32
-        assert [problem.id for problem in problems] == [f"p{place}" for place in places]
+def test_every_draw_has_an_ordinal_of_its_own():
+    """Also where an epoch ends within a batch and a problem comes twice."""
+    own = stream(batch=7)
+    draws = [own.next()[0] for _ in range(4)]
+    assert all(ordinals.dtype == np.int32 for ordinals in draws)
+    assert np.concatenate(draws).tolist() == list(range(28))
+
+
+def test_a_stage_goes_on_behind_the_draws_of_its_parent():
+    whole, later = stream(batch=2), stream(batch=4, begin=6)
+    places = take(whole, 9)
+    assert later.next()[0].tolist() == [6, 7, 8, 9]
+    later.position = 0
+    assert take(later, 3) == places[6:18]
 
 
 def test_a_saved_position_goes_on_where_it_was():
@@ -50,13 +60,14 @@ def test_a_saved_position_goes_on_where_it_was():
 def test_hosts_share_each_batch_without_changing_it():
     whole, halves = stream(), [stream(rows=rows) for rows in ((0, 1), (2, 3))]
     for _ in range(6):
-        parts = [half.next()[0].tolist() for half in halves]
+        parts = [take(half, 1) for half in halves]
         assert [len(part) for part in parts] == [2, 2]
-        assert parts[0] + parts[1] == whole.next()[0].tolist()
+        assert parts[0] + parts[1] == take(whole, 1)
+    assert [half.next()[0].tolist() for half in halves] == [[24, 25], [26, 27]]
 
 
 def test_a_batch_larger_than_the_data_wraps_around():
-    places = stream(batch=25).next()[0]
+    places = take(stream(batch=25), 1)
     assert np.bincount(places, minlength=10).min() == 2
     assert np.bincount(places, minlength=10).max() == 3
 

@@ -1,0 +1,76 @@
+"""Where chance comes from: the one rule by which every sampled token gets its key.
+
+A key is folded from
+
+    run seed, purpose, stage, round, draw, sample, turn, position
+
+and from nothing else. `draw` counts the problems that a run has asked since its first
+stage began, so a problem that comes again, in a later stage or twice in one batch, is
+another draw. `sample` is the dialogue's number among those of its draw, `position` the
+token's place in its dialogue (as RoPE counts, never a slot of the cache). So a dialogue
+does not depend on the batch, the host, the device or the path by which it is drawn.
+Dialogues that branch off one first attempt share that turn's keys and no others.
+"""
+
+import zlib
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+# What dialogues are drawn for; equal numbers else, other purposes draw other tokens.
+Purpose = Literal["train", "evaluate", "collect", "ask"]
+
+
+def run_key(seed: int, purpose: Purpose, *, stage: str = "", round: int = 0) -> Key[Array, ""]:
+    """The key that a stage's draws are folded from.
+
+    Args:
+      seed: of the run, or of its evaluation.
+      stage: name of the stage that learns from the draws; "" where several models are to
+        be compared on the same chance.
+      round: number of the stage's turn, where stages take turns.
+    """
+    key = jax.random.key(seed)
+    for word in (purpose, stage):
+        key = jax.random.fold_in(key, zlib.crc32(word.encode()))
+    return jax.random.fold_in(key, round)
+
+
+def row_keys(
+    key: Key[Array, ""], draws: Int[Array, "P"], *, samples: int, branches: int = 1
+) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
+    """Keys of each row's first attempt and of its later ones.
+
+    Args:
+      key: of `run_key`.
+      draws: ordinals of the problems in the run's stream.
+      samples: G, dialogues per draw; row p * G + g is sample g of draw p.
+      branches: adjacent samples that share their first attempt.
+    """
+    sample = jnp.arange(samples)
+
+    def fold(draw: Array, sample: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(key, draw), sample)
+
+    keys = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))
+    first = keys(draws, sample // branches * branches)
+    return first.reshape(-1), keys(draws, sample).reshape(-1)
+
+
+def token_keys(
+    first: Key[Array, "B"],
+    own: Key[Array, "B"],
+    turn: Int[Array, "B"],
+    position: Int[Array, "B"],
+) -> Key[Array, "B"]:
+    """Keys of each row's next token.
+
+    Args:
+      first, own: of `row_keys`.
+      turn: that the token belongs to, from 1.
+      position: of the token, in tokens since the dialogue began.
+    """
+    fold = jax.vmap(jax.random.fold_in)
+    return fold(fold(jnp.where(turn == 1, first, own), turn), position)
