@@ -122,7 +122,7 @@ def ask(
     """
     settings, chat = built.settings, built.chat
     limit, turns = settings.sampling.turn_limit, settings.objective.turns
-    opening = chat.encode_prompt(built.task.prompt(Problem(id="ask", prompt=prompt)))
+    opening = chat.encode_prompt(built.task.ask(Problem(id="ask", prompt=prompt)))
     between = chat.encode_instruction(built.task.instruction)
     slots = len(opening) + turns * (limit + 1) + (turns - 1) * len(between) + BLOCK
     attempts: list[str] = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from score_jax import terminal
 from score_jax.files import read_json
 
 COLUMNS = {  # heading: metric
@@ -89,6 +90,7 @@ def table(workdirs: list[Path]) -> str:
 
 def main() -> None:
     """Prints the table of the folders named on the command line."""
+    terminal.open_to_all_text()
     if len(sys.argv) < 2:
         sys.exit("usage: python -m score_jax.compare WORKDIR [WORKDIR ...]")
     try:

@@ -13,6 +13,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from score_jax import terminal
+from score_jax.data import jsonl
 from score_jax.records import Problem
 from score_jax.rewards.pool import Pool
 from score_jax.tasks import registry
@@ -24,26 +26,25 @@ def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[Problem, str]]:
     """Yields problems with responses.
 
     Raises:
-      ValueError: a line is not JSON or lacks a field; with its number.
+      ValueError: a line is not JSON, or lacks a field or has one of a wrong type; with its
+        number.
     """
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        place = f"line {number}"
+        row = jsonl.value(place, line)
+        if row is None:
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number} is not JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get("response"), str):
-            raise ValueError(f"line {number} has no text in its field 'response'")
-        if row.get("answer") is None and not row.get("tests"):
-            raise ValueError(f"line {number} has neither 'answer' nor 'tests'")
-        answer = row.get("answer")
+            raise ValueError(f"{place} has no text in its field 'response'")
+        if not isinstance(row.get("prompt", ""), str):
+            raise ValueError(f"{place}: 'prompt' must be text")
+        answer, tests = jsonl.answer_and_tests(place, row, {})
         yield (
             Problem(
                 id=str(row.get("id", number)),
-                prompt=str(row.get("prompt", "")),
-                answer="" if answer is None else str(answer),
-                tests=tuple(row.get("tests") or ()),
+                prompt=row.get("prompt", ""),
+                answer=answer,
+                tests=tests,
                 task=task,
             ),
             row["response"],
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deadline-seconds", type=float, default=10.0)
     options = parser.parse_args(arguments)
     counts: Counter[str] = Counter()
+    terminal.open_to_all_text()
     try:
         task = registry.get(options.task)
         items = read(sys.stdin, task=task.name)

@@ -44,7 +44,7 @@ def encode_dialogues(
     lengths = np.zeros(count, np.int32)
     for row, dialogue in enumerate(dialogues):
         problem = Problem(id="", prompt=dialogue.prompt)
-        ids, turns = encode_dialogue(chat, script, task.prompt(problem), dialogue)
+        ids, turns = encode_dialogue(chat, script, task.ask(problem), dialogue)
         if len(ids) > length:
             raise ValueError(
                 f"sampling.prompt_limit and turn_limit allow {length} tokens; a dialogue on "

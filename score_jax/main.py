@@ -23,7 +23,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from score_jax import hosts
+from score_jax import hosts, terminal
 from score_jax.chain import run_mode
 from score_jax.checkpoint import StorageError
 from score_jax.handoff import Link
@@ -224,6 +224,7 @@ def run() -> None:
     A ValueError of ours is a user's mistake (2), a failure to train or to store is told
     in one line as well (1); whatever else comes is a defect and shows its traceback.
     """
+    terminal.open_to_all_text()
     sys.excepthook = hosts.show_and_leave
     sys.unraisablehook = without_late_writes
     try:

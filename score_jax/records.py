@@ -6,7 +6,7 @@ devices are in `types.py`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crashed"]
@@ -22,6 +22,7 @@ class Problem:
     prompt: str  # the problem's own text, before the task's prompt is put around it
     answer: str = ""  # gold answer; empty where tests decide
     tests: tuple[str, ...] = ()  # programs' assertions; empty where the answer decides
+    shown: tuple[str, ...] = ()  # those of them that a prompt may show; the rest is the grader's
     task: str = ""  # name in tasks.registry
     first_attempt: str | None = (
         None  # a given turn 1 (offline first attempts, repair); None: sample it
@@ -43,13 +44,37 @@ class Task:
     """How problems of one kind are asked, asked again, and graded."""
 
     name: str
-    prompt: Callable[[Problem], str]  # the first user message
+    prompt: Callable[[Problem], str]  # the first user message; reach it through `ask`
     instruction: str  # the user message before every later attempt; never feedback on the attempt
     grade: Callable[[Problem, str], Grade]  # module-level, pure, importable without jax
     # What the start-up self-test needs: a response that states the gold answer (None: the
     # answer alone is one), and (problem, response, verdict) cases that the grader must get right.
     state: Callable[[Problem], str] | None = None
     known: tuple[tuple[Problem, str, Verdict], ...] = ()
+    shows_tests: bool = False  # its prompts are not to be understood without `Problem.shown`
+
+    def ask(self, problem: Problem) -> str:
+        """The first user message for a problem.
+
+        The prompt is made of a problem without answer and tests, so that nothing which
+        decides the verdict can reach a model.
+
+        Raises:
+          ValueError: the problem was made for another task, or shows no tests where this
+            task's prompts need them.
+        """
+        if problem.task not in ("", self.name):
+            raise ValueError(
+                f"config.task is {self.name!r}; problem {problem.id!r} is of the task "
+                f"{problem.task!r}: set config.task, or data.task, so that they agree"
+            )
+        if self.shows_tests and problem.tests and not problem.shown:
+            raise ValueError(
+                f"problem {problem.id!r} lets no prompt show its tests, and the task {self.name!r} "
+                "asks with some: name them in its field shown (data.fields.shown='tests': all), or "
+                "choose another task"
+            )
+        return self.prompt(replace(problem, answer="", tests=()))
 
 
 @dataclass(frozen=True, kw_only=True)

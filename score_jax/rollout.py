@@ -55,7 +55,7 @@ def encode_prompts(
     tokens = np.zeros((len(problems), limit), np.int32)
     lengths = np.zeros(len(problems), np.int32)
     for row, problem in enumerate(problems):
-        ids = chat.encode_prompt(task.prompt(problem))
+        ids = chat.encode_prompt(task.ask(problem))
         if len(ids) > limit:
             raise ValueError(
                 f"sampling.prompt_limit is {limit}; problem {problem.id!r} has {len(ids)} tokens: "
@@ -160,7 +160,7 @@ def transcripts(
             Transcript(
                 step=step,
                 problem=problem.id,
-                prompt=task.prompt(problem),
+                prompt=task.ask(problem),
                 answer=problem.answer,
                 attempts=graded.attempts[row],
                 verdicts=tuple(grade.verdict for grade in grades),

@@ -1,5 +1,8 @@
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -42,12 +45,40 @@ def test_programs_are_graded_by_their_tests(monkeypatch, capsys):
         ("{", "line 2 is not JSON"),
         ("[]", "line 2 has no text in its field 'response'"),
         ('{"response": "x"}', "line 2 has neither 'answer' nor 'tests'"),
+        ('{"response": "x", "tests": "assert f()"}', "line 2: 'tests' must be a list of texts"),
+        ('{"response": "x", "tests": 7}', "line 2: 'tests' must be a list of texts"),
+        ('{"response": "x", "tests": {"a": 1}}', "line 2: 'tests' must be a list of texts"),
+        ('{"response": "x", "tests": [1]}', "line 2: 'tests' must be a list of texts"),
+        ('{"response": "x", "tests": [""], "answer": "1"}', "line 2: 'tests' must be a list"),
+        ('{"response": "x", "answer": [1]}', "line 2: 'answer' must be text or a number"),
+        ('{"response": "x", "answer": NaN}', "line 2 is not JSON: NaN"),
+        ('{"response": "x", "answer": 1, "prompt": 1}', "line 2: 'prompt' must be text"),
+        ('{"response": "\\ud800", "answer": "1"}', "line 2 holds half of a surrogate pair"),
+        ('{"response": "x", "answer": "\udce9"}', "line 2 is not UTF-8"),
     ],
 )
 def test_a_broken_line_is_named(monkeypatch, capsys, line, message):
     good = json.dumps({"answer": "1", "response": "The answer is 1."})
     code, _, err = run(monkeypatch, capsys, [good, line], "--task=math")
     assert code == 2 and message in err
+
+
+def test_bytes_are_utf8_in_any_locale(tmp_path):
+    """A byte-order mark, letters beyond ASCII, and another byte than UTF-8's, in the C locale."""
+    row = {"answer": "é", "response": "Final Answer: é"}
+    text = "\ufeff" + json.dumps(row, ensure_ascii=False) + "\n"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def run(data):
+        command = [sys.executable, "-m", "score_jax.grade", "--task=exact", "--workers=1"]
+        told = {"capture_output": True, "env": environment}
+        return subprocess.run(command, input=data, check=False, **told)
+
+    done = run(text.encode())
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "correct"
+    refused = run(text.encode() + text.encode("utf-16-le"))
+    assert refused.returncode == 2 and b"error: line 2 is not" in refused.stderr
 
 
 def test_an_unknown_task_is_one_line(monkeypatch, capsys):

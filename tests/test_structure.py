@@ -15,7 +15,7 @@ import score_jax
 
 PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
-    {"records", "types", "keys", "numerics", "intervals", "signals", "files"},
+    {"records", "types", "keys", "numerics", "intervals", "signals", "files", "terminal"},
     {"sharding", "hosts", "text", "rewards", "page", "metrics", "filters"},
     {"tasks", "model", "watchdog"},
     {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},
@@ -142,6 +142,14 @@ def test_functions_stay_short(name):
         documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
         start = first.end_lineno + 1 if documented else node.lineno
         assert node.end_lineno - start < 80, f"{name}.{node.name} is long; split it"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_prompts_are_made_by_ask_alone(name):
+    """It takes answer and tests away before a task's prompt function sees the problem."""
+    calls = [node.func for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
+    found = [f.lineno for f in calls if isinstance(f, ast.Attribute) and f.attr == "prompt"]
+    assert len(found) == (name == "records"), f"{name}, lines {found}: call Task.ask"
 
 
 def test_package_files_are_empty():

@@ -8,6 +8,7 @@ import argparse
 import runpy
 import sys
 
+from score_jax import terminal
 from score_jax.data import sources
 from score_jax.tasks import registry
 
@@ -34,7 +35,7 @@ def show(path: str, count: int) -> None:
     print(f"{len(problems)} problems")
     for problem in problems[:count]:
         task = registry.get(problem.task or config.task)
-        print(f"\n=== {problem.id} ({task.name})\n{task.prompt(problem)}")
+        print(f"\n=== {problem.id} ({task.name})\n{task.ask(problem)}")
         if problem.first_attempt is not None:
             print(f"--- given first attempt\n{problem.first_attempt}")
         print(f"--- then\n{task.instruction}")
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--files", default="", help="split=file.jsonl, separated by commas")
     parser.add_argument("--path", default="data", help="folder that the prepared set goes under")
     options = parser.parse_args(arguments)
+    terminal.open_to_all_text()
     try:
         if options.prepare:
             from score_jax.data import builders

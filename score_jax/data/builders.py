@@ -2,8 +2,8 @@
 
     python -m score_jax.data --prepare=math --files=train=a.jsonl,test=b.jsonl --path=/data
 
-writes array_record folders (/data/score_math/1.0.0) that `data.source = "tfds"` reads
-with random access. Every builder writes the same five fields, those of `Problem`.
+writes array_record folders (/data/score_math/1.1.0) that `data.source = "tfds"` reads
+with random access. Every builder writes the same six fields, those of `Problem`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from score_jax.data import jsonl, rows
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 MBPP_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 ALL = "all"  # MBPP's one file, split here by task id
 
@@ -40,6 +40,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
                     "prompt": text,
                     "answer": text,
                     "tests": tfds.features.Sequence(text),
+                    "shown": tfds.features.Sequence(text),
                     "task": text,
                 }
             ),
@@ -71,6 +72,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
                     "prompt": problem.prompt,
                     "answer": problem.answer,
                     "tests": list(problem.tests),
+                    "shown": list(problem.shown),
                     "task": problem.task,
                 },
             )

@@ -1,12 +1,14 @@
 """Reads problems from JSON lines, and says which line is at fault when one is."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 from score_jax.records import Problem
 
-FIELDS = ("id", "prompt", "answer", "tests", "task", "first_attempt")
+FIELDS = ("id", "prompt", "answer", "tests", "shown", "task", "first_attempt")
 
 
 def rows(path: str | Path) -> Iterator[tuple[str, dict]]:
@@ -15,26 +17,97 @@ def rows(path: str | Path) -> Iterator[tuple[str, dict]]:
     Raises:
       ValueError: the file is absent, or a line is not a JSON object.
     """
-    number = 0
     try:
-        with open(path, encoding="utf-8") as file:
+        # Bytes that are not UTF-8 come as lone surrogates, which `value` refuses by line.
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _object(f"{path}:{number}", line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number + 1} is not UTF-8: {error.reason}") from error
+                place = f"{path}:{number}"
+                row = value(place, line)
+                if row is None:
+                    continue
+                if not isinstance(row, dict):
+                    raise ValueError(
+                        f"{place} is a {type(row).__name__}; write one JSON object a line"
+                    )
+                yield place, row
     except OSError as error:
         raise ValueError(f"data.path is {str(path)!r}; {error.strerror}") from error
 
 
-def _object(place: str, line: str) -> dict:
+def value(place: str, line: str) -> Any:
+    """What a line holds; None if it is empty. A byte-order mark is passed over.
+
+    Raises:
+      ValueError: it is not UTF-8 or not JSON, or its texts are no Unicode.
+    """
+    text = line.strip("\ufeff \t\r\n")
+    if not text:
+        return None
     try:
-        row = json.loads(line)
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} is not UTF-8; save the file as UTF-8") from error
+    try:
+        found = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} is a {type(row).__name__}; write one JSON object a line")
-    return row
+    try:
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(
+            f"{place} holds half of a surrogate pair, \\u{ord(half):04x}; write both halves or "
+            "take it out"
+        ) from error
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def answer_and_tests(
+    place: str, row: Mapping, fields: Mapping[str, str]
+) -> tuple[str, tuple[str, ...]]:
+    """What decides whether a response to a row's problem is right.
+
+    Raises:
+      ValueError: there is neither answer nor tests, or one is of the wrong type.
+    """
+    names = {field: fields.get(field, field) for field in ("answer", "tests")}
+    answer, tests = row.get(names["answer"]), texts(place, row, names["tests"])
+    if isinstance(answer, (bool, dict, list)):
+        raise ValueError(f"{place}: {names['answer']!r} must be text or a number")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"{place}: {names['answer']!r} is a number too large to be read")
+    answer = "" if answer is None else str(answer)
+    if not answer.strip() and not tests:
+        raise ValueError(
+            f"{place} has neither {names['answer']!r} nor {names['tests']!r}; without one nothing "
+            "can be graded"
+        )
+    return answer, tests
+
+
+def texts(place: str, row: Mapping, name: str) -> tuple[str, ...]:
+    """A field that holds a list of texts; empty where the row lacks it.
+
+    Raises:
+      ValueError: it is something else, or a text is blank.
+    """
+    found = row.get(name)
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(t, str) and t.strip() for t in found):
+        raise ValueError(f"{place}: {name!r} must be a list of texts, none of them blank")
+    return tuple(found)
+
+
+def _optional_text(place: str, row: Mapping, name: str) -> str | None:
+    found = row.get(name)
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"{place}: {name!r} must be text")
+    return found
 
 
 def problem(place: str, row: Mapping, *, fields: Mapping[str, str], task: str) -> Problem:
@@ -52,31 +125,27 @@ def problem(place: str, row: Mapping, *, fields: Mapping[str, str], task: str) -
     unknown = set(fields) - set(FIELDS)
     if unknown:
         raise ValueError(f"data.fields names {sorted(unknown)}; choose of {', '.join(FIELDS)}")
-    value = {field: row.get(fields.get(field, field)) for field in FIELDS}
-    if not isinstance(value["prompt"], str) or not value["prompt"]:
-        name = fields.get("prompt", "prompt")
+    name = {field: fields.get(field, field) for field in FIELDS}
+    prompt, identifier = row.get(name["prompt"]), row.get(name["id"])
+    if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(
-            f"{place} has no text in its field {name!r}; it has {', '.join(sorted(row))}; "
-            "name the right one with data.fields.prompt"
+            f"{place} has no text in its field {name['prompt']!r}; it has "
+            f"{', '.join(sorted(row))}; name the right one with data.fields.prompt"
         )
-    tests = value["tests"] or ()
-    if isinstance(tests, str) or not all(isinstance(test, str) for test in tests):
-        raise ValueError(f"{place}: {fields.get('tests', 'tests')!r} must be a list of texts")
-    answer = value["answer"]
-    if isinstance(answer, (bool, dict, list)):
-        raise ValueError(f"{place}: {fields.get('answer', 'answer')!r} must be text or a number")
-    if answer is None and not tests:
-        raise ValueError(
-            f"{place} has neither {fields.get('answer', 'answer')!r} nor "
-            f"{fields.get('tests', 'tests')!r}; without one nothing can be graded"
-        )
+    if isinstance(identifier, (bool, dict, list)):
+        raise ValueError(f"{place}: {name['id']!r} must be text or a number")
+    answer, tests = answer_and_tests(place, row, fields)
+    shown = texts(place, row, name["shown"])
+    if not set(shown) <= set(tests):
+        raise ValueError(f"{place}: {name['shown']!r} must be some of {name['tests']!r}")
     return Problem(
-        id=str(place if value["id"] is None else value["id"]),
-        prompt=value["prompt"],
-        answer="" if answer is None else str(answer),
-        tests=tuple(tests),
-        task=value["task"] or task,
-        first_attempt=value["first_attempt"],
+        id=str(place if identifier is None else identifier),
+        prompt=prompt,
+        answer=answer,
+        tests=tests,
+        shown=shown,
+        task=_optional_text(place, row, name["task"]) or task,
+        first_attempt=_optional_text(place, row, name["first_attempt"]),
     )
 
 

@@ -36,7 +36,8 @@ def gsm8k(row: Mapping, identifier: str) -> Problem:
 def mbpp(row: Mapping, identifier: str) -> Problem:
     """An MBPP row: fields text (or prompt), code, test_list, test_setup_code (or test_imports).
 
-    The set-up goes before each test, since each runs in a fresh namespace.
+    The set-up goes before each test, since each runs in a fresh namespace. The published
+    prompt shows test_list; challenge_test_list is not read.
     """
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
     tests = tuple(f"{setup}\n{test}" if setup else test for test in row["test_list"])
@@ -45,6 +46,7 @@ def mbpp(row: Mapping, identifier: str) -> Problem:
         prompt=row.get("text") or row["prompt"],
         answer=row["code"].replace("\r\n", "\n"),
         tests=tests,
+        shown=tests,
         task="code",
     )
 
@@ -54,7 +56,7 @@ def humaneval(row: Mapping, identifier: str) -> Problem:
 
     What the prompt defines above the function asked for (imports, and in three
     problems a helper that the tests call) becomes part of the test: it must not be
-    taken from the program under test.
+    taken from the program under test. No prompt may show the test.
     """
     entry = row["entry_point"]
     given = row["prompt"].rpartition(f"def {entry}(")[0]

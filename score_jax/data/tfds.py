@@ -13,7 +13,7 @@ from score_jax.records import Problem
 
 INFO = "dataset_info.json"
 OWN = ("score_math", "score_gsm8k", "score_mbpp", "score_humaneval")
-OWN_VERSION = "1.0.0"
+OWN_VERSION = "1.1.0"
 CATALOGUE = {"gsm8k": rows.gsm8k}
 
 
@@ -84,6 +84,6 @@ def problems(*, path: str, split: str, name: str = "") -> Lazy:
         row = {field: _plain(value) for field, value in source[place].items()}
         if found in CATALOGUE:
             return CATALOGUE[found](row, f"{found}/{split}/{place}")
-        return Problem(**{**row, "tests": tuple(row["tests"])})
+        return Problem(**{**row, "tests": tuple(row["tests"]), "shown": tuple(row["shown"])})
 
     return Lazy(len(source), read)

@@ -79,7 +79,9 @@ def _grade_line(line: bytes, graders: dict[str, GradeFunction], output: int) -> 
         return
     _write(output, {"loaded": name})
     for fields, response in request["items"]:
-        problem = Problem(**{**fields, "tests": tuple(fields["tests"])})
+        problem = Problem(
+            **{**fields, "tests": tuple(fields["tests"]), "shown": tuple(fields["shown"])}
+        )
         given = grade_or_crash(grade, problem, response)
         extracted = given.extracted
         if extracted is not None:

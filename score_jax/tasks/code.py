@@ -56,13 +56,13 @@ INSTRUCTION = (
 
 
 def prompt(problem: Problem) -> str:
-    """The three shots, then the problem with its asserts."""
-    tests = "\n".join(problem.tests)
-    text = problem.prompt.strip()
-    return (
-        f"{SHOTS}You are an expert Python programmer, and here is your task: {text} "
-        f"Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
-    )
+    """The three shots, then the problem with those of its asserts that may be shown."""
+    text = f"{SHOTS}You are an expert Python programmer, and here is your task: "
+    text += problem.prompt.strip()
+    if problem.shown:  # none: somebody types the problem
+        tests = "\n".join(problem.shown)
+        text += f" Your code should pass these tests:\n\n{tests}"
+    return f"{text}\n[BEGIN]\n"
 
 
 def grade(problem: Problem, response: str) -> Grade:
@@ -77,4 +77,11 @@ KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (ONE, "import os\nos._exit(0)", "wrong"),
     (ONE, "I cannot do that.", "unparsable"),
 )
-TASK = Task(name="code", prompt=prompt, instruction=INSTRUCTION, grade=grade, known=KNOWN)
+TASK = Task(
+    name="code",
+    prompt=prompt,
+    instruction=INSTRUCTION,
+    grade=grade,
+    known=KNOWN,
+    shows_tests=True,
+)

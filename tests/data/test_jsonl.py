@@ -30,9 +30,67 @@ def test_other_field_names_are_mapped(tmp_path):
     assert (problem.prompt, problem.answer) == ("q", "B")
 
 
+def test_tests_are_hidden_unless_the_row_or_the_config_shows_them(tmp_path):
+    row = {"prompt": "f", "tests": ["assert f(1)", "assert f(2)"]}
+    path = write(tmp_path, row, row | {"shown": ["assert f(2)"]})
+    assert [p.shown for p in jsonl.problems(path)] == [(), ("assert f(2)",)]
+    shown = jsonl.problems(path, fields={"shown": "tests"})
+    assert [p.shown for p in shown] == [("assert f(1)", "assert f(2)")] * 2
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\ufeff\ufeff", " \ufeff"])
+def test_a_byte_order_mark_is_passed_over_wherever_files_were_joined(tmp_path, mark):
+    second = json.dumps({"id": "b", "prompt": "\ufeffé", "answer": "π"}, ensure_ascii=False)
+    path = tmp_path / "problems.jsonl"
+    path.write_text(f"{mark}{json.dumps(GOOD)}\r\n{mark}{second}\n{mark}", encoding="utf-8")
+    problems = jsonl.problems(path)
+    assert [(p.id, p.prompt, p.answer) for p in problems] == [
+        ("a", "1 + 1?", "2"),
+        ("b", "\ufeffé", "π"),
+    ]
+
+
+def test_surrogate_pairs_are_text(tmp_path):
+    path = write(tmp_path, '{"prompt": "\\ud83d\\ude00", "answer": "\\\\ud83d"}')
+    assert (jsonl.problems(path)[0].prompt, jsonl.problems(path)[0].answer) == ("😀", "\\ud83d")
+
+
+def test_the_line_with_bytes_that_are_no_utf8_is_named(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    good = "".join(json.dumps(GOOD | {"id": n}) + "\n" for n in range(500))
+    path.write_bytes(good.encode() + '{"prompt": "é", "answer": 1}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"problems.jsonl:501 is not UTF-8"):
+        jsonl.problems(path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (
+            '{"prompt": "a \\ud800", "answer": 1}',
+            r"jsonl:2 holds half of a .* pair, \\ud800",
+        ),
+        (
+            '{"prompt": "p", "answer": "\\udfff"}',
+            r"jsonl:2 holds half of a .* pair, \\udfff",
+        ),
+        ('{"prompt": "p", "tests": ["\\udc80"]}', "jsonl:2 holds half of a surrogate pair"),
+        ('{"prompt": "p", "answer": 1, "\\ud83d": 1}', "jsonl:2 holds half of a surrogate pair"),
+        ('{"prompt": "p", "answer": NaN}', "jsonl:2 is not JSON: NaN"),
+        ('{"prompt": "p", "answer": 1e999}', "jsonl:2: 'answer' is a number too large"),
+        ('{"prompt": "p", "answer": ""}', "jsonl:2 has neither 'answer' nor 'tests'"),
+        ({"prompt": " ", "answer": "1"}, "jsonl:2 has no text in its field 'prompt'"),
+        ({"prompt": "p", "tests": {"a": 1}}, "jsonl:2: 'tests' must be a list of texts"),
+        ({"prompt": "p", "tests": 5}, "jsonl:2: 'tests' must be a list of texts"),
+        ({"prompt": "p", "tests": False, "answer": 1}, "jsonl:2: 'tests' must be a list of texts"),
+        ({"prompt": "p", "tests": ["assert 1", 2]}, "jsonl:2: 'tests' must be a list of texts"),
+        ({"prompt": "p", "tests": [["assert 1"]]}, "jsonl:2: 'tests' must be a list of texts"),
+        ({"prompt": "p", "tests": [" "]}, "jsonl:2: 'tests' must be .* none of them blank"),
+        ({"prompt": "p", "tests": ["a"], "shown": ["b"]}, "jsonl:2: 'shown' must be some of"),
+        ({"prompt": "p", "tests": ["a"], "shown": "a"}, "jsonl:2: 'shown' must be a list"),
+        ({"prompt": "p", "answer": 1, "id": ["x"]}, "jsonl:2: 'id' must be text or a number"),
+        ({"prompt": "p", "answer": 1, "task": 3}, "jsonl:2: 'task' must be text"),
+        ({"prompt": "p", "answer": 1, "first_attempt": 3}, "jsonl:2: 'first_attempt' must be text"),
         ("{broken", "problems.jsonl:2 is not JSON"),
         ("[" * 100_000, "problems.jsonl:2 is not JSON"),
         ("[1]", "problems.jsonl:2 is a list"),

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from score_jax.data import tfds
 from score_jax.data.__main__ import main
 
 CONFIG = """
@@ -47,5 +48,5 @@ def test_a_data_set_is_prepared(tmp_path, capsys):
     file = tmp_path / "g.jsonl"
     file.write_text(json.dumps({"question": "q", "answer": "#### 4"}))
     assert main(["--prepare=gsm8k", f"--files=test={file}", f"--path={tmp_path}"]) == 0
-    assert (tmp_path / "score_gsm8k" / "1.0.0" / "dataset_info.json").exists()
+    assert (tmp_path / "score_gsm8k" / tfds.OWN_VERSION / tfds.INFO).exists()
     assert main(["--prepare=gsm8k"]) == 2

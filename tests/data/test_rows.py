@@ -21,7 +21,7 @@ def test_mbpp_puts_its_setup_before_each_test():
     row = {"text": "t", "code": "a\r\nb", "test_list": ["assert f(1)", "assert f(2)"]}
     problem = rows.mbpp(row | {"test_setup_code": "import math"}, "x")
     assert problem.tests == ("import math\nassert f(1)", "import math\nassert f(2)")
-    assert problem.answer == "a\nb"
+    assert problem.answer == "a\nb" and problem.shown == problem.tests
     assert rows.mbpp(row, "x").tests == ("assert f(1)", "assert f(2)")
 
 
@@ -35,4 +35,4 @@ def test_humaneval_tests_hold_the_prompts_own_helpers():
     problem = rows.humaneval(row, "x")
     assert problem.tests[0].startswith("import math\ndef helper(x):\n    return x\n")
     assert problem.tests[0].endswith("check(f)\n")
-    assert problem.answer.endswith("return 1\n")
+    assert problem.answer.endswith("return 1\n") and problem.shown == ()

@@ -42,6 +42,7 @@ def test_what_a_builder_writes_is_read_back(tmp_path, name):
         assert problem.prompt and problem.task
         assert problem.answer == ANSWERS.get(name, "def f():\n    return 1\n")
         assert len(problem.tests) == {"mbpp": 2, "humaneval": 1}.get(name, 0)
+        assert len(problem.shown) == {"mbpp": 2}.get(name, 0)
         assert found[-1] == problem and found[:5] == [problem]
 
 
@@ -71,14 +72,14 @@ def change(folder, **fields):
 def test_a_folder_of_another_kind_is_refused(tmp_path):
     file = write(tmp_path / "rows.jsonl", ROWS["gsm8k"])
     builders.prepare("gsm8k", {"train": file}, str(tmp_path))
-    folder = tmp_path / "score_gsm8k" / "1.0.0"
+    folder = tmp_path / "score_gsm8k" / tfds.OWN_VERSION
     with pytest.raises(ValueError, match=r"data.split is 'test'; .* has train"):
         tfds.problems(path=str(folder), split="test")
     with pytest.raises(ValueError, match="it holds none"):
         tfds.problems(path=str(tmp_path / "empty"), split="train")
     for fields, message in (
-        ({"version": "0.9.0"}, "is version 0.9.0 of score_gsm8k; this release reads 1.0.0"),
-        ({"version": "1.0.0", "fileFormat": "tfrecord"}, "has the format tfrecord"),
+        ({"version": "1.0.0"}, "is version 1.0.0 of score_gsm8k; this release reads 1.1.0"),
+        ({"version": tfds.OWN_VERSION, "fileFormat": "tfrecord"}, "has the format tfrecord"),
         ({"name": "mnist"}, "holds 'mnist'"),
         ({"name": None}, "holds None"),
     ):

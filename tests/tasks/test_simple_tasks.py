@@ -25,7 +25,8 @@ def test_the_stated_gold_answer_is_correct(name):
 
 
 def test_code_prompts_hold_three_shots_and_the_asserts():
-    text = code.prompt(Problem(id="1", prompt="Double.", tests=("assert f(1) == 2",)))
+    tests = ("assert f(1) == 2", "assert f(2) == 4")
+    text = code.TASK.ask(Problem(id="1", prompt="Double.", tests=tests, shown=tests[:1]))
     assert text.count("[BEGIN]") == 4 and text.count("[DONE]") == 3
     assert text.endswith(
         "Double. Your code should pass these tests:\n\nassert f(1) == 2\n[BEGIN]\n"
