@@ -79,9 +79,9 @@ class Dialogue:
             self.length += len(part)
 
     def draw(
-        self, key: jax.Array, turn: int, *, stop: int, limit: int, temperature: float
+        self, key: jax.Array, turn: int, *, stops: Sequence[int], limit: int, temperature: float
     ) -> Iterator[int]:
-        """Draws a turn token by token; the stop token ends it and is not given out.
+        """Draws a turn token by token; a stop token ends it and is not given out.
 
         Args:
           key: of `keys.row_keys`, for one row.
@@ -94,10 +94,10 @@ class Dialogue:
                 (place,) = token_keys(key, key, *places)
                 token = int(jax.random.categorical(place, self.logits / temperature))
             self.read([token])
-            if token == stop:
+            if token in stops:
                 return
             yield token
-        self.read([stop])  # a turn that was cut is closed, as in training
+        self.read([stops[0]])  # a turn that was cut is closed, as in training
 
 
 def ask(
@@ -134,7 +134,7 @@ def ask(
             if turn > 1:
                 write(f"\n{faint(built.task.instruction, colour)}\n")
             write(f"\n{faint(f'attempt {turn}', colour)}\n")
-            drawn = dialogue.draw(key, turn, stop=chat.stop, limit=limit, temperature=temperature)
+            drawn = dialogue.draw(key, turn, stops=chat.stops, limit=limit, temperature=temperature)
             attempts.append(stream(drawn, chat.decode, write))
     for before, after in itertools.pairwise(attempts):
         write(f"\n{faint('change', colour)}\n{mark_change(before, after, colour=colour)}\n")

@@ -7,6 +7,10 @@ from score_jax.tasks import registry
 from score_jax.text import tokenizer as tokenizers
 from score_jax.text.chat import Chat, get_format
 from score_jax.weights import embedded, load
+from score_jax.weights.stops import load_stops
+
+# Sources that are no files; "" is the tokenizer beside the weights.
+MADE_HERE = ("", "embedded", "random", "stand_in", "trained")
 
 
 def model_config(settings: Settings) -> ModelConfig:
@@ -42,4 +46,12 @@ def load_chat(settings: Settings) -> Chat:
         )
     else:
         tokenizer = load.load_tokenizer(source or settings.weights.source)
-    return Chat(tokenizer, chat)
+    return Chat(tokenizer, chat, more_stops(settings))
+
+
+def more_stops(settings: Settings) -> tuple[int, ...]:
+    """What ends a turn by the weights' files, or where those say nothing by the tokenizer's."""
+    for source in (settings.weights.source, settings.tokenizer.source):
+        if source not in MADE_HERE and (found := load_stops(source)):
+            return found
+    return ()

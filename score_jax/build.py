@@ -117,7 +117,7 @@ class Built:
     def script(self, turns: int) -> Script:
         """What stands between the turns of the task's dialogues."""
         instruction = tuple(self.chat.encode_instruction(self.task.instruction))
-        return Script(stop=self.chat.stop, instruction=instruction, turns=turns)
+        return Script(stops=self.chat.stops, instruction=instruction, turns=turns)
 
     def sampler(self) -> Sampler:
         """The programs that a training rollout runs."""
@@ -182,11 +182,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     mesh = sharding.make_mesh(settings.mesh, devices)
     config = model_config(settings)
     chat = load_chat(settings)
-    if chat.tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"tokenizer.source is {settings.tokenizer.source!r} with {chat.tokenizer.vocab_size} "
-            f"pieces, but the model has embeddings for {config.vocab_size}; use the model's own"
-        )
+    check_vocabulary(settings, chat, config.vocab_size)
     check_rows(settings, mesh)
     decoder = Decoder(config)
     updates = settings.steps * settings.learner.minibatches
@@ -278,6 +274,24 @@ def adapter_functions(settings: Settings, boxed: Params) -> AdapterFunctions | N
         attach=lambda adapter, base: lora.attach(base, adapter, config),
         merge=lambda base, adapter: lora.merge(base, adapter, config),
     )
+
+
+def check_vocabulary(settings: Settings, chat: Chat, rows: int) -> None:
+    """Checks that the model has an embedding for all that the tokenizer makes.
+
+    Raises:
+      ValueError: it hasn't.
+    """
+    if chat.tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"tokenizer.source is {settings.tokenizer.source!r} with {chat.tokenizer.vocab_size} "
+            f"pieces, but the model has embeddings for {rows}; use the model's own"
+        )
+    if max(chat.stops) >= rows:
+        raise ValueError(
+            f"eos_token_id of weights.source {settings.weights.source!r} is {max(chat.stops)}, but "
+            f"the model has embeddings for {rows}; correct its generation_config.json"
+        )
 
 
 def check_rows(settings: Settings, mesh: Mesh) -> None:

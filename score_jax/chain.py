@@ -118,6 +118,8 @@ def train_stage(
         return
     hosts.say(f"[{settings.name}] {settings.steps} steps in {folder}")
     built = build(settings)
+    if built.chat.more_stops:
+        hosts.say(f"[{settings.name}] {built.chat.describe_stops()}")
     sharding.meet(built.mesh)
     reference = load_reference(built)
     problems = sources.load(**dict(settings.data))

@@ -26,7 +26,7 @@ def encode_dialogue(
             piece = chat.tokenizer.encode(part.text)
             ids += piece
             turns += [number if part.learn else 0] * len(piece)
-        ids.append(script.stop)
+        ids.append(script.stops[0])
         turns.append(number if parts[-1].learn else 0)
     return ids, turns
 

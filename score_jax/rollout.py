@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,13 +73,17 @@ def encode_prompts(
 
 
 def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str, ...]]:
-    """Each row's attempts as text, without stop tokens."""
+    """Each row's attempts as text, up to what ended them: nothing behind a stop is graded."""
     tokens, turn = np.asarray(episodes.tokens), np.asarray(episodes.turn)
-    stop = chat.stop
+    stops = frozenset(chat.stops)
+
+    def going_on(token: int) -> bool:
+        return token not in stops
+
     texts = []
     for row, owner in zip(tokens, turn, strict=True):
-        ids = [row[owner == number].tolist() for number in range(1, turns + 1)]
-        texts.append(tuple(chat.decode(i[:-1] if i and i[-1] == stop else i) for i in ids))
+        turns_ids = (row[owner == number].tolist() for number in range(1, turns + 1))
+        texts.append(tuple(chat.decode(list(takewhile(going_on, ids))) for ids in turns_ids))
     return texts
 
 

@@ -71,7 +71,7 @@ class SamplingConfig:
 class Script:
     """What stands between turns, and what ends one."""
 
-    stop: int  # id of the stop token
+    stops: tuple[int, ...]  # ids that end a turn; the first is the format's own, which is forced
     instruction: tuple[int, ...]  # ids from behind the stop token to where the next turn begins
     turns: int = 2  # R, attempts per dialogue
 
@@ -179,7 +179,7 @@ def advance(
     forcing = loop.forced <= len(script.instruction)
     policy = ~forcing & ~loop.done
     used = loop.used + policy
-    stopped = policy & (token == script.stop)
+    stopped = policy & (token[:, None] == jnp.asarray(script.stops)).any(axis=1)
     cut = policy & ~stopped & (used >= limit)
     ended = stopped | cut
     final = loop.turn == script.turns
@@ -222,7 +222,7 @@ def sample_dialogues(
     """
     rows = row_keys(key, prompts.draw, samples=config.samples, branches=config.branches)
     first_keys, own_keys = by_row(rows)
-    forced_tokens = jnp.asarray((script.stop, *script.instruction, script.stop), jnp.int32)
+    forced_tokens = jnp.asarray((script.stops[0], *script.instruction, script.stops[0]), jnp.int32)
     table = output_table(decoder, params)
 
     def body(loop: Loop, slots: int) -> Loop:

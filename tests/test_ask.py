@@ -64,6 +64,32 @@ def test_a_seed_decides_what_is_drawn(built):
     assert draw(1) != draw(2)
 
 
+@pytest.mark.parametrize(
+    ("drawn", "given", "read"),
+    [
+        ([5, 6, 0], [5, 6], [5, 6, 0]),
+        ([5, 9], [5], [5, 9]),
+        ([8], [], [8]),
+        ([5, 6, 7], [5, 6, 7], [5, 6, 7, 0]),  # cut: the format's own stop closes it
+    ],
+)
+def test_any_stop_ends_a_turn_that_is_shown(drawn, given, read):
+    heard, coming = [], [*drawn, 1, 1]
+
+    class Scripted(ask.Dialogue):
+        def __post_init__(self):
+            self.logits = np.eye(10)[drawn[0]]
+
+        def read(self, ids):
+            heard.extend(ids)
+            self.logits = np.eye(10)[coming[len(heard)]]
+
+    dialogue = Scripted(None, None, 0)
+    options = {"stops": (0, 9, 8), "limit": 3, "temperature": 0.0}
+    assert list(dialogue.draw(jax.random.key(0), 1, **options)) == given
+    assert heard == read
+
+
 def test_text_comes_as_its_tokens_do_and_waits_for_whole_characters():
     pieces = {1: b"caf", 2: b"\xc3", 3: b"\xa9", 4: b"!"}
     written = []

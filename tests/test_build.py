@@ -1,5 +1,8 @@
 """Every config becomes programs whose shapes and shardings fit each other."""
 
+import dataclasses
+import json
+
 import jax
 import pytest
 from ml_collections import ConfigDict
@@ -52,6 +55,22 @@ def test_rows_that_do_not_divide_are_named():
         ValueError, match=r"mesh is slices=1 data=2 fsdp=1 swing=1 tensor=1; .*devices, 1"
     ):
         build(settings, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(("stops", "fits"), [([11, 79], True), ([11, 80], False)])
+def test_a_stop_that_the_model_cannot_draw_is_named(stops, fits, tmp_path):
+    settings = links("stage1")[-1].settings
+    built = build(settings)
+    built.chat.tokenizer.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    tokenizer = dataclasses.replace(settings.tokenizer, source=str(tmp_path))
+    settings = dataclasses.replace(settings, tokenizer=tokenizer)
+    if fits:
+        assert build(settings).script(2).stops == (built.chat.stop, 11, 79)
+        return
+    message = r"eos_token_id of .* is 80, but the model has embeddings for 80; correct its gener"
+    with pytest.raises(ValueError, match=message):
+        build(settings)
 
 
 def test_a_model_of_random_weights_must_be_described():

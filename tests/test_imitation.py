@@ -9,7 +9,7 @@ from score_jax.records import Task
 from score_jax.sampling import Script
 
 TASK = Task(name="letters", prompt=lambda p: f"?{p.prompt}", instruction="i", grade=lambda *_: None)
-SCRIPT = Script(stop=ord("#"), instruction=(ord("i"), ord("j")), turns=2)
+SCRIPT = Script(stops=(ord("#"),), instruction=(ord("i"), ord("j")), turns=2)
 WRONG = Dialogue("ab", ((Part("x="), Part("7:", learn=False), Part("cd")), (Part("efg"),)))
 RIGHT = Dialogue("c", ((Part("x="), Part("7:"), Part("d")), (Part("e"), Part("fg", learn=False))))
 
@@ -17,7 +17,7 @@ RIGHT = Dialogue("c", ((Part("x="), Part("7:"), Part("d")), (Part("e"), Part("fg
 class Letters:
     """A chat whose tokens are characters."""
 
-    stop = SCRIPT.stop
+    stops = SCRIPT.stops
 
     @property
     def tokenizer(self):
@@ -54,6 +54,12 @@ def test_rows_are_padded_behind_with_nothing_learnt():
 def test_making_rows_leaves_the_script_alone():
     imitation.encode_dialogues(Letters(), TASK, SCRIPT, [WRONG] * 3, 20)
     assert SCRIPT.instruction == (ord("i"), ord("j"))
+
+
+def test_worked_turns_end_in_the_formats_own_stop():
+    several = Script(stops=(ord("#"), ord("!")), instruction=SCRIPT.instruction, turns=2)
+    ids, _ = imitation.encode_dialogue(Letters(), several, "?ab", WRONG)
+    assert "".join(map(chr, ids)) == "?abx=7:cd#ijefg#"
 
 
 def test_a_dialogue_longer_than_a_row_is_refused_by_name():

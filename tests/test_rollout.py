@@ -30,7 +30,7 @@ EPISODES = rows_of(LINES, 2, rewards=np.zeros((4, 2)))
 
 
 class DigitChat:
-    stop = 0
+    stops = (0,)
 
     def encode_prompt(self, text):
         return [int(digit) for digit in text]
@@ -91,6 +91,21 @@ def test_attempts_are_the_turns_own_tokens_without_their_stop():
 def test_a_stop_token_within_padding_belongs_to_nobody():
     wide = rows_of(LINES, 2, width=14, padding=0)
     assert rollout.attempt_texts(DigitChat(), wide, 2) == TEXTS
+
+
+SEVERAL = [  # turns of a chat that ends them at 0, 6 or 8
+    ([9, 3, 1, 6, 7, 2, 2, 8], [0, 0, 1, 1, 0, 2, 2, 2]),
+    ([9, 3, 8, 7, 6], [0, 0, 1, 0, 2]),
+    ([9, 6, 5, 5, 0, 7, 1, 0], [0, 0, 1, 1, 0, 0, 2, 2]),  # turn 1 cut; 6 in the prompt
+    ([9, 3, 1, 6, 2, 0, 7, 3, 8, 4], [0, 0, 1, 1, 1, 1, 0, 2, 2, 2]),  # never sampled so
+]
+
+
+def test_whatever_stops_a_turn_nothing_behind_it_is_graded():
+    chat = DigitChat()
+    chat.stops = (0, 6, 8)
+    got = rollout.attempt_texts(chat, rows_of(SEVERAL, 2), 2)
+    assert got == [("1", "22"), ("", ""), ("55", "1"), ("1", "3")]
 
 
 def test_every_turn_is_graded_against_its_rows_problem():

@@ -50,9 +50,12 @@ def with_(**fields):
 
 
 TREE = with_(samples=4, branches=2, temperature=0.7)
-TREE_SCRIPT = Script(stop=0, instruction=(), turns=3)
+TREE_SCRIPT = Script(stops=(0,), instruction=(), turns=3)
+SEVERAL = dataclasses.replace(SCRIPT, stops=(4, 0, 8))
+BRISK = with_(turn_limit=2, samples=6)
 CASES = {
     "two turns": (MODEL, SCRIPT, SAMPLING),
+    "several stops, one of them in the instruction": (MODEL, SEVERAL, BRISK),
     "windows, caps and norms": (GEMMA, SCRIPT, SAMPLING),
     "long turns, the cache in four spans": (MODEL, SCRIPT, with_(turn_limit=24, spans=4)),
     "one greedy turn": (MODEL, dataclasses.replace(SCRIPT, turns=1), with_(temperature=0.0)),
@@ -108,13 +111,28 @@ def test_a_turn_owns_its_stop_and_a_cut_turn_has_a_forced_one():
             own = np.flatnonzero(turn == number)
             assert len(own) <= SAMPLING.turn_limit
             assert (np.diff(own) == 1).all()
-            assert (tokens[own] == SCRIPT.stop).sum() == (0 if cut[number - 1] else 1)
-            assert cut[number - 1] or tokens[own[-1]] == SCRIPT.stop
+            assert (tokens[own] == SCRIPT.stops[0]).sum() == (0 if cut[number - 1] else 1)
+            assert cut[number - 1] or tokens[own[-1]] == SCRIPT.stops[0]
             if number == 1:
-                between = [SCRIPT.stop] * int(cut[0]) + [7, 8]
+                between = [*SCRIPT.stops] * int(cut[0]) + [7, 8]
                 assert tokens[own[-1] + 1 : own[-1] + 1 + len(between)].tolist() == between
             else:
                 assert length == own[-1] + 1
+
+
+def test_any_stop_ends_a_turn_and_a_cut_one_gets_the_formats_own():
+    got = sample(script=SEVERAL, sampling=BRISK)
+    ends = set()
+    for tokens, owner, cut in rows(got):
+        for number in (1, 2):
+            own = [t for t, o in zip(tokens, owner, strict=True) if o == number]
+            assert not set(own[:-1]) & set(SEVERAL.stops)
+            assert cut[number - 1] == (own[-1] not in SEVERAL.stops)
+            ends |= {own[-1]} - ({own[-1]} if cut[number - 1] else set())
+        behind = owner.index(0, owner.index(1))
+        assert tokens[behind : behind + 2 + cut[0]] == [4] * cut[0] + [7, 8]
+    assert len(ends) > 2, "the case shows too few of the stops"
+    assert got.truncated[:, 0].any() and not got.truncated[:, 0].all()
 
 
 OTHERS = {
@@ -242,14 +260,14 @@ def test_cached_decoding_is_the_full_forward(config, tolerance):
 
 
 def test_row_length_holds_the_longest_dialogue():
-    script = Script(stop=0, instruction=(1, 2, 3), turns=3)
+    script = Script(stops=(0,), instruction=(1, 2, 3), turns=3)
     config = SamplingConfig(prompt_limit=10, turn_limit=20)
     assert script.row_length(config) == 10 + 20 + (1 + 3) + 20 + (1 + 3) + 20
 
 
 def test_each_span_sees_all_that_may_be_written_in_it():
     """Prompts of 10, then 2 * 20 + 4 = 44 tokens at most, in thirds; slots in tiles of 16."""
-    script = Script(stop=0, instruction=(1, 2, 3), turns=2)
+    script = Script(stops=(0,), instruction=(1, 2, 3), turns=2)
     config = SamplingConfig(prompt_limit=10, turn_limit=20, spans=3)
     assert script.sights(config) == [(14, 32), (29, 48), (44, 54)]
     whole = dataclasses.replace(config, spans=1)

@@ -98,7 +98,7 @@ def test_sampling_expands_one_token_per_row():
     draw = partial(
         sample_dialogues,
         Decoder(CONFIG),
-        script=Script(stop=0, instruction=(3,)),
+        script=Script(stops=(0,), instruction=(3,)),
         config=SamplingConfig(samples=2, prompt_limit=PROMPT, turn_limit=LIMIT),
     )
     compiled = jax.jit(draw).lower(random_params(CONFIG), prompts, jax.random.key(0)).compile()

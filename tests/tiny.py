@@ -26,7 +26,7 @@ GEMMA = dataclasses.replace(  # every switch that could break a cache
     norm_plus_one=True,
     embedding_scale=True,
 )
-SCRIPT = Script(stop=0, instruction=(7, 8), turns=2)  # the stop token is the padding as well
+SCRIPT = Script(stops=(0,), instruction=(7, 8), turns=2)  # the stop token is the padding as well
 SAMPLING = SamplingConfig(samples=3, prompt_limit=5, turn_limit=5)
 PROMPTS = Prompts(
     tokens=np.array([[3, 4, 5, 0, 0], [6, 2, 1, 3, 0]], np.int32),
@@ -96,13 +96,13 @@ def naive_dialogue(config, params, prompt, first_key, own_key, script, sampling)
             token = int(draw(params, padded, len(line), key))
             line.append(token)
             owner.append(turn)
-            if token == script.stop:
+            if token in script.stops:
                 cuts.append(False)
                 break
             if count == sampling.turn_limit:
                 cuts.append(True)
                 if turn < script.turns:
-                    line.append(script.stop)
+                    line.append(script.stops[0])
                     owner.append(0)
     return line, owner, cuts
 

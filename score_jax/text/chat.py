@@ -132,6 +132,7 @@ class Chat:
 
     tokenizer: Tokenizer
     format: ChatFormat
+    more_stops: tuple[int, ...] = ()  # ids that end a turn beside the format's own marker
 
     def __post_init__(self):
         missing = []
@@ -149,8 +150,20 @@ class Chat:
 
     @property
     def stop(self) -> int:
-        """Id of the marker that ends a turn."""
+        """Id of the format's own marker that ends a turn; a turn that was cut gets it."""
         return self.tokenizer.marker(self.format.stop)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """All ids that end a turn, the format's own first."""
+        return tuple(dict.fromkeys((self.stop, *self.more_stops)))
+
+    def describe_stops(self) -> str:
+        """What ends a turn, for people."""
+        more = ", ".join(map(str, self.stops[1:])) or "no other"
+        return (
+            f"turns end at {self.format.stop} (id {self.stop}), by the model's files also at {more}"
+        )
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids from the start of the dialogue to where turn 1 begins."""

@@ -88,7 +88,7 @@ def test_it_answers_a_sum(model):
     dialogue = ask.Dialogue(Decoder(config), params, 256)
     dialogue.read(chat.encode_prompt("What is 7 + 5?"))
     key = jax.random.key(0)[None]
-    drawn = list(dialogue.draw(key, 1, stop=chat.stop, limit=60, temperature=0.0))
+    drawn = list(dialogue.draw(key, 1, stops=chat.stops, limit=60, temperature=0.0))
     assert "12" in chat.decode(drawn)
     assert len(drawn) < 60, "the turn did not end by itself"
 

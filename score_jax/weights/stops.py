@@ -1,0 +1,54 @@
+"""Which token ids end a text, as the files beside the weights say.
+
+Sampling elsewhere ends at any of them, so it does here: `generation_config.json`, or
+where that names none `config.json`, as transformers reads them; of a GGUF file the ends
+of text, of turn and of message.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from score_jax.weights.gguf import read_header
+from score_jax.weights.load import CONFIG_FILE, GGUF, locate
+
+GENERATION_FILE = "generation_config.json"
+FIELD = "eos_token_id"
+GGUF_FIELDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
+def load_stops(source: str) -> tuple[int, ...]:
+    """The ids in the file's order; empty where nothing is said.
+
+    Raises:
+      ValueError: what is said is no token id.
+    """
+    path = locate(source)
+    if path.suffix == GGUF:
+        metadata = read_header(path).metadata
+        found = [int(metadata[name]) for name in GGUF_FIELDS if name in metadata]
+        return tuple(dict.fromkeys(found))
+    for name in (GENERATION_FILE, CONFIG_FILE):
+        if ids := read_ids(path / name):
+            return ids
+    return ()
+
+
+def read_ids(path: Path) -> tuple[int, ...]:
+    """The ids that one file names; of an image-and-text model those of its text half."""
+    if not path.is_file():
+        return ()
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); fetch it again") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is a {type(data).__name__}, not an object; fetch it again")
+    inner = data.get("text_config")
+    value = data.get(FIELD)
+    if value is None and isinstance(inner, dict):
+        value = inner.get(FIELD)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(index) is int and index >= 0 for index in ids):
+        raise ValueError(f"{path}: {FIELD} is {value!r}; set a token id, or a list of them")
+    return tuple(dict.fromkeys(ids))
