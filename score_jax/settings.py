@@ -296,8 +296,10 @@ def section(kind: type, values: Mapping[str, Any], path: str) -> Any:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; set it in the config file")
     arguments = {name: plain(value) for name, value in values.items()}
-    if kind is ModelConfig and isinstance(arguments.get("rope_scaling"), tuple):
-        arguments["rope_scaling"] = RopeScaling(**dict(arguments["rope_scaling"]))
+    if kind is ModelConfig:
+        for name in ("rope_scaling", "rope_local_scaling"):
+            if isinstance(arguments.get(name), tuple):
+                arguments[name] = RopeScaling(**dict(arguments[name]))
     return kind(**arguments)
 
 

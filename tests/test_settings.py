@@ -77,6 +77,11 @@ def test_settings_can_be_a_key():
 def test_rope_scaling_is_a_record_of_its_own():
     settings = parse(changed("model.rope_scaling", {"kind": "llama3", "factor": 4.0}))
     assert settings.model.rope_scaling == RopeScaling(kind="llama3", factor=4.0)
+    local = {"kind": "linear", "factor": 2.0}
+    config = changed("model.rope_local_scaling", local)
+    config.model.rope_local_base = 100.0
+    settings = parse(config)
+    assert settings.model.rope_local_scaling == RopeScaling(kind="linear", factor=2.0)
 
 
 def test_a_model_may_be_left_to_the_weights():

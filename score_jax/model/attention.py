@@ -59,11 +59,13 @@ class Attention(nn.Module):
         frequencies: Float[Array, "Half"],
         window: Int[Array, ""],
         cached: Cached | None,
+        magnitude: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """Attends and returns the block's own keys and values.
 
         Args:
           cached: keys and values of S slots; slot s holds position s.
+          magnitude: of rotated queries and keys (YaRN); None: 1.
         """
         config = self.config
         query = self.project(x, "query", config.heads, "heads")
@@ -72,8 +74,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             query = RmsNorm(config, axis="head_dim", name="query_norm")(query)
             key = RmsNorm(config, axis="head_dim", name="key_norm")(key)
-        query = rotate(query, positions, frequencies)
-        key = rotate(key, positions, frequencies)
+        query = rotate(query, positions, frequencies, magnitude)
+        key = rotate(key, positions, frequencies, magnitude)
         key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # B K T H
 
         scores = self.scores(query, key, visible(positions, positions, window))

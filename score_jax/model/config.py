@@ -1,9 +1,11 @@
 """The fields by which model families differ. There is one decoder and no subclass."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "gelu"]  # the last: the exact form, by erf
+RopeKind = Literal["linear", "llama3", "yarn"]
 Remat = Literal["none", "dots", "full"]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -12,11 +14,46 @@ Dtype = Literal["float32", "bfloat16"]
 class RopeScaling:
     """How the rotary frequencies of long-context models are stretched."""
 
-    kind: Literal["linear", "llama3"]
+    kind: RopeKind
     factor: float
     low_frequency_factor: float = 1.0  # llama3 only
     high_frequency_factor: float = 4.0  # llama3 only
-    original_length: int = 8192  # llama3 only; tokens
+    original_length: int = 8192  # llama3 and yarn; tokens
+    beta_fast: float = 32.0  # yarn only; turns in the original length, above which nothing changes
+    beta_slow: float = 1.0  # yarn only; turns below which frequencies are divided by the factor
+    truncate: bool = True  # yarn only; the ramp between the two begins and ends at whole channels
+    attention_factor: float | None = None  # yarn only; None: 0.1 ln(factor) + 1
+
+    def __post_init__(self):
+        if self.kind not in get_args(RopeKind):
+            raise ValueError(
+                f"model.rope_scaling.kind is {self.kind!r}; "
+                f"choose one of {', '.join(get_args(RopeKind))}"
+            )
+        for name in ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(
+                    f"model.rope_scaling.{name} is {value}; set a finite value above 0"
+                )
+        for low, high in (
+            ("low_frequency_factor", "high_frequency_factor"),
+            ("beta_slow", "beta_fast"),
+        ):
+            if getattr(self, low) >= getattr(self, high):
+                raise ValueError(
+                    f"model.rope_scaling.{low} is {getattr(self, low)}; "
+                    f"set less than {high} {getattr(self, high)}"
+                )
+
+    @property
+    def magnitude(self) -> float:
+        """What rotated queries and keys are multiplied by."""
+        if self.kind != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return max(1.0, 0.1 * math.log(self.factor) + 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +82,8 @@ class ModelConfig:
     local_layers: tuple[bool, ...] | None = None  # which layers are local; None: all, if window
     rope_base: float = 10_000.0
     rope_local_base: float | None = None  # Gemma 3's local layers; None: rope_base
-    rope_scaling: RopeScaling | None = None  # applies to global layers
+    rope_scaling: RopeScaling | None = None  # of global layers; of all without rope_local_base
+    rope_local_scaling: RopeScaling | None = None  # of local layers with a rope_local_base
     max_length: int | None = None  # tokens the model was trained for; None: unlimited
     dtype: Dtype = "float32"  # of activations; parameters are float32
     unroll: int = 1  # layers per iteration of the scan; all of them is fastest for tiny models
@@ -70,6 +108,10 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim is {self.head_dim}; RoPE needs an even number")
+        if self.rope_local_scaling is not None and self.rope_local_base is None:
+            raise ValueError(
+                "model.rope_local_scaling is set without model.rope_local_base; set both"
+            )
         if self.local_layers is not None and len(self.local_layers) != self.layers:
             raise ValueError(
                 f"model.local_layers has {len(self.local_layers)} entries; "

@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int
 
 from score_jax.model.attention import Attention, Cached, KeysValues
 from score_jax.model.config import ModelConfig
-from score_jax.model.layers import GatedMlp, RmsNorm, layer_frequencies, soft_cap, weight
+from score_jax.model.layers import (
+    GatedMlp,
+    RmsNorm,
+    layer_frequencies,
+    layer_magnitudes,
+    soft_cap,
+    weight,
+)
 from score_jax.types import Cache, Params
 
 FAR = 1 << 30  # the window of a layer that sees everything, in tokens
@@ -31,16 +38,16 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        layer: tuple[Array, Array, Array],
+        layer: tuple[Array, Array | None, Array, Array],
         cache: Cache | None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
-        """One layer; `layer` holds its rotary frequencies, its window and its number."""
+        """One layer; `layer` holds its rotary frequencies and magnitude, its window and number."""
         config = self.config
-        frequencies, window, number = layer
+        frequencies, magnitude, window, number = layer
         cached = None if cache is None else read_cache(cache, number)
         normed = RmsNorm(config, name="attention_norm")(x)
         attention = Attention(config, name="attention")
-        mixed, new = attention(normed, positions, frequencies, window, cached)
+        mixed, new = attention(normed, positions, frequencies, window, cached, magnitude)
         if config.post_norms:
             mixed = RmsNorm(config, name="attention_post_norm")(mixed)
         x = x + mixed
@@ -109,7 +116,8 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(config.width**0.5, dtype)
         x = with_logical_constraint(x, ("batch", "length", "embed_out"))
         windows = jnp.where(jnp.asarray(config.is_local), config.window or FAR, FAR)
-        layers = (layer_frequencies(config), windows, jnp.arange(config.layers))
+        rotations = (layer_frequencies(config), layer_magnitudes(config))
+        layers = (*rotations, windows, jnp.arange(config.layers))
         x, (keys, values) = self.blocks(x, positions, layers, cache)
         return self.final_norm(x), Cache(keys=keys, values=values)
 

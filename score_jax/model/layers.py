@@ -1,6 +1,7 @@
 """Norm, rotary positions, gated MLP, and the one way to make a parameter."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -93,6 +94,13 @@ class RmsNorm(nn.Module):
         )
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "gelu": partial(nn.gelu, approximate=False),
+}
+
+
 class GatedMlp(nn.Module):
     """Feed-forward layer with a gate.
 
@@ -108,7 +116,7 @@ class GatedMlp(nn.Module):
         gate = weight(self, "gate", (width, hidden), ("embed", "mlp"), width, x.dtype)
         up = weight(self, "up", (width, hidden), ("embed", "mlp"), width, x.dtype)
         down = weight(self, "down", (hidden, width), ("mlp", "embed"), hidden, x.dtype)
-        act = nn.silu if self.config.activation == "silu" else nn.gelu  # nn.gelu: tanh form
+        act = ACTIVATIONS[self.config.activation]
         return (act(x @ gate) * (x @ up)) @ down  # B T F in between
 
 
@@ -128,18 +136,61 @@ def scaled_frequencies(frequencies: Array, scaling: RopeScaling | None) -> Array
     return blend * frequencies + (1 - blend) * frequencies / scaling.factor
 
 
+def yarn_frequencies(frequencies: Array, scaling: RopeScaling, base: float) -> Array:
+    """Divides the frequencies of slow channels, keeps those of fast ones, blends in between.
+
+    Source: arXiv:2309.00071, section 3.2.
+    """
+    half = len(frequencies)
+
+    def channel(turns: float) -> float:
+        """The channel pair that makes so many turns in the original length."""
+        return half * math.log(scaling.original_length / (2 * math.pi * turns)) / math.log(base)
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    ramp = (jnp.arange(half) - low) / (high - low or 0.001)
+    slow = jnp.clip(ramp, 0.0, 1.0)
+    return slow * frequencies / scaling.factor + (1 - slow) * frequencies
+
+
+def rope_frequencies(
+    base: float, head_dim: int, scaling: RopeScaling | None
+) -> Float[Array, "Half"]:
+    """Radians per token of each channel pair of a layer with this base and scaling."""
+    frequencies = base ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None and scaling.kind == "yarn":
+        return yarn_frequencies(frequencies, scaling, base)
+    return scaled_frequencies(frequencies, scaling)
+
+
 def layer_frequencies(config: ModelConfig) -> Float[Array, "L Half"]:
     """Radians per token of each channel pair, for each layer."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    far = scaled_frequencies(config.rope_base**-exponents, config.rope_scaling)
-    near = far if config.rope_local_base is None else config.rope_local_base**-exponents
+    near = far = rope_frequencies(config.rope_base, config.head_dim, config.rope_scaling)
+    if config.rope_local_base is not None:
+        local = (config.rope_local_base, config.head_dim, config.rope_local_scaling)
+        near = rope_frequencies(*local)
     return jnp.where(jnp.asarray(config.is_local)[:, None], near, far)
+
+
+def layer_magnitudes(config: ModelConfig) -> Float[Array, "L"] | None:
+    """What each layer's rotated queries and keys are multiplied by; None: 1 everywhere."""
+    far = near = config.rope_scaling
+    if config.rope_local_base is not None:
+        near = config.rope_local_scaling
+    by_locality = {True: near, False: far}
+    found = [by_locality[local] for local in config.is_local]
+    sizes = [1.0 if scaling is None else scaling.magnitude for scaling in found]
+    return None if set(sizes) == {1.0} else jnp.asarray(sizes, jnp.float32)
 
 
 def rotate(
     x: Float[Array, "B T N H"],
     positions: Int[Array, "B T"],
     frequencies: Float[Array, "Half"],
+    magnitude: Float[Array, ""] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Turns queries or keys by an angle that grows with position (RoPE).
 
@@ -148,11 +199,14 @@ def rotate(
 
     Args:
       positions: tokens since the dialogue began.
+      magnitude: the result is multiplied by it (YaRN); None: 1.
 
     Source: arXiv:2104.09864, section 3.4.
     """
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies  # B T 1 H/2
     sin, cos = jnp.sin(angles), jnp.cos(angles)
+    if magnitude is not None:
+        sin, cos = sin * magnitude, cos * magnitude
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -12,6 +12,8 @@ from score_jax.model.layers import (
     GatedMlp,
     RmsNorm,
     layer_frequencies,
+    layer_magnitudes,
+    rope_frequencies,
     rotate,
     scaled_frequencies,
     soft_cap,
@@ -48,6 +50,7 @@ def test_a_norm_of_half_precision_is_taken_in_float32():
             "gelu_tanh",
             lambda v: 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
         ),
+        ("gelu", lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2)))),
     ],
 )
 def test_the_mlp_gates_with_its_activation(name, act):
@@ -59,7 +62,7 @@ def test_the_mlp_gates_with_its_activation(name, act):
     gate, up = x[0, 0] @ params["gate"], x[0, 0] @ params["up"]
     expected = np.array([act(float(v)) for v in gate]) * up @ params["down"]
     found = GatedMlp(config).apply({"params": params}, x)
-    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
+    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_rotation_turns_channel_pairs_by_position_times_frequency():
@@ -90,6 +93,60 @@ def test_llama3_leaves_short_wavelengths_and_divides_long_ones():
     smooth = (8192 / 4096 - 1) / (4 - 1)
     factors = [1, 1, 1 / (smooth + (1 - smooth) / 8), 8, 8]
     np.testing.assert_allclose(found, 2 * np.pi / wavelengths / factors, rtol=1e-5)
+
+
+YARN = [  # what transformers 5.24 computes for base 500 and heads of 16 channels
+    (
+        {"factor": 4.0, "original_length": 32},
+        [1.0, 0.344897, 0.105737, 0.0243123, 0.0111803, 0.00514143, 0.00236435, 0.00108728],
+        1.1386294,
+    ),
+    (
+        {"factor": 4.0, "original_length": 32, "truncate": False}
+        | {"beta_fast": 8.0, "beta_slow": 0.5},
+        [1.0, 0.344428, 0.105306, 0.0243123, 0.0111803, 0.00514143, 0.00236435, 0.00108728],
+        1.1386294,
+    ),
+    (
+        {"factor": 8.0, "original_length": 256, "attention_factor": 1.09418},
+        [1.0, 0.379387, 0.137458, 0.0461934, 0.0134164, 0.00257071, 0.00118218, 0.00054364],
+        1.09418,
+    ),
+    (
+        {"factor": 2.0, "original_length": 4096, "attention_factor": 0.7},
+        [1.0, 0.459863, 0.211474, 0.0972492, 0.0409946, 0.0171381, 0.00709306, 0.00289941],
+        0.7,
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "frequencies", "magnitude"), YARN)
+def test_yarn_divides_slow_channels_only(fields, frequencies, magnitude):
+    scaling = RopeScaling(kind="yarn", **fields)
+    np.testing.assert_allclose(rope_frequencies(500.0, 16, scaling), frequencies, rtol=1e-5)
+    assert scaling.magnitude == pytest.approx(magnitude, rel=1e-6)
+
+
+def test_a_magnitude_multiplies_what_is_rotated():
+    x = np.random.default_rng(0).normal(size=(1, 3, 1, 4)).astype(np.float32)
+    frequencies, positions = jnp.array([0.5, 0.1]), jnp.arange(3)[None, :]
+    plain = rotate(x, positions, frequencies)
+    np.testing.assert_allclose(
+        rotate(x, positions, frequencies, jnp.asarray(1.5)), 1.5 * plain, rtol=1e-6
+    )
+
+
+def test_each_kind_of_layer_has_its_own_scaling():
+    yarn = RopeScaling(kind="yarn", factor=4.0, attention_factor=1.25)
+    linear = RopeScaling(kind="linear", factor=2.0)
+    fields = {"window": 3, "local_layers": (True, False), "rope_base": 1e6}
+    split = fields | {"rope_local_base": 1e4, "rope_local_scaling": linear, "rope_scaling": yarn}
+    config = ModelConfig(**SIZES, **split)
+    np.testing.assert_allclose(layer_frequencies(config)[0], [1 / 2, 1e-2 / 2], rtol=1e-5)
+    np.testing.assert_allclose(layer_magnitudes(config), [1.0, 1.25])
+    same = ModelConfig(**SIZES, **fields, rope_scaling=yarn)
+    np.testing.assert_allclose(layer_magnitudes(same), [1.25, 1.25])
+    assert layer_magnitudes(ModelConfig(**SIZES, **fields, rope_scaling=linear)) is None
 
 
 def test_local_layers_keep_their_own_base_unscaled():
