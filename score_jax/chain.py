@@ -27,10 +27,11 @@ from score_jax.handoff import (
     take_over,
 )
 from score_jax.log import Log
-from score_jax.records import Problem
+from score_jax.records import Problem, Task
 from score_jax.rewards.pool import Pool
 from score_jax.settings import Settings
 from score_jax.signals import StopRequest, stop_on_signals
+from score_jax.tasks import registry
 from score_jax.train import (
     Stage,
     imitate,
@@ -123,6 +124,7 @@ def train_stage(
     sharding.meet(built.mesh)
     reference = load_reference(built)
     problems = sources.load(**dict(settings.data))
+    registry.of_problems(problems, settings.task)
     if hosts.is_first():
         write_json(folder / "config.json", config_fields(link.config))
         built.chat.tokenizer.save(folder / "tokenizer")
@@ -188,8 +190,12 @@ def parent_folder(parent: Link | None, workdir: Path) -> Path | None:
     return None if parent is None else workdir / parent.settings.name
 
 
-def open_pool(built: Built, problems: Any) -> Pool:
-    """Grading workers, tried out on known pairs before they are trusted."""
+def open_pool(built: Built, problems: Any, task: Task | None = None) -> Pool:
+    """Grading workers, tried out on known pairs before they are trusted.
+
+    Args:
+      task: of the problems; None: the stage's.
+    """
     grading = built.settings.grading
     pool = Pool(
         grading.workers,
@@ -198,15 +204,17 @@ def open_pool(built: Built, problems: Any) -> Pool:
         recycle_after=grading.recycle_after,
         cache_size=grading.cache_size,
     )
-    pool.self_test(built.task, [problems[i] for i in range(min(8, len(problems)))])
+    pool.self_test(task or built.task, [problems[i] for i in range(min(8, len(problems)))])
     return pool
 
 
 def test_problems(settings: Settings) -> list[Problem]:
     """The held-out problems of config.data under config.evaluation.data."""
-    problems = sources.load(**(dict(settings.data) | dict(settings.evaluation.data)))
+    problems = sources.load(**settings.measured_data)
     count = settings.evaluation.problems or len(problems)
-    return [problems[i] for i in range(min(count, len(problems)))]
+    found = [problems[i] for i in range(min(count, len(problems)))]
+    registry.of_problems(found, settings.measured_task, "config.evaluation.task")
+    return found
 
 
 def evaluate_models(
@@ -281,10 +289,12 @@ def evaluate_stage(link: Link, links: list[Link], workdir: Path) -> None:
     found = find_policy(link, workdir)
     folder = workdir / link.settings.name
     config = read_json(folder / "config.json") or {}
-    task = link.settings.task
-    name = "evaluation" if config.get("task", task) == task else f"evaluation_{task}"
+    task = link.settings.measured_task
+    own = config.get("evaluation.task") or config.get("task", task)
+    name = "evaluation" if own == task else f"evaluation_{task}"
     parent = parent_folder(links[-2] if len(links) > 1 else None, workdir)
-    with open_pool(found.built, test_problems(link.settings)) as pool:
+    problems = test_problems(link.settings)
+    with open_pool(found.built, problems, found.built.measured_task) as pool:
         evaluate_models(
             found.built,
             folder,

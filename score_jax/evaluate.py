@@ -43,7 +43,8 @@ def attempts_of(
     Each host encodes and grades its own rows; all get everything.
     """
     config = built.settings.evaluation
-    program, params = built.sample(sampling, config.turns), built.for_sampling(params)
+    task, params = built.measured_task, built.for_sampling(params)
+    program = built.sample(sampling, config.turns, task)
     shards = row_shards(built.mesh)
     batch = -(-min(config.batch, len(problems)) // shards) * shards
     key = run_key(config.seed, "evaluate")
@@ -52,15 +53,15 @@ def attempts_of(
         places = start + own_rows(built.mesh, batch)
         part = [problems[place] for place in places if place < len(problems)]
         padded = part + [problems[start]] * (len(places) - len(part))
-        prompts = encode_prompts(built.chat, built.task, places, padded, sampling.prompt_limit)
+        prompts = encode_prompts(built.chat, task, places, padded, sampling.prompt_limit)
         episodes = local_rows(program(params, built.to_global(prompts), key))
         found: list[Transcript] = []
         if part:
             kept = first_rows(episodes, len(part) * sampling.samples)
-            graded = grade_rollout(built.chat, built.task, grader, part, kept)
+            graded = grade_rollout(built.chat, task, grader, part, kept)
             kept = kept.replace(rewards=reward_array(graded.grades))
             rows = range(len(graded.attempts))
-            found = transcripts(built.task, part, kept, graded, step=step, rows=rows)
+            found = transcripts(task, part, kept, graded, step=step, rows=rows)
         records += in_order(hosts.gather((places.tolist(), found)), sampling.samples)
     return records
 
@@ -121,7 +122,7 @@ def protocol(built: Built, problems: Sequence[Problem]) -> dict[str, Any]:
     """What must be equal for two evaluations to be comparable."""
     config = built.settings.evaluation
     return {
-        "task": built.settings.task,
+        "task": built.measured_task.name,
         "problems": len(problems),
         "first_problem": problems[0].id,
         "turns": config.turns,
@@ -150,7 +151,7 @@ def write_evaluation(
         "step": step,
         "seed": built.settings.evaluation.seed,
         "training_seed": built.settings.seed,
-        "task": built.settings.task,
+        "task": built.measured_task.name,
         "problems": len(problems),
         "protocol": protocol(built, problems),
         "models": {

@@ -26,8 +26,8 @@ def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[Problem, str]]:
     """Yields problems with responses.
 
     Raises:
-      ValueError: a line is not JSON, or lacks a field or has one of a wrong type; with its
-        number.
+      ValueError: a line is not JSON, lacks a field, has one of a wrong type or names another
+        task; with its number.
     """
     for number, line in enumerate(lines, 1):
         place = f"line {number}"
@@ -39,16 +39,15 @@ def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[Problem, str]]:
         if not isinstance(row.get("prompt", ""), str):
             raise ValueError(f"{place}: 'prompt' must be text")
         answer, tests = jsonl.answer_and_tests(place, row, {})
-        yield (
-            Problem(
-                id=str(row.get("id", number)),
-                prompt=row.get("prompt", ""),
-                answer=answer,
-                tests=tests,
-                task=task,
-            ),
-            row["response"],
+        problem = Problem(
+            id=place,
+            prompt=row.get("prompt", ""),
+            answer=answer,
+            tests=tests,
+            task=jsonl.optional_text(place, row, "task") or "",
         )
+        registry.of_problems([problem], task, "--task")
+        yield problem, row["response"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,10 +23,7 @@ class Problem:
     answer: str = ""  # gold answer; empty where tests decide
     tests: tuple[str, ...] = ()  # programs' assertions; empty where the answer decides
     shown: tuple[str, ...] = ()  # those of them that a prompt may show; the rest is the grader's
-    task: str = ""  # name in tasks.registry
-    first_attempt: str | None = (
-        None  # a given turn 1 (offline first attempts, repair); None: sample it
-    )
+    task: str = ""  # name in tasks.registry; "": the one that the config names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,13 +87,15 @@ class CheckpointConfig:
 class EvaluationConfig:
     """What is measured on held-out problems when a stage ends."""
 
+    task: str = ""  # that is measured; "": config.task
     problems: int = 1000  # 0: all
     batch: int = 500  # problems per sampling call
     turns: int = 2  # attempts in a row, up to 10
     samples: int = 4  # dialogues per problem at temperature 1; 0: greedy only
     temperature: float = 1.0  # of the sampled part
     seed: int = 0
-    data: tuple[tuple[str, Any], ...] = ()  # fields of config.data that differ
+    # fields of config.data that differ; data.task holds for the same data set and task only
+    data: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         if not 1 <= self.turns <= 10:
@@ -204,6 +206,19 @@ class Settings:
             raise ValueError("config.lora is for program 'rl'; set lora.rank to 0")
         if self.program == "rl":
             check_grouping(self.objective, self.sampling, self.learner)
+
+    @property
+    def measured_task(self) -> str:
+        """The task that evaluation asks."""
+        return self.evaluation.task or self.task
+
+    @property
+    def measured_data(self) -> dict[str, Any]:
+        """Where evaluation's problems come from: keyword arguments of data.sources.load."""
+        trained, own = dict(self.data), dict(self.evaluation.data)
+        if self.measured_task != self.task or own.keys() & {"source", "name", "path", "parts"}:
+            trained.pop("task", None)  # it is about other problems
+        return trained | own
 
 
 def check_grouping(objective: Objective, sampling: SamplingConfig, learner: LearnerConfig) -> None:

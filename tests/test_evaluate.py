@@ -11,8 +11,10 @@ from score_jax.evaluate import (
     in_order,
     known_models,
     measure_model,
+    protocol,
     write_evaluation,
 )
+from score_jax.tasks import equations, math
 from tests.chains import links
 from tests.page.test_dialogues import dialogue
 
@@ -24,7 +26,7 @@ def open_tiny(**fields):
 
 def measure(**fields):
     built, params, problems = open_tiny(**fields)
-    with chain.open_pool(built, problems) as pool:
+    with chain.open_pool(built, problems, built.measured_task) as pool:
         return built, problems, measure_model(built, params, problems, pool, step=3)
 
 
@@ -77,3 +79,34 @@ def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
     for fields in ({"evaluation__seed": 1}, {"evaluation__samples": 3}, {"evaluation__turns": 3}):
         assert known_models(tmp_path, open_tiny(**fields)[0], problems) == {}
     assert known_models(tmp_path / "nowhere", built, problems) == {}
+
+
+def test_another_task_than_the_trained_one_can_be_measured(compiled):
+    """Its instruction between the turns, its grader, its name in the protocol."""
+    built, problems, found = measure(evaluation__task="equations", evaluation__samples=0)
+    by_id = {problem.id: problem for problem in problems}
+    for record in found["transcripts"]:
+        problem = by_id[record["problem"]]
+        graded = [equations.TASK.grade(problem, text) for text in record["attempts"]]
+        assert record["verdicts"] == tuple(grade.verdict for grade in graded)
+    assert built.task.name == "tests.short_answers"
+    assert protocol(built, problems)["task"] == "equations"
+
+
+def test_the_measured_tasks_instruction_stands_between_the_turns():
+    built = open_tiny(evaluation__task="math")[0]
+    script = built.script(2, built.measured_task)
+    assert script.instruction == tuple(built.chat.encode_instruction(math.INSTRUCTION))
+    assert built.script(2).instruction != script.instruction
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"evaluation__data": {"task": "equations"}}, "config.evaluation.task is 'tests.short"),
+        ({"evaluation__task": "math", "evaluation__data": {"task": "equations"}}, "is 'math'"),
+    ],
+)
+def test_problems_of_another_task_are_not_measured(fields, told):
+    with pytest.raises(ValueError, match=told):
+        open_tiny(**fields)

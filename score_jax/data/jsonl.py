@@ -103,7 +103,12 @@ def texts(place: str, row: Mapping, name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _optional_text(place: str, row: Mapping, name: str) -> str | None:
+def optional_text(place: str, row: Mapping, name: str) -> str | None:
+    """A field that holds text, or None where the row lacks it.
+
+    Raises:
+      ValueError: it is something else.
+    """
     found = row.get(name)
     if found is not None and not isinstance(found, str):
         raise ValueError(f"{place}: {name!r} must be text")
@@ -134,6 +139,11 @@ def problem(place: str, row: Mapping, *, fields: Mapping[str, str], task: str) -
         )
     if isinstance(identifier, (bool, dict, list)):
         raise ValueError(f"{place}: {name['id']!r} must be text or a number")
+    if row.get(name["first_attempt"]) is not None:
+        raise ValueError(
+            f"{place} gives a first attempt in {name['first_attempt']!r}; every attempt is sampled "
+            "so far: take the field out"
+        )
     answer, tests = answer_and_tests(place, row, fields)
     shown = texts(place, row, name["shown"])
     if not set(shown) <= set(tests):
@@ -144,8 +154,7 @@ def problem(place: str, row: Mapping, *, fields: Mapping[str, str], task: str) -
         answer=answer,
         tests=tests,
         shown=shown,
-        task=_optional_text(place, row, name["task"]) or task,
-        first_attempt=_optional_text(place, row, name["first_attempt"]),
+        task=optional_text(place, row, name["task"]) or task,
     )
 
 
@@ -176,7 +185,7 @@ def problems(
 
 
 def column(path: str | Path, name: str) -> dict[str, object]:
-    """Reads one field by problem id: pass rates, or first attempts of another model.
+    """Reads one field by problem id, such as pass rates.
 
     Raises:
       ValueError: a line has no id or no such field, or an id stands twice.

@@ -1,4 +1,4 @@
-"""Weighted mixtures, filters by difficulty and given first attempts, as sequences of problems."""
+"""Weighted mixtures and filters by difficulty, as sequences of problems."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,8 @@ def mix(parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: i
 
     One pass sees every problem of every part at least once; a part that is small for
     its weight is repeated, each time in another order. Places are computed, so nothing
-    is copied and any place can be read at once.
+    is copied and any place can be read at once. A problem's id gets its part's number
+    and the repetition in front, "1.0/gsm8k/7": no two places have the same.
 
     Args:
       parts: the data sets.
@@ -44,7 +45,8 @@ def mix(parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: i
     def read(index: int) -> Problem:
         number = int(np.searchsorted(starts, index, side="right")) - 1
         repetition, place = divmod(index - int(starts[number]), len(parts[number]))
-        return parts[number][int(order(number, repetition)[place])]
+        problem = parts[number][int(order(number, repetition)[place])]
+        return replace(problem, id=f"{number}.{repetition}/{problem.id}")
 
     return Lazy(int(starts[-1]), read)
 
@@ -77,23 +79,3 @@ def keep_by_pass_rate(
             f"no problem has a pass rate in {lowest}..{highest}; widen data.pass_rate_range"
         )
     return kept
-
-
-def with_first_attempts(
-    problems: Sequence[Problem], attempts: Mapping[str, object]
-) -> list[Problem]:
-    """Keeps the problems that have a given first attempt, and gives it to them (repair).
-
-    Raises:
-      ValueError: an attempt is not text, or no problem has one.
-    """
-    found = []
-    for problem in problems:
-        if problem.id in attempts:
-            attempt = attempts[problem.id]
-            if not isinstance(attempt, str):
-                raise ValueError(f"data.first_attempts of {problem.id!r} is no text")
-            found.append(replace(problem, first_attempt=attempt))
-    if not found:
-        raise ValueError("data.first_attempts names none of the problems; compare their ids")
-    return found

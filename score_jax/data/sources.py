@@ -32,8 +32,8 @@ def load(
       name: the data set within packaged, reasoning_gym or tfds (a catalogue name).
       path: the JSONL file, or the prepared folder of tfds.
       split: of procedural, words, tfds, packaged and reasoning_gym.
-      task: grades the problems; needed where the source does not say, and where it
-        does it overrides.
+      task: asks and grades the problems, in place of the source's own. Of a JSONL file: of
+        rows that name none; of a mixture: of parts that name none.
       count: problems made (procedural, words, reasoning_gym), or the first so many (else);
         0: all.
       seed: of made problems and of a mixture's order.
@@ -41,14 +41,19 @@ def load(
       parts: of a mixture: each the arguments of `load` and a `weight`.
       pass_rates: a JSONL file (id, pass_rate) for the filter by difficulty.
       pass_rate_range: smallest and largest rate kept.
-      first_attempts: a JSONL file (id, first_attempt): turn 1 is given, turn 2 repairs it.
+      first_attempts: refused: every attempt is sampled so far.
 
     Raises:
       ValueError: a setting or the data is at fault; the message names field, file and line.
     """
+    if first_attempts:
+        raise ValueError(
+            f"data.first_attempts is {first_attempts!r}; every attempt is sampled so far: leave "
+            "it out"
+        )
     problems: Sequence[Problem]
     if source == "mixture":
-        problems = _mix(parts, seed=seed)
+        problems = _mix(parts, task=task, seed=seed)
     elif source == "jsonl":
         problems = jsonl.problems(path, fields=dict(fields or {}), task=task)
     elif source == "packaged":
@@ -77,9 +82,6 @@ def load(
         rates = jsonl.column(pass_rates, "pass_rate")
         lowest, highest = pass_rate_range
         problems = mixture.keep_by_pass_rate(problems, rates, lowest=lowest, highest=highest)
-    if first_attempts:
-        attempts = jsonl.column(first_attempts, "first_attempt")
-        problems = mixture.with_first_attempts(problems, attempts)
     if 0 < count < len(problems):
         problems = problems[:count]
     if not len(problems):
@@ -87,10 +89,10 @@ def load(
     return problems
 
 
-def _mix(parts: Sequence[Mapping], *, seed: int) -> Sequence[Problem]:
+def _mix(parts: Sequence[Mapping], *, task: str, seed: int) -> Sequence[Problem]:
     loaded, weights = [], []
     for number, part in enumerate(parts):
-        settings = dict(part)
+        settings = {"task": task, **dict(part)}
         weights.append(float(settings.pop("weight", 1.0)))
         try:
             loaded.append(load(**settings))

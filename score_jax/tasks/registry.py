@@ -5,9 +5,11 @@ A task is a module with a module-level `TASK`. Only the one asked for is importe
 
 import importlib
 import pkgutil
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from score_jax.records import Task
+from score_jax.records import Problem, Task
 
 _HERE = Path(__file__).parent
 
@@ -42,4 +44,33 @@ def get(name: str) -> Task:
         raise ValueError(f"task is {name!r}; that module has no TASK") from error
     if not isinstance(task, Task) or task.name != name:
         raise ValueError(f"task is {name!r}; its TASK must be a Task of that same name")
+    return task
+
+
+def of_problems(problems: Iterable[Problem], name: str, field: str = "config.task") -> Task:
+    """The one task by which a set of problems is asked and graded.
+
+    Args:
+      problems: those that name no task are of this one.
+      name: of the task, as the config or a flag says.
+      field: what says so, for messages.
+
+    Raises:
+      ValueError: there is no such task, or a problem names another.
+    """
+    task = get(name)
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for problem in problems:
+        if problem.task not in ("", name):
+            first.setdefault(problem.task, problem.id)
+            counts[problem.task] += 1
+    if counts:
+        told = ", ".join(
+            f"{counts[other]} of task {other!r} (the first is {first[other]!r})" for other in counts
+        )
+        raise ValueError(
+            f"{field} is {name!r}, but the data hold problems of another: {told}; set it to the "
+            "data's task, or leave those problems out"
+        )
     return task

@@ -2,7 +2,8 @@
 
 import pytest
 
-from configs import presets, stage1, stage2
+from configs import multi_turn, presets, single_turn, stage1, stage2
+from score_jax.main import resolve_chain
 from score_jax.settings import parse
 
 
@@ -13,6 +14,28 @@ def test_a_preset_passes_the_door(model, task):
         settings = parse(presets.apply(stage.get_config(), f"{model}_{task}"))
         assert settings.task == presets.TASKS[task]["task"]
         assert dict(settings.data)["source"] != "procedural"
+
+
+@pytest.mark.parametrize("task", presets.TASKS)
+@pytest.mark.parametrize("baseline", [single_turn, multi_turn])
+def test_a_baseline_draws_as_many_dialogues_as_both_stages(baseline, task):
+    """Per problem of a step as well: neither method sees more of them."""
+    name = f"qwen25_0p5b_{task}"
+
+    def drawn(stages):
+        return sum(s.steps * s.batch * s.sampling.samples for s in stages)
+
+    chain = [link.settings for link in resolve_chain(stage2.get_config(name), {})]
+    alone = parse(baseline.get_config(name))
+    assert [stage.name for stage in chain] == ["stage1", "stage2"]
+    assert drawn(chain) == drawn([alone]) and sum(s.steps for s in chain) == alone.steps
+    assert {s.batch for s in chain} == {alone.batch}
+
+
+@pytest.mark.parametrize("baseline", [single_turn, multi_turn])
+def test_a_baseline_without_a_preset_has_both_stages_steps(baseline):
+    chain = [link.settings.steps for link in resolve_chain(stage2.get_config(), {})]
+    assert parse(baseline.get_config()).steps == sum(chain)
 
 
 def test_the_parent_gets_the_same_preset():

@@ -17,7 +17,7 @@ def get_config(argument="jsonl"):
 def config(tmp_path):
     rows = [
         {"id": "a", "prompt": "1 + 1?", "answer": 2},
-        {"id": "b", "prompt": "Say 3.", "answer": 3, "first_attempt": "4", "task": "exact"},
+        {"id": "b", "prompt": "Say 3.", "answer": 3, "task": "numeric"},
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "config.py").write_text(CONFIG.format(path=str(tmp_path / "p.jsonl")))
@@ -28,8 +28,18 @@ def test_problems_are_shown_as_a_model_sees_them(config, capsys):
     assert main([f"--config={config}", "--show=2"]) == 0
     shown = capsys.readouterr().out
     assert "2 problems" in shown and "=== a (numeric)\n1 + 1?" in shown
-    assert "=== b (exact)" in shown and "--- given first attempt\n4" in shown
+    assert "=== b (numeric)" in shown
     assert "--- gold\n2" in shown
+
+
+def test_a_row_of_another_task_is_refused_as_the_run_would(config, tmp_path, capsys):
+    with (tmp_path / "p.jsonl").open("a") as file:
+        file.write('\n{"prompt": "Say 4.", "answer": 4, "task": "exact"}')
+    assert main([f"--config={config}"]) == 2
+    captured = capsys.readouterr()
+    place = tmp_path / "p.jsonl"
+    assert "=== a" not in captured.out
+    assert f"1 of task 'exact' (the first is '{place}:3')" in captured.err
 
 
 def test_mistakes_are_one_line(config, tmp_path, capsys):

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from score_jax.data.mixture import keep_by_pass_rate, mix, with_first_attempts
+from score_jax.data.mixture import keep_by_pass_rate, mix
 from score_jax.records import Problem
 
 
@@ -12,12 +12,30 @@ def part(name, size):
 
 def test_shares_follow_the_weights_and_every_problem_is_seen():
     mixed = mix([part("a", 100), part("b", 10)], [1.0, 3.0], seed=0)
-    ids = [problem.id for problem in mixed]
+    ids = [problem.id.partition("/")[2] for problem in mixed]
     assert len(ids) == len(mixed) == 400
     assert sum(x.startswith("a") for x in ids) == 100
     counts = Counter(ids)
     assert {counts[f"a{n}"] for n in range(100)} == {1}
     assert {counts[f"b{n}"] for n in range(10)} == {30}
+
+
+@pytest.mark.parametrize(
+    ("parts", "weights"),
+    [
+        ([part("a", 5), part("a", 5)], [1, 1]),  # the same problems twice
+        ([part("a", 5), part("a", 3), part("b", 2)], [1, 1, 1]),
+        ([part("a", 2), part("a", 9)], [5, 1]),  # the first is repeated
+        ([part("0.0/a", 3), part("a", 3)], [1, 1]),  # ids that look like a mixture's
+        ([mix([part("a", 3), part("a", 2)], [1, 1], seed=0), part("a", 3)], [1, 1]),
+        ([part("a", 4)], [1]),
+    ],
+)
+def test_no_two_places_have_the_same_id(parts, weights):
+    ids = [problem.id for problem in mix(parts, weights, seed=0)]
+    assert len(set(ids)) == len(ids) >= sum(map(len, parts))
+    own = {problem.id for part in parts for problem in part}
+    assert {id.partition("/")[2] for id in ids} == own  # behind the mark stands the part's own
 
 
 def test_a_place_always_holds_the_same_problem():
@@ -50,10 +68,3 @@ def test_the_filter_keeps_what_is_solved_sometimes():
         keep_by_pass_rate(part("a", 3), rates, lowest=0.6, highest=0.9)
     with pytest.raises(ValueError, match="low <= high"):
         keep_by_pass_rate(part("a", 3), rates, lowest=0.9, highest=0.1)
-
-
-def test_first_attempts_are_attached():
-    found = with_first_attempts(part("a", 3), {"a1": "def f(): pass"})
-    assert [(p.id, p.first_attempt) for p in found] == [("a1", "def f(): pass")]
-    with pytest.raises(ValueError, match="none of the problems"):
-        with_first_attempts(part("a", 3), {"b": "x"})

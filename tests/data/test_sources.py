@@ -20,18 +20,48 @@ def test_a_file_is_a_source(path):
     assert found[0].task == "numeric"
 
 
-def test_difficulty_and_first_attempts_are_settings(path, tmp_path):
-    for name, value in (("pass_rate", 0.5), ("first_attempt", "7")):
-        rows = [{"id": str(n), name: value if n else type(value)()} for n in range(5)]
-        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
-    found = sources.load(
-        source="jsonl",
-        path=path,
-        pass_rates=str(tmp_path / "pass_rate"),
-        pass_rate_range=(0.1, 0.9),
-        first_attempts=str(tmp_path / "first_attempt"),
-    )
-    assert [(p.id, p.first_attempt) for p in found] == [(str(n), "7") for n in range(1, 5)]
+def test_difficulty_is_a_setting(path, tmp_path):
+    rows = [{"id": str(n), "pass_rate": 0.5 if n else 0.0} for n in range(5)]
+    (tmp_path / "rates").write_text("\n".join(map(json.dumps, rows)))
+    rates = {"pass_rates": str(tmp_path / "rates"), "pass_rate_range": (0.1, 0.9)}
+    found = sources.load(source="jsonl", path=path, **rates)
+    assert [p.id for p in found] == ["1", "2", "3", "4"]
+
+
+ROW = {"prompt": "1 + 1?", "answer": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        (ROW | {"first_attempt": "3"}, {}),
+        (ROW | {"first_attempt": ""}, {}),
+        (ROW | {"draft": "3"}, {"fields": {"first_attempt": "draft"}}),
+        (ROW, {"first_attempts": "attempts.jsonl"}),
+    ],
+)
+def test_given_first_attempts_are_refused(tmp_path, row, settings):
+    file = tmp_path / "given.jsonl"
+    file.write_text(json.dumps(row))
+    part = {"source": "jsonl", "path": str(file), **settings}
+    for arguments in (part, {"source": "mixture", "parts": [part]}):
+        with pytest.raises(ValueError, match="every attempt is sampled so far") as told:
+            sources.load(**arguments)
+        name = "data.first_attempts" if "first_attempts" in settings else f"{file}:1"
+        assert name in str(told.value)
+
+
+@pytest.mark.parametrize("row", [ROW, ROW | {"first_attempt": None}, ROW | {"draft": "3"}])
+def test_rows_without_first_attempts_are_read_as_ever(tmp_path, row):
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    found = sources.load(source="jsonl", path=str(tmp_path / "p.jsonl"))
+    assert [p.answer for p in found] == ["2"]
+
+
+def test_a_mixtures_task_is_for_parts_that_name_none(path):
+    parts = [{"source": "jsonl", "path": path}, {"source": "words", "count": 5, "task": "numeric"}]
+    found = sources.load(source="mixture", parts=parts, task="exact")
+    assert {(p.id.split(".")[0], p.task) for p in found} == {("0", "exact"), ("1", "numeric")}
 
 
 def test_a_mixture_names_the_part_at_fault(path):

@@ -53,3 +53,30 @@ def test_every_task_passes_its_self_test():
 def test_an_unparsable_gold_answer_stops_a_run():
     with Pool(1) as pool, pytest.raises(ValueError, match=r"'q7'.*'plenty'"):
         pool.self_test(registry.get("numeric"), [Problem(id="q7", prompt="?", answer="plenty")])
+
+
+def of(*tasks):
+    return [Problem(id=f"p{n}", prompt="?", answer="1", task=task) for n, task in enumerate(tasks)]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name", "told"),
+    [
+        (("exact",), "numeric", "1 of task 'exact' (the first is 'p0')"),
+        (("math", "", "exact", "exact"), "math", "2 of task 'exact' (the first is 'p2')"),
+        (("humaneval",), "code", "1 of task 'humaneval' (the first is 'p0')"),
+        (("code",), "code_share", "1 of task 'code' (the first is 'p0')"),
+        (("", "exact", "choice"), "math", "'p1'), 1 of task 'choice' (the first is 'p2')"),
+        (("my.module",), "math", "1 of task 'my.module'"),
+    ],
+)
+def test_problems_of_another_task_are_refused_by_name(tasks, name, told):
+    with pytest.raises(ValueError) as error:
+        registry.of_problems(of(*tasks), name, "config.evaluation.task")
+    assert told in str(error.value)
+    assert str(error.value).startswith(f"config.evaluation.task is {name!r}, but")
+
+
+@pytest.mark.parametrize("tasks", [(), ("",), ("math", ""), ("math", "math")])
+def test_problems_of_the_task_or_of_none_are_its(tasks):
+    assert registry.of_problems(of(*tasks), "math") is registry.get("math")
