@@ -1,32 +1,36 @@
 """Decides whether two mathematical answers are equal: text, then number, then symbols.
 
 Structure is compared on the text (`latex.py`), numbers exactly (`numeric.py`); only
-what is left goes to math-verify and SymPy, after a guard has refused expressions
+what is left goes to SymPy (`symbols.py`), after a guard has refused expressions
 whose evaluation would not end. SymPy can still run away: this module is for
 grading workers, whose pool ends it.
 """
 
 import itertools
 import re
+from dataclasses import replace
 from fractions import Fraction
 
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Eq, Expr, Float, I, Symbol, simplify
-from sympy.core.basic import Basic
-
-from score_jax.rewards import latex, numeric
+from score_jax.rewards import latex, numeric, symbols
 from score_jax.rewards.latex import Answer
 
 LONGEST_EXPRESSION = 400  # characters
 DEEPEST = 12  # brackets within brackets
 LARGEST_POWER = 1000  # a literal exponent, a number under a factorial or in a binomial
 MOST_PARTS = 50  # of a list or matrix
-DIGITS = 40  # to which constants are compared
+
+_UNIT = re.compile(  # the short ones; other letters in these places are variables
+    "[mgls]|[ckm]m|[km]g|ft|in|yd|mi|lbs?|oz|ml|cc|hrs?|min|sec|[mk]ph|[ap]m|rpm|deg|rad|yrs?|sq|"
+    "qt|pt|gal"
+)
 
 _BIG = re.compile(r"\d{5,}")
 _ASSIGNED = re.compile(r"^\s*(?:[a-zA-Z](?:_\{?\w+\}?)?(?:\s*\(\s*[a-zA-Z]\s*\))?'?)\s*=\s*(?!=)")
 _POINT = re.compile(r"^\s*\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])+\s*\)\s*=\s*")
-_BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
+_BASED = re.compile(r"(-?(?=[A-Z]*\d)[\dA-Z.]+)_\{?(\d+)\}?")
+_PLAIN_UNIT = re.compile(
+    r"(?<=[\d\s})])(?:(?:square|sq|cubic|cu)\.?\s+)?([a-zA-Z]{2,})\s*(?:\^\s*\{?[23]\}?)?\s*$"
+)
 _MEMBER = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 
 
@@ -44,7 +48,7 @@ def too_large(text: str) -> str:
         return f"{len(text)} characters"
     if _depth(text) > DEEPEST:
         return "brackets too deep"
-    flat = re.sub(r"[\s{}()]", "", text)
+    flat = re.sub(r",+\^", "^", re.sub(r"[\s{}()]", "", re.sub(r"\}\s*\{", ",", text)))
     if re.search(r"\^-?\d+(?:\.\d+)?\^|\^-?\d+!", flat):
         return "a tower of powers"
     powers = [int(number[:9]) for number in re.findall(r"\^-?(\d+)", flat)]
@@ -59,94 +63,65 @@ def too_large(text: str) -> str:
     return ""
 
 
-def _symbols(text: str) -> Basic | None:
-    """Parses LaTeX without evaluating Python; None if it is not mathematics."""
-    config = LatexExtractionConfig(boxed_match_priority=-1)
-    text = re.sub(r"(\d+)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"(\1\\cdot\\frac{\\pi}{180})", text)
-    found = parse(f"${text}$", [config], fallback_mode="no_fallback", parsing_timeout=0)
-    if not found or not isinstance(found[0], Basic):
-        return None
-    parsed = found[0]
-    return parsed.subs(
-        {s: I for s in parsed.free_symbols if isinstance(s, Symbol) and s.name == "i"}
-    )
-
-
-def _letters(text: str) -> set[str]:
-    return set(re.sub(r"\\[a-zA-Z]+|[^a-zA-Z]", "", text))
+def _cases(text: str) -> dict[str, set[str]]:
+    """Returns the names in a text by their lower case: {"a": {"a", "A"}, ...}."""
+    cases: dict[str, set[str]] = {}
+    for name in re.findall(r"\\[a-zA-Z]+|[a-zA-Z]", text):
+        cases.setdefault(name.lower(), set()).add(name)
+    return cases
 
 
 def _same_symbols(gold: str, given: str) -> bool:
     if too_large(gold) or too_large(given):
         return False
-    first, second = _letters(gold), _letters(given)
-    if first != second and {x.lower() for x in first} == {x.lower() for x in second}:
+    first, second = _cases(gold), _cases(given)
+    if any(first[name] != second[name] for name in first.keys() & second.keys()):
         return False  # a and A are two variables; math-verify reads them as one
-    left, right = _symbols(gold), _symbols(given)
-    if left is None or right is None or isinstance(left, Eq) != isinstance(right, Eq):
-        return False
-    if isinstance(left, Eq) and isinstance(right, Eq):
-        return _same_equations(left, right)
-    if isinstance(left, Expr) and isinstance(right, Expr) and _far_apart(left, right):
-        return False
-    return verify(left, right, timeout_seconds=None)
-
-
-def _far_apart(left: Expr, right: Expr) -> bool:
-    """Whether two constants differ; 3.14159265 is not pi, though math-verify rounds it so."""
-    if left.free_symbols or right.free_symbols:
-        return False
-    size, difference = abs(left.evalf(DIGITS)), abs((left - right).evalf(DIGITS, maxn=200))
-    if not (size.is_Float and difference.is_Float):
-        return False
-    return bool(difference > Float(10) ** (-DIGITS // 2) * (1 + size))
-
-
-def _difference(equation: Eq) -> Expr | None:
-    left, right = equation.lhs, equation.rhs
-    return left - right if isinstance(left, Expr) and isinstance(right, Expr) else None
-
-
-def _same_equations(left: Eq, right: Eq) -> bool:
-    """Whether one equation is the other times a number."""
-    first, second = _difference(left), _difference(right)
-    if first is None or second is None:
-        return left == right
-    if first == 0 or second == 0:
-        return first == second
-    ratio = simplify(first / second)
-    return bool(ratio.is_number and ratio != 0)
+    return symbols.equal(gold, given)
 
 
 def _same_scalar(gold: str, given: str) -> bool:
-    if latex.words(gold) == latex.words(given) and _is_text(gold):
-        return True
     if re.sub(r"\s", "", gold) == re.sub(r"\s", "", given):
         return True
+    letters = _letter(gold), _letter(given)
+    if letters[0] and letters[1]:  # (b) is choice B, the variable b is not
+        choice = gold != letters[0]
+        return letters[0] == letters[1] or (choice and letters[0].lower() == letters[1].lower())
+    if _is_text(gold):
+        return latex.words(gold).lower() == latex.words(given).lower()
+    return _same_mathematics(latex.inside(gold) or gold, latex.inside(given) or given)
+
+
+def _same_mathematics(gold: str, given: str) -> bool:
     bases = _BASED.fullmatch(gold), _BASED.fullmatch(given)
     if any(bases):
         return (
             bases[0] is not None and bases[1] is not None and bases[0].groups() == bases[1].groups()
         )
-    if _is_text(gold):
-        return _letter(gold) is not None and _letter(gold) == _letter(given)
-    first, second = numeric.parse(gold), numeric.parse(given)
-    if first and second and _exact_units(first, second):
-        return numeric.same(first, second, relative=Fraction(0), absolute=Fraction(0))
+    first, second = _measured(gold), _measured(given)
     if first and second:
-        return False
+        return numeric.same(first, second, relative=Fraction(0), absolute=Fraction(0))
     gold, given = _without_unit(gold), _without_unit(given)
     return gold == given or _same_symbols(gold, given)
 
 
-def _exact_units(*quantities: numeric.Quantity) -> bool:
-    """Single letters after a number are variables (3x), not units."""
-    return all(len(quantity.unit) != 1 or quantity.unit in "mgls" for quantity in quantities)
+def _measured(text: str) -> numeric.Quantity | None:
+    """Reads a number with its unit; letters that are no unit are variables: 3x, 3xy, 3ab."""
+    found = numeric.parse(text)
+    letters = re.search(r"\d(\s*)([a-zA-Z]{1,3})$", text)
+    if not found or not letters or (letters[1] and len(letters[2]) == 3):
+        return found
+    known = _UNIT.fullmatch(letters[2]) or letters[2].lower() in numeric.SCALES
+    return found if known else None
 
 
 def _without_unit(text: str) -> str:
-    """Takes off a unit in \\text after an expression, a degree sign, currency and percent."""
+    """Takes off a unit after an expression, a degree sign, currency and percent."""
     text = re.sub(r"\\(?:text|mbox|mathrm|textrm)\s*\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?\s*$", "", text)
+    plain = _PLAIN_UNIT.search(text)
+    if plain and (_UNIT.fullmatch(plain[1]) or len(plain[1]) > 3):
+        constant = not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text[: plain.start()]))
+        text = text[: plain.start()] if constant else text
     if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
         text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$|°\s*$", "", text)
     return re.sub(r"^\\\$|\\?%\s*$", "", text.strip()).strip()
@@ -154,8 +129,9 @@ def _without_unit(text: str) -> str:
 
 def _is_text(text: str) -> bool:
     """Whether an answer is words rather than mathematics."""
-    if re.fullmatch(r"\s*\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}\s*", text):
-        return True
+    inside = latex.inside(text)
+    if inside is not None:
+        return numeric.parse(inside) is None
     opened = re.sub(r"\\[a-zA-Z]+", " ", text)
     return bool(re.fullmatch(r"[A-Za-z][A-Za-z\s,.'-]*", opened.strip())) and bool(
         re.search(r"[A-Za-z]{3,}", opened)
@@ -163,7 +139,7 @@ def _is_text(text: str) -> bool:
 
 
 def _letter(text: str) -> str | None:
-    match = re.fullmatch(r"\(?([a-z])\)?", latex.words(text))
+    match = re.fullmatch(r"\(?([A-Za-z])\)?", latex.words(text))
     return match[1] if match else None
 
 
@@ -199,6 +175,26 @@ def _distinct(parts: tuple[Answer, ...]) -> tuple[Answer, ...]:
     return tuple(kept)
 
 
+def _mirrored(chain: Answer) -> Answer:
+    """Returns a chain read from its other end: 2 < x for x > 2."""
+    turned = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+    signs = tuple(turned.get(sign, sign) for sign in reversed(chain.signs))
+    return replace(chain, parts=chain.parts[::-1], signs=signs)
+
+
+def _same_chain(gold: Answer, given: Answer) -> bool:
+    """Whether each two neighbours stand in the same relation."""
+    if gold.signs != given.signs:
+        return False
+    if all(itertools.starmap(same, zip(gold.parts, given.parts, strict=True))):
+        return True
+    texts = [[part.text for part in chain.parts] for chain in (gold, given)]
+    if any(map(too_large, itertools.chain(*texts))):
+        return False
+    first, second = map(itertools.pairwise, texts)
+    return all(map(symbols.same_relation, gold.signs, first, second))
+
+
 def same(gold: Answer, given: Answer) -> bool:
     """Whether two answers are equal in kind and value."""
     if gold.text == given.text:
@@ -217,6 +213,8 @@ def same(gold: Answer, given: Answer) -> bool:
         return _same_scalar(gold.text, given.text)
     if len(gold.parts) != len(given.parts):
         return False
+    if gold.kind == "chain":
+        return _same_chain(gold, given) or _same_chain(gold, _mirrored(given))
     if gold.kind == "union":
         return _match_in_any_order(gold.parts, given.parts)
     if gold.brackets != given.brackets or gold.columns != given.columns:

@@ -9,37 +9,45 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["scalar", "list", "set", "tuple", "interval", "matrix", "union", "choice"]
+from score_jax.rewards import characters, notation
 
-_REPLACED = (
-    (r"\\(?:displaystyle|textstyle|limits|mathop|big|Big|bigg|Bigg)(?![a-zA-Z])", ""),
-    (r"\\(?:left|right)(?![a-zA-Z])\.?", ""),
-    (r"\\(?:[dtc]frac)(?![a-zA-Z])", r"\\frac"),
-    (r"(?<!\\)\\!", ""),
-    (r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|\xa0", " "),
-    (r"\{,\}", ","),
-    (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-    (r"\\(?:lbrack)(?![a-zA-Z])", "["),
-    (r"\\(?:rbrack)(?![a-zA-Z])", "]"),
-    (r"−|–", "-"),
-    (r"π", r"\\pi "),
-    (r"√\s*(\d+|\([^()]*\))", r"\\sqrt{\1}"),
-    (r"∞", r"\\infty "),
-    (r"∪", r"\\cup "),
-    (r"·", r"\\cdot "),
-    (r"×", r"\\times "),
-    (r"≤|\\leqslant|\\leq(?![a-zA-Z])", r"\\le "),
-    (r"≥|\\geqslant|\\geq(?![a-zA-Z])", r"\\ge "),
-    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-    (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-    (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-    (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
-    (r"\\(?:operatorname|mathbf|mathit|boldsymbol|mathbb)\s*\{([^{}]*)\}", r"\1"),
-    (r"\\mathbb\s*([A-Z])", r"\1"),
-    (r"\\(?:implies|therefore|because)(?![a-zA-Z])", " "),
+MOST_SIGNS = 20  # of inequality or equality in one answer
+
+Kind = Literal["scalar", "list", "set", "tuple", "interval", "matrix", "union", "chain"]
+
+_REPLACED = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:displaystyle|textstyle|limits|mathop|big|Big|bigg|Bigg)(?![a-zA-Z])", ""),
+        (r"\\(?:left|right)(?![a-zA-Z])\.?", ""),
+        (r"\\(?:[dtc]frac)(?![a-zA-Z])", r"\\frac"),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|\xa0", " "),
+        (r"\{,\}", ","),
+        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+        (r"\\(?:lbrack)(?![a-zA-Z])", "["),
+        (r"\\(?:rbrack)(?![a-zA-Z])", "]"),
+        (r"\\(?:leqslant|leqq|leq)(?![a-zA-Z])", r"\\le "),
+        (r"\\(?:geqslant|geqq|geq)(?![a-zA-Z])", r"\\ge "),
+        (r"\\neq(?![a-zA-Z])|\\not\s*=", r"\\ne "),
+        (r"\\lt(?![a-zA-Z])", "<"),
+        (r"\\gt(?![a-zA-Z])", ">"),
+        (r"\\(?:emptyset|varnothing)(?![a-zA-Z])", r"\\{\\}"),
+        (r"\\var(?=(?:phi|epsilon|theta|rho|sigma)(?![a-zA-Z]))", r"\\"),
+        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+        (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+        (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
+        (r"\\(?:operatorname|mathbf|mathit|boldsymbol|mathbb)\s*\{([^{}]*)\}", r"\1"),
+        (r"\\mathbb\s*([A-Z])", r"\1"),
+        (r"\\(?:implies|therefore|because)(?![a-zA-Z])", " "),
+    )
 )
 _TEXT = re.compile(r"\\(?:text|mbox|textbf|textit|mathrm|textrm|textnormal)\s*\{([^{}]*)\}")
+_SPECIAL = re.compile(r"[\\~\xa0]|\{,\}")  # what all of _REPLACED need
+_SPACES = re.compile(r"\s+")
+_SIGN = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-zA-Z])")
 _MATRIX = re.compile(
     r"\\begin\{([pbBv]?matrix|array|smallmatrix)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}", re.DOTALL
 )
@@ -55,23 +63,30 @@ class Answer:
     parts: tuple["Answer", ...] = ()
     brackets: str = ""  # of an interval or tuple, as "(]"
     columns: int = 0  # of a matrix
+    signs: tuple[str, ...] = ()  # of a chain, between its parts
 
 
 def spell(text: str) -> str:
     """Rewrites LaTeX into one spelling; texts within it stay as \\text{...}."""
-    text = text.strip().strip("$").strip()
-    for pattern, replacement in _REPLACED:
-        text = re.sub(pattern, replacement, text)
-    text = re.sub(r"\s+", " ", text).strip()
+    text = characters.as_latex(text.strip().strip("$").strip())
+    if not text.isdecimal():
+        for pattern, replacement in _REPLACED if _SPECIAL.search(text) else ():
+            text = pattern.sub(replacement, text)
+        text = _SPACES.sub(" ", notation.as_latex(text)).strip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].strip()
     return text
 
 
+def inside(text: str) -> str | None:
+    r"""Returns what stands in a \text{...} that is the whole, else None."""
+    match = _TEXT.fullmatch(text.strip())
+    return match[1].strip() if match else None
+
+
 def words(text: str) -> str:
-    """Returns the text with its \\text{...} opened, in lower case, without spaces and full stop."""
-    opened = _TEXT.sub(r"\1", text)
-    return re.sub(r"[\s{}$\\.]", "", opened).lower()
+    """Returns the text with its \\text{...} opened, without spaces, braces and full stops."""
+    return re.sub(r"[\s{}$\\.]", "", _TEXT.sub(r"\1", text))
 
 
 def split(text: str, separators: str = ",;") -> list[str]:
@@ -154,8 +169,23 @@ def _flat(text: str) -> Answer:
     parts = [part for part in split(opened) if part]
     if len(parts) > 1 and not thousands(text):
         return Answer("list", text, tuple(take_apart(part) for part in parts))
-    signs = re.split(r"\\pm(?![a-zA-Z])", text)
-    if len(signs) == 2:
-        plus, minus = ((signs[0] + sign + signs[1]).strip() for sign in ("+", "-"))
+    sides = re.split(r"\\(?:pm|mp)(?![a-zA-Z])", text)
+    if len(sides) == 2:
+        plus, minus = ((sides[0] + sign + sides[1]).strip() for sign in ("+", "-"))
         return Answer("list", text, (Answer("scalar", plus), Answer("scalar", minus)))
-    return Answer("scalar", text)
+    return _chain(text) or Answer("scalar", text)
+
+
+def _chain(text: str) -> Answer | None:
+    """Parses 2 < x < 5 and the like; a mere equation is none."""
+    found = list(_SIGN.finditer(text))[: MOST_SIGNS + 1]
+    signs = [match for match in found if _balanced(text[: match.start()])]
+    if len(found) > MOST_SIGNS or all(match.group() == "=" for match in signs):
+        return None
+    starts = [0, *(match.end() for match in signs)]
+    ends = [*(match.start() for match in signs), len(text)]
+    sides = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+    if not all(sides):
+        return None
+    parts = tuple(Answer("scalar", side) for side in sides)
+    return Answer("chain", text, parts, signs=tuple(match.group() for match in signs))

@@ -23,6 +23,14 @@ from score_jax.rewards import latex
         (r"\pm 1", "list", 2),
         ("1 and 2", "list", 2),
         ("band", "scalar", 0),
+        ("2 < x < 5", "chain", 3),
+        (r"x \geq 2", "chain", 2),
+        ("x = 2", "scalar", 0),
+        ("<1,2>", "list", 2),
+        (r"\{x : x > 2\}", "set", 1),
+        (r"\emptyset", "set", 0),
+        ("<" * 2000, "scalar", 0),
+        ("a<" * 1000 + "b", "scalar", 0),
     ],
 )
 def test_structure_is_read_from_the_text(text, kind, parts):
@@ -40,6 +48,9 @@ def test_structure_is_read_from_the_text(text, kind, parts):
         (r"\sqrt2", r"\sqrt{2}"),
         (r"\leftarrow", r"\leftarrow"),
         ("$5.$", "5"),
+        ("√2 ≤ x²", r"\sqrt{2} \le x^{2}"),
+        (r"\varnothing", r"\{\}"),
+        (r"\varphi", r"\phi"),
     ],
 )
 def test_one_spelling(text, spelled):
