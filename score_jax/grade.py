@@ -3,7 +3,8 @@
     python -m score_jax.grade --task=math < answers.jsonl
 
 Each line has `response`, and `answer` or `tests` (and `prompt`, where the grader
-reads it); out come `verdict`, `reward`, `extracted`, `detail`, in the same order.
+reads it; `"truncated": true` where the response was cut at a length limit); out come
+`verdict`, `reward`, `extracted`, `detail`, in the same order.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from score_jax.tasks import registry
 BATCH = 1000
 
 
-def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[Problem, str]]:
-    """Yields problems with responses.
+def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[tuple[Problem, str], bool]]:
+    """Yields problems with responses, and whether a response was cut.
 
     Raises:
       ValueError: a line is not JSON, lacks a field, has one of a wrong type or names another
@@ -47,7 +48,10 @@ def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[Problem, str]]:
             task=jsonl.optional_text(place, row, "task") or "",
         )
         registry.of_problems([problem], task, "--task")
-        yield problem, row["response"]
+        truncated = row.get("truncated", False)
+        if not isinstance(truncated, bool):
+            raise ValueError(f"{place}: 'truncated' must be true or false")
+        yield (problem, row["response"]), truncated
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,14 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
     terminal.open_to_all_text()
     try:
         task = registry.get(options.task)
-        items = read(sys.stdin, task=task.name)
+        rows = read(sys.stdin, task=task.name)
         with Pool(
             options.workers,
             deadline_seconds=options.deadline_seconds,
             batch_deadline_seconds=BATCH * options.deadline_seconds,
         ) as pool:
-            while batch := list(itertools.islice(items, BATCH)):
-                for grade in pool.grade(task.name, batch):
+            while batch := list(itertools.islice(rows, BATCH)):
+                items, cut = zip(*batch, strict=True)
+                for grade in pool.grade(task.name, items, cut):
                     counts[grade.verdict] += 1
                     print(json.dumps(vars(grade)), flush=True)
     except ValueError as error:

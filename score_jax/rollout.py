@@ -31,8 +31,10 @@ class Pending(Protocol):
 class Grader(Protocol):
     """What a rollout asks of rewards.pool.Pool."""
 
-    def submit(self, task_name: str, items: Sequence[tuple[Problem, str]]) -> Pending:
-        """Starts grading answers."""
+    def submit(
+        self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool]
+    ) -> Pending:
+        """Starts grading answers; `cut` says of each whether it reached its length limit."""
         ...
 
 
@@ -107,6 +109,8 @@ def grade_rollout(
 ) -> Graded:
     """Grades every turn of this host's rows; `meanwhile` starts device work.
 
+    Of a turn that was cut, only an answer that was closed before the cut counts.
+
     Args:
       problems: one per group of G adjacent rows.
       episodes: host arrays.
@@ -118,7 +122,7 @@ def grade_rollout(
     items = [
         (problems[row // samples], text) for row, texts in enumerate(attempts) for text in texts
     ]
-    pending = grader.submit(task.name, items)
+    pending = grader.submit(task.name, items, np.asarray(episodes.truncated).ravel().tolist())
     meanwhile()
     grades = by_row(pending.result(), turns)
     return Graded(attempts=attempts, grades=grades, seconds={"grade": time.monotonic() - start})

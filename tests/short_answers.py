@@ -5,7 +5,8 @@ from score_jax.records import Grade, Problem, Task
 
 def _grade(problem: Problem, response: str) -> Grade:
     right = len(response) % 2 == 0 or response == problem.answer
-    return Grade(verdict="correct" if right else "wrong", reward=float(right), extracted=response)
+    # Nothing is extracted, so that a response cut at its limit is graded like any other.
+    return Grade(verdict="correct" if right else "wrong", reward=float(right))
 
 
 TASK = Task(

@@ -33,6 +33,20 @@ def test_verdicts_come_in_order(monkeypatch, capsys):
     assert json.loads(err) == {"correct": 1, "wrong": 1, "unparsable": 1}
 
 
+def test_a_cut_response_counts_only_with_a_closed_answer(monkeypatch, capsys):
+    lines = [
+        json.dumps({"answer": "1", "response": response, "truncated": truncated})
+        for response, truncated in (
+            ("The answer is 1", True),
+            ("The answer is 1", False),
+            ("The answer is 1.\nSo", True),
+        )
+    ]
+    _, out, _ = run(monkeypatch, capsys, lines, "--task=math")
+    assert [row["verdict"] for row in out] == ["unparsable", "correct", "correct"]
+    assert out[0]["detail"] == "cut off before its answer was closed"
+
+
 def test_programs_are_graded_by_their_tests(monkeypatch, capsys):
     line = json.dumps({"tests": ["assert f(2) == 4"], "response": "def f(x): return 2 * x"})
     _, out, _ = run(monkeypatch, capsys, [line], "--task=code")
@@ -44,6 +58,10 @@ def test_programs_are_graded_by_their_tests(monkeypatch, capsys):
     [
         ("{", "line 2 is not JSON"),
         ("[]", "line 2 has no text in its field 'response'"),
+        (
+            '{"response": "x", "answer": "1", "truncated": 1}',
+            "line 2: 'truncated' must be true or false",
+        ),
         ('{"response": "x"}', "line 2 has neither 'answer' nor 'tests'"),
         ('{"response": "x", "tests": "assert f()"}', "line 2: 'tests' must be a list of texts"),
         ('{"response": "x", "tests": 7}', "line 2: 'tests' must be a list of texts"),

@@ -45,8 +45,8 @@ class LastDigit:
 
     events: list
 
-    def submit(self, task, items):
-        self.events.append(("submit", task, list(items)))
+    def submit(self, task, items, cut):
+        self.events.append(("submit", task, list(items), list(cut)))
         return self
 
     def result(self):
@@ -111,12 +111,19 @@ def test_whatever_stops_a_turn_nothing_behind_it_is_graded():
 def test_every_turn_is_graded_against_its_rows_problem():
     found, events = graded()
     a, b = PROBLEMS
-    assert events[0] == ("submit", "digits", [
+    assert events[0][:3] == ("submit", "digits", [
         (a, "1"), (a, "22"), (a, "555"), (a, "1"), (b, ""), (b, "2"), (b, "2"), (b, "111"),
     ])  # fmt: skip
     assert rollout.reward_array(found.grades).tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
     assert found.attempts == TEXTS
     assert found.seconds.keys() == {"grade"}
+
+
+def test_the_grader_is_told_which_turns_were_cut():
+    cut = EPISODES.replace(truncated=np.array([[0, 0], [1, 0], [0, 0], [0, 1]], bool))
+    events = []
+    rollout.grade_rollout(DigitChat(), TASK, LastDigit(events), PROBLEMS, cut)
+    assert events[0][3] == [False, False, True, False, False, False, False, True]
 
 
 def test_the_device_works_while_the_graders_do():

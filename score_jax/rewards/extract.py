@@ -1,36 +1,70 @@
-"""Finds the final answer in a response.
+r"""Finds the final answer in a response.
 
-The last statement counts: a model that corrects itself states its answer again,
-and a forged early line must not win over the end.
+A response states answers in two ways: in a \boxed{}, and behind a marker ("Final Answer:",
+"The answer is", "####", a heading). The last statement counts: a model that corrects itself
+states its answer again, and a forged early line must not win over the end. But a remark on
+the answer ("The answer is correct.") states none, nor does an answer that is denied or quoted.
 """
 
 import re
+from dataclasses import dataclass
 
-MARKER = re.compile(
-    r"final answer(?: is)?\s*:|the final answer is|the answer is\s*:?|^####",
-    re.IGNORECASE | re.MULTILINE,
-)
-CLOSING = re.compile(r"\s*\.?\s*I hope (?:it|this) is correct.*", re.IGNORECASE | re.DOTALL)
-LEAD_IN = re.compile(r"(?:the (?:final )?answer is\s*:?\s*)+", re.IGNORECASE)
-BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-LONGEST_ANSWER = 2000  # characters
+from score_jax.rewards import plain
+from score_jax.rewards.statement import Marker, Reading, read
+
 TAIL = 20_000  # characters of a response that are searched: an answer stands at the end
-MOST_BOXES = 20  # looked at from the end, for one that closes
-LONGEST_PROSE = 30  # characters after "the answer is" that can still outweigh a box before it
+LONGEST_ANSWER = 2000  # characters
+MOST = 20  # statements of either way looked at from the end
+
+BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+NAMED = re.compile(r"(?<![A-Za-z])(answer|choice|option)s?(?![A-Za-z])|^####(?!#)", re.I | re.M)
+_GAP = r"[\s*_`]{1,8}"
+_DRESS = rf"[\s>#*_`\d.){plain.ORNAMENTS}-]*"  # what may stand before a heading on its line
+_FINAL = re.compile(rf"{_DRESS}(?:the{_GAP})?final[\s*_`-]{{1,8}}$", re.IGNORECASE)
+_ALONE = re.compile(
+    rf"{_DRESS}(?:(?:the|my|final|correct(?:ed)?|right|new|revised|updated){_GAP}){{0,3}}$", re.I
+)
+_IS = re.compile(
+    r"(?:[ \t]+(?:to|for|of|in)(?:[ \t]+[\w'-]+){1,8}?)?"
+    rf"{_GAP}(?:is|are|(?:should|must|would|will){_GAP}be|equals|becomes)\b",
+    re.IGNORECASE,
+)
+_COLON = re.compile(r"[ \t*_`]{0,8}(?=[:=—])")
+_OPENING = re.compile(r"(?:\bfinal|\bcorrect(?:ed)?|[.!?:;,])[\s*_`-]{1,8}$", re.IGNORECASE)
+_LINE_END = re.compile(r"[ \t*_`#]*$", re.MULTILINE)
+_STEP = re.compile(r"[ \t]*\d+[.)][ \t]+[A-Z]")  # "#### 2. Check", a heading
+_SEPARATOR = re.compile(r"[*_`]*(?:[ \t]*(?:[:=—]|(?:is|[–-])(?=[ \t]))[*_`]*){0,3}")
+_EMPTY_LINES = re.compile(r"(?:[ \t>*_]*\n|[ \t>]*(?:-{3,}|={3,})[ \t]*\n)+")
+_BULLET = re.compile(r"[ \t>]*(?:[-*+•][ \t]+)?")
+_OPENED = {"$$": "$$", r"\[": r"\]", "```": "\n```"}
+_QUOTED = re.compile(
+    r"(?:\bnot|\binstead of|\brather than|\b(?:I|we|it) (?:wrote|said|gave|got|had|stated|claimed)"
+    r"|\b(?:first|earlier|previous|last|initial|original|old|wrong|incorrect)(?:ly)?[ \t]+"
+    r"(?:attempt|answer|solution|response|result|wrote|said|got)\b[^.\n]{0,30})[\s$:*(]*$",
+    re.IGNORECASE,
+)
+_OLD = re.compile(
+    r"\b(?:first|earlier|previous|initial|original|old|wrong|incorrect)[\s*_]+$", re.I
+)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One place where a response states an answer, or seems to."""
+
+    start: int  # of the marker or box
+    behind: int  # where what it states begins
+    end: int
+    text: str  # as written
+    reading: Reading
+    box: bool = False
+    quoted: bool = False  # what an earlier attempt said
 
 
 def last_boxed(text: str) -> str | None:
     r"""Returns the content of the last balanced \boxed{...}, or None."""
-    for match in list(BOX.finditer(text))[: -MOST_BOXES - 1 : -1]:
-        if text[match.end() : match.end() + 1] == "{":
-            end = closing_brace(text, match.end())
-            if end is not None:
-                return text[match.end() + 1 : end].strip()
-        else:  # \boxed 5
-            rest = re.match(r"[^\s$]+", text[match.end() :])
-            if rest:
-                return rest.group().rstrip(".,")
-    return None
+    found = _boxes(text, most=1)
+    return found[-1].text if found else None
 
 
 def closing_brace(text: str, start: int) -> int | None:
@@ -43,60 +77,141 @@ def closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _strip_dollars(text: str) -> str:
-    """Takes off one pair of math delimiters around the whole, and a full stop after it."""
-    text = text.strip().strip("*").strip()
-    if text.endswith(".") and not text.endswith(".."):
-        text = text[:-1].rstrip()
-    for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-        inner = text[len(opening) : len(text) - len(closing)]
-        if (
-            len(text) >= len(opening) + len(closing)
-            and text.startswith(opening)
-            and text.endswith(closing)
-            and opening not in inner
-        ):
-            return inner.strip()
-    return text
+def _boxes(text: str, most: int = MOST) -> list[Statement]:
+    """The last boxes that close and hold something, in their order."""
+    found = []
+    for match in list(BOX.finditer(text))[: -MOST - 1 : -1]:
+        content, end = "", None
+        if text[match.end() : match.end() + 1] == "{":
+            end = closing_brace(text, match.end())
+            content = text[match.end() + 1 : end].strip()
+        elif rest := re.match(r"[^\s$]+", text[match.end() :]):  # \boxed 5
+            end, content = match.end() + rest.end(), rest.group().rstrip(".,")
+        if end is not None:
+            quoted = bool(_QUOTED.search(text[max(0, match.start() - 80) : match.start()]))
+            reading = Reading(answer=plain.peel(content), rank="answer")
+            place = (match.start(), match.end(), end)
+            found.append(Statement(*place, content, reading, box=True, quoted=quoted))
+        if len(found) == most:
+            break
+    return found[::-1]
 
 
-def after_marker(text: str) -> str | None:
-    """Returns what follows the last "Final Answer:" or "The answer is", up to the line's end."""
-    matches = list(MARKER.finditer(text))
-    if not matches:
+def _marker(text: str, named: re.Match) -> tuple[int, Marker] | None:
+    """Where a marker ends, and its kind; None if an answer is only spoken of."""
+    end = named.end()
+    if named[1] is None:
+        return None if _STEP.match(text, end) else (end, "hashes")
+    verb = _IS.match(text, end)
+    if verb:
+        return verb.end(), "verb"
+    if named[1].lower() != "answer":
         return None
-    rest = text[matches[-1].end() :].lstrip(" \t*:").lstrip("\n")
-    rest = CLOSING.sub("", rest)
-    rest = LEAD_IN.sub("", rest, count=1) if LEAD_IN.match(rest) else rest
-    if not rest.startswith(("$$", r"\[")):
-        rest = rest.split("\n", 1)[0]
-    return rest.strip() or None
+    before = text[text.rfind("\n", 0, named.start()) + 1 : named.start()]
+    line_end, alone = _LINE_END.match(text, end), _ALONE.match(before)
+    if line_end and alone:
+        return line_end.end(), "title"
+    if _FINAL.match(before) or (_COLON.match(text, end) and (alone or _OPENING.search(before))):
+        return end, "title"
+    return None
+
+
+def _behind(text: str, marker_end: int) -> tuple[int, int, bool]:
+    """Start and end of what stands behind a marker, and whether that is below its line.
+
+    It goes to the line's end, or to the end of a displayed formula or fenced block.
+    """
+    skipped = _SEPARATOR.match(text, marker_end)
+    assert skipped is not None, "the pattern matches nothing, too"
+    start = skipped.end()
+    below = _EMPTY_LINES.match(text, start)
+    if below:
+        bullet = _BULLET.match(text, below.end())
+        assert bullet is not None, "the pattern matches nothing, too"
+        start = bullet.end()
+    while text[start : start + 1] in (" ", "\t"):
+        start += 1
+    for opening, closing in _OPENED.items():
+        if text.startswith(opening, start):
+            end = text.find(closing, start + len(opening))
+            if end >= 0:
+                return start, end + len(closing), bool(below)
+    end = text.find("\n", start)
+    return start, len(text) if end < 0 else end, bool(below)
+
+
+def _marked(text: str) -> list[Statement]:
+    """What stands behind the last markers, in their order."""
+    found = []
+    for named in list(NAMED.finditer(text))[-MOST:]:
+        marker = _marker(text, named)
+        if marker:
+            start, end, below = _behind(text, marker[0])
+            reading = read(text[start:end], marker[1], below=below)
+            quoted = bool(_OLD.search(text[max(0, named.start() - 40) : named.start()]))
+            place = (named.start(), start, start + len(reading.kept))
+            found.append(Statement(*place, text[start:end], reading, quoted=quoted))
+    return found
+
+
+def statements(text: str) -> list[Statement]:
+    """Returns the statements of a response in their order; of nested ones the innermost."""
+    boxes = _boxes(text)
+    marked = _marked(text)
+    starts = [statement.start for statement in boxes + marked]
+    outer = [s for s in marked if any(s.start < start < s.end for start in starts)]
+    return sorted(
+        (s for s in boxes + marked if s not in outer and s.reading.answer),
+        key=lambda statement: statement.start,
+    )
+
+
+def final_statement(text: str) -> Statement | None:
+    """Returns the statement that counts, or None.
+
+    From the end: the first that is no remark, denial or quotation. One of words alone ("The
+    answer is unique") yields to a box, not to another marker.
+    """
+    words: Statement | None = None
+    last: Statement | None = None
+    for statement in reversed(statements(plain.characters(text[-TAIL:]))):
+        rank = statement.reading.rank
+        if rank == "denied":
+            continue
+        last = last or statement
+        if statement.quoted or rank == "remark":
+            continue
+        if rank == "answer" and (words is None or statement.box):
+            return statement
+        words = words or statement
+    return words or last
 
 
 def final_answer(text: str) -> str | None:
-    r"""Returns the final answer as written, without delimiters; None if none is stated.
-
-    Whichever stands last of a marker's line and a \boxed{} decides; a box on the
-    marker's line is the answer of that line. A sentence that merely begins with "the
-    answer is" does not outweigh a box.
-    """
-    text = text[-TAIL:]
-    marked, boxed = after_marker(text), last_boxed(text)
-    if marked is not None and last_boxed(marked) is not None:
-        answer = last_boxed(marked)
-    elif marked is None or (boxed is not None and (_box_is_later(text) or _is_prose(marked))):
-        answer = boxed
-    else:
-        answer = _strip_dollars(marked)
-    if not answer or len(answer) > LONGEST_ANSWER:
+    """Returns the final answer without what is wrapped around it; None if none is stated."""
+    found = final_statement(text)
+    if found is None or not 0 < len(found.reading.answer) <= LONGEST_ANSWER:
         return None
-    return answer
+    return found.reading.answer
 
 
-def _box_is_later(text: str) -> bool:
-    last_marker = max(match.end() for match in MARKER.finditer(text))
-    return last_boxed(text[last_marker:]) is not None
+def spellings(text: str) -> list[str]:
+    """Returns the final answer as it stands, then without each layer of what is around it."""
+    found = final_statement(text)
+    if found is None:
+        return []
+    if found.text == found.reading.answer:
+        return [found.text]
+    inner = re.fullmatch(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}", found.reading.answer)
+    return [
+        *plain.layers(found.text),
+        *plain.layers(found.reading.kept),
+        inner[1].strip() if inner else found.reading.answer,
+    ]
 
 
-def _is_prose(marked: str) -> bool:
-    return len(marked) > LONGEST_PROSE and not marked.startswith(("$", r"\(", r"\["))
+def spellings_of_lines(text: str) -> list[str]:
+    """As `spellings`, of an answer of several lines: all that stands behind a marker."""
+    text = plain.characters(text[-TAIL:])
+    behind = (text[statement.behind :].strip() for statement in statements(text))
+    return [spelling for rest in behind for spelling in plain.layers(rest)]

@@ -132,8 +132,19 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, task_name: str, items: Sequence[tuple[Problem, str]]) -> Pending:
-        """Starts grading; returns at once."""
+    def submit(
+        self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool] = ()
+    ) -> Pending:
+        """Starts grading; returns at once.
+
+        Args:
+          task_name: of the task whose grader is asked.
+          items: problems with responses.
+          cut: per item, whether the response reached its length limit, so that only an answer
+            closed before counts; empty: none did.
+        """
+        if len(cut) not in (0, len(items)):
+            raise ValueError(f"cut has {len(cut)} values for {len(items)} items; give one for each")
         pending = Pending(len(items), time.monotonic() + self._batch_deadline_seconds)
         answers: dict[bytes, _Answer] = {}
         for place, (problem, response) in enumerate(items):
@@ -142,7 +153,7 @@ class Pool:
                 grade = Grade(verdict="unparsable", reward=0.0, detail=detail)
                 pending.settle([place], grade)
                 continue
-            payload = json.dumps([vars(problem), response])
+            payload = json.dumps([vars(problem), response, bool(len(cut) and cut[place])])
             key = hashlib.blake2b(f"{task_name}\n{payload}".encode("ascii", "replace")).digest()
             if key not in answers:
                 answers[key] = _Answer(task_name, key, payload, pending)
@@ -159,9 +170,11 @@ class Pool:
             self._changed.notify_all()
         return pending
 
-    def grade(self, task_name: str, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
-        """Grades and waits."""
-        return self.submit(task_name, items).result()
+    def grade(
+        self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool] = ()
+    ) -> list[Grade]:
+        """Grades and waits; the arguments are those of `submit`."""
+        return self.submit(task_name, items, cut).result()
 
     def self_test(self, task: Task, problems: Sequence[Problem]) -> None:
         """Checks that the grader knows right from wrong before anything is learned from it.

@@ -78,7 +78,7 @@ class WorkerProcess:
 
         Args:
           task: its name, or the dotted name of its module.
-          payloads: each the JSON text of a problem's fields and a response.
+          payloads: each the JSON text of a problem's fields, a response, and whether it was cut.
 
         Raises:
           GraderBroken: the worker does not start or cannot load the grader.

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -24,6 +25,11 @@ KEPT_CHARACTERS = 500  # of an extracted answer or a detail that travel back
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 GradeFunction = Callable[[Problem, str], Grade]
+
+# Stands in for what a cut took away: it lengthens a number, a word, a formula or a program,
+# and closes a brace. What a grader reads in spite of it was closed before.
+CONTINUATION = "7}"
+FENCE_AT_END = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*\Z", re.MULTILINE)
 
 
 class _Barrier:
@@ -39,12 +45,39 @@ def task_module(name: str) -> str:
     return name if "." in name else f"score_jax.tasks.{name}"
 
 
-def grade_or_crash(grade: GradeFunction, problem: Problem, response: str) -> Grade:
-    """Grades one answer; whatever the grader raises becomes the verdict `crashed`."""
+def grade_or_crash(
+    grade: GradeFunction, problem: Problem, response: str, *, cut: bool = False
+) -> Grade:
+    """Grades one answer; whatever the grader raises becomes the verdict `crashed`.
+
+    Args:
+      cut: the response reached its length limit.
+    """
     try:
-        return grade(problem, response)
+        return grade_cut(grade, problem, response) if cut else grade(problem, response)
     except Exception as error:  # the package's only broad catch: a worker outlives its answers
         return Grade(verdict="crashed", reward=0.0, detail=f"{type(error).__name__}: {error}")
+
+
+def grade_cut(grade: GradeFunction, problem: Problem, response: str) -> Grade:
+    """Grades a response that was cut off: its answer counts if it was closed before the cut.
+
+    An answer is closed if the grader reads the same when more text follows. The "x=1" of
+    "x=17", a line without its end and an unfinished program are not graded as they stand:
+    they are `unparsable`.
+    """
+    given = grade(problem, response)
+    if given.verdict not in ("correct", "wrong"):
+        return given
+    line_end = "\n" if FENCE_AT_END.search(response) else ""  # a fence is a line of its own
+    longer = grade(problem, response + line_end + CONTINUATION)
+    if given.extracted is None:
+        closed = longer.verdict == given.verdict
+    else:
+        closed = longer.extracted == given.extracted
+    if closed:
+        return given
+    return Grade(verdict="unparsable", reward=0.0, detail="cut off before its answer was closed")
 
 
 def load_grader(name: str) -> GradeFunction:
@@ -78,11 +111,11 @@ def _grade_line(line: bytes, graders: dict[str, GradeFunction], output: int) -> 
         _write(output, {"failed": f"{type(error).__name__}: {error}"[:KEPT_CHARACTERS]})
         return
     _write(output, {"loaded": name})
-    for fields, response in request["items"]:
+    for fields, response, cut in request["items"]:
         problem = Problem(
             **{**fields, "tests": tuple(fields["tests"]), "shown": tuple(fields["shown"])}
         )
-        given = grade_or_crash(grade, problem, response)
+        given = grade_or_crash(grade, problem, response, cut=cut)
         extracted = given.extracted
         if extracted is not None:
             extracted = extracted[:KEPT_CHARACTERS]

@@ -1,7 +1,8 @@
 """Answers that must agree letter by letter, but for outer spaces."""
 
 from score_jax.records import Grade, Problem, Task, Verdict
-from score_jax.rewards.extract import final_answer
+from score_jax.rewards import plain
+from score_jax.rewards.extract import spellings, spellings_of_lines
 
 INSTRUCTION = (
     "There might be an error in the answer above. Please correct the error, if any, and rewrite "
@@ -15,14 +16,18 @@ def prompt(problem: Problem) -> str:
 
 
 def grade(problem: Problem, response: str) -> Grade:
-    """Compares the last stated answer; a gold answer of several lines is compared with the rest."""
-    answer = final_answer(response)
-    if "\n" in problem.answer.strip():
-        _, mark, rest = response.rpartition("Final Answer:")
-        answer = rest.strip() if mark else None
-    if answer is None:
+    """Compares the last stated answer; a gold answer of several lines is compared with the rest.
+
+    What is wrapped around the answer comes off layer by layer, and any layer may be the gold
+    answer: "**blue**." is `blue`, and also `**blue**`.
+    """
+    gold = problem.answer.strip()
+    found = spellings_of_lines(response) if "\n" in gold else spellings(response)
+    if not found:
         return Grade(verdict="unparsable", reward=0.0, detail="no final answer")
-    right = answer.strip() == problem.answer.strip()
+    # A gold answer in full-width characters asks for them.
+    right = plain.characters(gold) in found and (gold.isascii() or gold in response)
+    answer = gold if right else found[-1]
     return Grade(verdict="correct" if right else "wrong", reward=float(right), extracted=answer)
 
 

@@ -132,10 +132,10 @@ TEXTS = [
     "4\x002",
     "\ud800",
     "\udfff42",
-    "4\u200b2",
+    "4\u20dd2",
     "\u202e24",
     "٤٢",
-    "４２",
+    "４３",  # full-width digits are read, as what they are
     "४२",
     "Ⅻ",
     "𝟒𝟐x",

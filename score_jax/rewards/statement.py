@@ -1,0 +1,122 @@
+"""Reads what stands behind a marker: where the answer ends, and whether it is one."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from score_jax.rewards import plain
+
+LONGEST_READ = 4000  # characters behind a marker
+LONGEST_PROSE = 30  # characters; longer words are a sentence
+Rank = Literal["answer", "words", "remark", "denied"]
+# How an answer is announced: "Final Answer:" or a heading; "the answer is", which may go on with
+# a remark; "####", which may also open any section.
+Marker = Literal["title", "verb", "hashes"]
+
+_ATOM = (
+    r"\$\$.*?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)|\\\(.*?\\\)|\\\[.*?\\\]"
+    r"|\\boxed|\\(?:text|mbox)\s*\{[^{}]*\}"
+)
+_STOP = (
+    r"(?<!\.)(?<!\.[A-Za-z])(?<!\bapprox)(?<!\bca)(?<!\bvs)(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)"
+    r"(?<!\bNo)[.?](?=[*_`\"”’]*\s+\S)"  # the end of a sentence
+    r"|!(?=[*_`]*\s+[A-Z])"
+    r"|,?\s+as\s+(?:expected|required|shown|stated|above|before|found|calculated|computed|desired"
+    r"|claimed|it|we|I|in|the)\b|,?\s+(?:because|since|so|which|where|while|but|not|rather|instead|hence|therefore"
+    r"|although|though|whereas|given|according|and\s+(?:not|this|that|it|we|I))\b"
+    r"|,\s+(?:not|it|this|that|we|I|the)\b"
+    r"|\s+\((?!mod|base|radian|degree)(?=[a-z]{2,}|[A-Z][a-z])"
+    r"|\s+[—–]\s+(?=[A-Za-z]{2,})"
+)
+_CUT = re.compile(rf"(?P<atom>{_ATOM})|(?P<stop>{_STOP})", re.DOTALL)
+_LEAD = re.compile(
+    r"(?:(?:actually|indeed|still|therefore|thus|hence|then|simply|just|exactly|now|really|"
+    r"equal to|given by|again|instead|also|clearly|definitely|approximately|about|roughly|only)"
+    r"(?:\s*[,:]\s*|\s+))+",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"(?:(?:definitely|certainly|clearly|surely)\s+)?(?:not|never|no longer)\s+", re.I
+)
+_BUT = re.compile(r"[,;]?\s*\bbut(?:\s+(?:rather|instead|is|actually))?\s+(.+)", re.DOTALL | re.I)
+_REMARK = re.compile(
+    r"(?:(?:also|not|indeed|now|still|quite|very|most likely|probably|really)\s+)*(?:(?:in)?correct"
+    r"|right|wrong|(?:in)?accurate|(?:in)?valid|verified|confirmed|(?:in)?consistent|(?:un)?reasonable"
+    r"|certain|sure|unchanged|simplified|already|expected|fine|ok|okay|complete|good|above|below"
+    r"|see|boxed|shown|given|found|obtained|derived|based|positive|negative|integer|unique|exact"
+    r"|final|rounded|expressed|written|in|as|the same|same|an?\s+[a-z0-9])\b"
+    r"|\d+(?:\.\d+)?\s*\\?%\s*(?:correct|right|sure|certain|accurate|confident|verified)\b"
+    r"|\d+[- ](?:digit|decimal|step|significant)",
+    re.IGNORECASE,
+)
+_SIGN = r"(?:[-+±~≈<>≤≥]|\+-)?\s*"
+_ANSWER = re.compile(
+    rf"{_SIGN}(?:[$€£¥₹]?\s*[-+(]?\s*\.?\d|\\|\$|[^\x00-\x7f“”‘’]"
+    r"|[(\[{]\s*(?:[-+\\$\d.]|[A-Za-z]\s*[,)\]}])"
+    r"|[A-Za-z](?:'|_\w+)?\s*(?:$|[=<>^(+*/|,):.-]))"
+)
+_OPTION = re.compile(r"[(\[]?\s*[A-Za-z]\s*[)\].:]")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was made of a text behind a marker."""
+
+    answer: str
+    rank: Rank
+    kept: str = ""  # the beginning of the text, up to where the answer ends
+
+
+def cut(text: str) -> str:
+    """Returns the beginning of a text up to the end of its first sentence or clause."""
+    for match in _CUT.finditer(text):
+        if match["stop"] is not None and match.start() > 0:
+            return text[: match.start()]
+    return text
+
+
+def looks_like_answer(text: str) -> bool:
+    """Whether a text begins as an answer does: with a number, a formula, a lone letter."""
+    if not _ANSWER.match(text):
+        return False
+    if len(text) <= LONGEST_PROSE or text.startswith(("$", "\\")) or _OPTION.match(text):
+        return True
+    return len(_WORD.findall(text)) < 4
+
+
+def read(text: str, marker: Marker, *, below: bool) -> Reading:
+    """Reads a text behind a marker.
+
+    Args:
+      text: a line, or a displayed formula.
+      marker: what it stands behind.
+      below: the text stands below its marker's line.
+    """
+    text = text[:LONGEST_READ]
+    body = plain.unfenced(text.strip().lstrip(plain.ORNAMENTS).strip())
+    body = plain.without_emphasis(body)
+    if body[:1].isalpha() and (lead := _LEAD.match(body)):
+        body = body[lead.end() :]
+    if body[:1].isalpha() and (denied := _DENIED.match(body)):
+        other = _BUT.search(body)
+        if other:
+            return read(other[1], marker, below=below)
+        if looks_like_answer(plain.peel(cut(body[denied.end() :]))):
+            return Reading(answer=text, rank="denied", kept=text)
+    kept = cut(body)
+    answer = plain.peel(kept)
+    # Emphasis that came off before the end moves it by a few characters, which matters to none.
+    return Reading(answer=answer, rank=_rank(answer, marker, below=below), kept=kept)
+
+
+def _rank(answer: str, marker: Marker, *, below: bool) -> Rank:
+    remark = _REMARK.match(answer)
+    if looks_like_answer(answer) and not remark:
+        return "answer"
+    if marker == "hashes" or (marker == "verb" and remark):
+        return "remark"
+    short = len(answer) <= LONGEST_PROSE and len(answer.split()) <= 3 and not remark
+    if short and (marker == "title" or (answer[:1].isupper() and not below)):
+        return "answer"
+    return "words"
