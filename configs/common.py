@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
             "adam_share": 0.2,  # of muon's learning rate, for what Adam updates beside it
             "learning_rate": 4e-4,
             "schedule": "constant",  # constant, cosine, linear
-            "warmup": 5,  # updates
+            "warmup": 5,  # updates; the first has a fifth of the rate
             "b1": 0.9,
             "b2": 0.95,
             "eps": 1e-8,

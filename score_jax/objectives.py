@@ -14,7 +14,7 @@ Source: arXiv:2409.12917, sections 4 and 5; docs/method.md derives what alpha do
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, assert_never, get_args
 
 import jax
 import jax.numpy as jnp
@@ -132,20 +132,28 @@ def baselines(
 
     "batch" takes the mean of the whole batch, the row included: a bias of 1/B.
     """
-    turns = returns.shape[1]
-    if kind == "none":
-        return jnp.zeros_like(returns)
-    if kind == "running":
-        return jnp.broadcast_to(running, returns.shape)
-    if kind == "batch":
-        return jnp.broadcast_to(returns.mean(0), returns.shape)
-    if kind == "leave_one_out":
-        grouped = returns.reshape(-1, samples, turns)
-        return jnp.moveaxis(leave_one_out(jnp.moveaxis(grouped, -1, 1)), 1, -1).reshape(
-            returns.shape
-        )
+    match kind:
+        case "none":
+            return jnp.zeros_like(returns)
+        case "running":
+            return jnp.broadcast_to(running, returns.shape)
+        case "batch":
+            return jnp.broadcast_to(returns.mean(0), returns.shape)
+        case "leave_one_out":
+            grouped = jnp.moveaxis(returns.reshape(-1, samples, returns.shape[1]), -1, 1)  # P R G
+            return jnp.moveaxis(leave_one_out(grouped), 1, -1).reshape(returns.shape)
+        case "leave_one_out_attempt":
+            return attempt_baselines(returns, samples=samples, branches=branches)
+        case _:
+            assert_never(kind)
+
+
+def attempt_baselines(
+    returns: Float[Array, "B R"], *, samples: int, branches: int
+) -> Float[Array, "B R"]:
+    """First attempts against the problem's others, later ones against those of the same first."""
     # P, first attempts, second attempts of each, R
-    tree = returns.reshape(-1, samples // branches, branches, turns)
+    tree = returns.reshape(-1, samples // branches, branches, returns.shape[1])
     first = leave_one_out(tree[..., 0].mean(2))  # P A: the problem's other first attempts
     first = jnp.broadcast_to(first[:, :, None, None], (*tree.shape[:3], 1))
     later = leave_one_out(jnp.moveaxis(tree[..., 1:], -1, 2))  # P A R-1 branches

@@ -20,7 +20,7 @@ class OptimizerConfig:
 
     learning_rate: float = 5e-6  # the paper's value on MATH; its schedule is not stated
     schedule: Schedule = "constant"  # how it falls to 0 after the warm-up
-    warmup: int = 0  # updates over which it rises from 0
+    warmup: int = 0  # updates over which it rises; the first has its share, never 0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -52,7 +52,8 @@ def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
     }[config.schedule]
     if config.warmup == 0:
         return after
-    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup)
+    first = config.learning_rate / config.warmup
+    rise = optax.linear_schedule(first, config.learning_rate, config.warmup - 1)
     return optax.join_schedules([rise, after], [config.warmup])
 
 
@@ -85,10 +86,11 @@ def matrix_axes(params: Any) -> Any:
     """
 
     def axes(path: tuple, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(path[-1:], simple=True)
+        # An adapter's pair lies below its target's name, and its `a` reads what that reads.
+        names = {jax.tree_util.keystr((part,), simple=True) for part in path[-2:]}
         if leaf.ndim == 3:
             return optax.contrib.MuonDimensionNumbers((1,), (2,))
-        if leaf.ndim == 4 and name == "out":
+        if leaf.ndim == 4 and "out" in names:
             return optax.contrib.MuonDimensionNumbers((1, 2), (3,))
         return optax.contrib.MuonDimensionNumbers((1,), (2, 3)) if leaf.ndim == 4 else None
 

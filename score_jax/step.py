@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from score_jax import numerics
 from score_jax.model.decoder import Decoder
@@ -36,9 +36,13 @@ class LearnerConfig:
     microbatches: int = 1  # parts of a minibatch whose gradients are accumulated
     minibatches: int = 1  # updates per rollout; above 1 needs objective.clip
     chunk: int = 128  # positions per row whose vocabulary is expanded at once
-    baseline_decay: float = 0.9  # of the running baseline, per rollout
+    baseline_decay: float = 0.9  # of the running baseline, per rollout; 0: the last one alone
 
     def __post_init__(self):
+        if not 0 <= self.baseline_decay < 1:
+            raise ValueError(
+                f"learner.baseline_decay is {self.baseline_decay}; set a value in 0..1, below 1"
+            )
         for name in ("microbatches", "minibatches", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; set at least 1")
@@ -163,6 +167,21 @@ def accumulated_gradient(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
+def running_mean(
+    average: Float[Array, "R"], step: Int[Array, ""], decay: float
+) -> Float[Array, "R"]:
+    """A decaying average that began at 0, as the mean of the values that went into it.
+
+    Without the correction the first baselines would be too near to 0.
+
+    Args:
+      step: values so far; before the first the mean is 0.
+
+    Source: arXiv:1412.6980, section 3 (initialisation bias).
+    """
+    return jnp.where(step > 0, average / (1 - decay ** jnp.maximum(step, 1)), 0.0)
+
+
 def update(
     decoder: Decoder,
     optimizer: optax.GradientTransformation,
@@ -191,8 +210,9 @@ def update(
     """
     turns = objective.turns
     kl = turn_log_ratio(episodes, scores.logprobs, turns)
+    running = running_mean(state.baseline, state.step, config.baseline_decay)
     advantages = turn_advantages(
-        objective, episodes.rewards, kl, state.baseline, samples=samples, branches=branches
+        objective, episodes.rewards, kl, running, samples=samples, branches=branches
     )
     batch = Batch(
         episodes=episodes,

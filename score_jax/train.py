@@ -54,12 +54,18 @@ class Progress:
     """What a stage carries from step to step besides the train state."""
 
     position: int = 0  # of the stream, in batches
-    reward_sum: float = 0.0  # training reward since the last checkpoint that was due
-    reward_count: int = 0
+    window: int = 1  # steps whose mean training reward a checkpoint is chosen by; all alike
+    rewards: list[float] = field(default_factory=list)  # of the last steps, a window at most
+    candidates: int = 0  # checkpoints among which the best is chosen
 
-    def reward(self) -> float:
-        """Mean training reward since the last checkpoint that was due."""
-        return self.reward_sum / max(1, self.reward_count)
+    def add(self, reward: float) -> None:
+        """Takes in a step's training reward."""
+        self.rewards = [*self.rewards, reward][-self.window :]
+
+    def reward(self) -> float | None:
+        """Mean training reward of the last steps; None before there is a window of them."""
+        full = len(self.rewards) == self.window
+        return sum(self.rewards) / self.window if full else None
 
 
 @dataclass(kw_only=True)
@@ -121,9 +127,10 @@ class Stage:
 
     def check(self, step: int, values: dict[str, float]) -> None:
         """Stops on numbers that must not enter a checkpoint."""
+        moved = step > 1 or self.built.settings.learner.minibatches > 1
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]):
-                raise self.diverged(step, f"{name} is {values[name]}")
+                raise self.diverged(step, f"{name} is {values[name]}", moved=moved)
         gap, limit = values.get("logprob_gap/max", 0.0), self.built.settings.gap_limit
         if not gap <= limit:
             raise TrainingError(
@@ -132,13 +139,24 @@ class Stage:
                 "raise the limit"
             )
 
-    def diverged(self, step: int, cause: str) -> TrainingError:
-        """The error of a step whose numbers are of no use."""
-        rate = self.built.settings.optimizer.learning_rate
-        return TrainingError(
-            f"step {step}: {cause}; {self.last_saved()}. Lower optimizer.learning_rate ({rate}) "
-            "or set optimizer.clip_norm, and begin again in another --workdir"
+    def diverged(self, step: int, cause: str, *, moved: bool = True) -> TrainingError:
+        """The error of a step whose numbers are of no use.
+
+        Args:
+          moved: whether the stage had made an update when they came about.
+        """
+        settings = self.built.settings
+        rate = settings.optimizer.learning_rate
+        remedy = (
+            f"Lower optimizer.learning_rate ({rate}) or set optimizer.clip_norm, and begin again "
+            "in another --workdir"
         )
+        if not moved:
+            remedy = (
+                "No update was made before it, so the learning rate is not at fault: look at the "
+                f"weights of {settings.weights.source!r} and at compute.dtype"
+            )
+        return TrainingError(f"step {step}: {cause}; {self.last_saved()}. {remedy}")
 
     def last_saved(self) -> str:
         """Says which checkpoint is on disk."""
@@ -147,26 +165,27 @@ class Stage:
         return f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def count(self, values: dict[str, float]) -> None:
-        """Adds a step's training reward, the unshaped weighted sum over turns."""
+        """Takes in a step's training reward, the unshaped weighted sum over turns."""
         weights = self.built.settings.objective.reward_weights
-        self.progress.reward_sum += sum(
-            weight * values.get(f"reward/turn{turn}", 0.0) for turn, weight in enumerate(weights, 1)
+        self.progress.add(
+            sum(
+                weight * values.get(f"reward/turn{turn}", 0.0)
+                for turn, weight in enumerate(weights, 1)
+            )
         )
-        self.progress.reward_count += 1
 
     def save(self, step: int) -> None:
         """Starts a checkpoint of everything.
 
-        One that was due ends a reward window. One that a signal asked for does not, and is
-        no candidate for the best: the resumed run has the windows of an uninterrupted one.
+        One that a signal asked for is no candidate for the best: the resumed run has the
+        candidates of an uninterrupted one.
         """
         if not all_finite(self.state):
             raise self.diverged(step, "parameters or optimiser state are not finite")
         settings, progress = self.built.settings, self.progress
         due = step > 0 and step % settings.checkpoint.every == 0
         reward = progress.reward() if due or step == settings.steps else None
-        if due:
-            progress.reward_sum, progress.reward_count = 0.0, 0
+        progress.candidates += reward is not None
         self.watch.at(f"save of step {step}")
         self.log.sync()
         kept.drop(self.folder)
@@ -222,7 +241,7 @@ def reinforce(sampler: Sampler) -> Learn:
         seconds = rollout.graded.seconds | {"update": time.monotonic() - start}
         stage.progress.position = stage.stream.position
         if step % settings.log.transcripts_every == 0:
-            record(stage, rollout, problems, step + 1)
+            record(stage, rollout, problems, step)
         return values | over_hosts(grading_metrics(rollout.graded)) | timings(rollout, seconds)
 
     return learn
@@ -304,7 +323,9 @@ def start_state(
     """The newest readable checkpoint, else a fresh state from `trained()`."""
     found = checkpoints.restore_latest(built.abstract_state(), say)
     if found is None:
-        return built.init_state(trained()), Progress()
+        settings = built.settings
+        window = min(settings.checkpoint.every, settings.steps)
+        return built.init_state(trained()), Progress(window=window)
     step, state, extra = found
     say(f"goes on from the checkpoint of step {step} of {built.settings.steps}")
     return state, Progress(**{entry.name: extra[entry.name] for entry in fields(Progress)})

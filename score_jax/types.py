@@ -83,4 +83,4 @@ class TrainState(struct.PyTreeNode):
     step: Int[Array, ""]  # rollouts learnt from
     params: Params
     opt_state: Any
-    baseline: Float[Array, "R"]  # running mean of each turn's return; used by baseline="running"
+    baseline: Float[Array, "R"]  # decaying average of each turn's return, from 0; see running_mean

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from score_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from score_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer, matrix_axes
 
 
 def rates(count=11, **fields):
@@ -18,14 +18,15 @@ def test_constant_rate():
     assert rates() == [1.0] * 11
 
 
-def test_warmup_rises_from_zero_and_joins_the_rest():
-    assert rates(warmup=4) == pytest.approx([0, 0.25, 0.5, 0.75] + [1.0] * 7)
+def test_warmup_rises_and_joins_the_rest_and_no_update_has_rate_zero():
+    assert rates(warmup=4) == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 8)
+    assert rates(warmup=1) == rates(warmup=0)
 
 
 def test_linear_falls_to_zero_with_the_last_update():
     assert rates(schedule="linear") == pytest.approx([1 - step / 10 for step in range(11)])
     falling = [1 - step / 6 for step in range(7)]
-    assert rates(schedule="linear", warmup=4) == pytest.approx([0, 0.25, 0.5, 0.75, *falling])
+    assert rates(schedule="linear", warmup=4) == pytest.approx([0.25, 0.5, 0.75, 1.0, *falling])
 
 
 def test_cosine_falls_to_zero_with_the_last_update():
@@ -114,3 +115,26 @@ def test_muon_orthogonalises_matrices_layer_by_layer():
     nesterov = 1 + config.b1 * (1 - config.b1) / (1 - config.b1**2)
     wanted = -0.5 * config.adam_share * nesterov * np.sign(gradient["scale"])
     np.testing.assert_allclose(updates["scale"], wanted, rtol=1e-3)
+
+
+def test_muon_knows_what_an_adapters_halves_read_and_write():
+    """Per layer, `a` maps the target's inputs to the rank and `b` the rank to its outputs."""
+    layers, width, heads, head, rank, mlp = 2, 12, 3, 4, 5, 7
+    sizes = {
+        "query": ((width, rank), (rank, heads, head)),
+        "out": ((heads, head, rank), (rank, width)),
+        "down": ((mlp, rank), (rank, width)),
+    }
+    shapes = {
+        name: {half: jnp.zeros((layers, *s)) for half, s in zip("ab", pair, strict=True)}
+        for name, pair in sizes.items()
+    }
+    found = matrix_axes({"block": shapes})["block"]
+    axes = {
+        name: {half: (tuple(n.reduction_axis), tuple(n.output_axis)) for half, n in pair.items()}
+        for name, pair in found.items()
+    }
+    flat = {"a": ((1,), (2,)), "b": ((1,), (2,))}
+    assert axes["down"] == flat
+    assert axes["query"] == flat | {"b": ((1,), (2, 3))}
+    assert axes["out"] == flat | {"a": ((1, 2), (3,))}

@@ -194,6 +194,18 @@ def test_state_counts_steps_and_remembers_returns(whole):
     np.testing.assert_allclose(state.baseline, 0.9 * np.array([0.5, 0.25]) + 0.1 * returns)
 
 
+def test_the_running_mean_is_of_the_values_alone_from_the_first_on():
+    """A decaying average that began at 0, against the weighted mean written out."""
+    values, decay, average = [0.8, 0.2, 0.5], 0.9, 0.0
+    assert step.running_mean(jnp.zeros(1), jnp.asarray(0), decay).tolist() == [0.0]
+    for count, value in enumerate(values, 1):
+        average = decay * average + (1 - decay) * value
+        weights = [decay ** (count - place) for place in range(1, count + 1)]
+        want = np.average(values[:count], weights=weights)
+        got = step.running_mean(jnp.asarray([average]), jnp.asarray(count), decay)
+        assert float(got[0]) == pytest.approx(want, rel=1e-5)
+
+
 def test_metrics_by_hand(whole):
     metrics = {name: float(x) for name, x in whole[1].items()}
     assert metrics["accuracy/turn1"] == 0.5 and metrics["accuracy/turn2"] == 0.5
