@@ -108,6 +108,9 @@ def get_config() -> ConfigDict:
             "temperature": 1.0,
             "seed": 0,
             "data": ConfigDict({"split": "test"}),
+            "every": 0,  # steps between two looks at validation problems in training; 0: none
+            "validation": ConfigDict({"split": "validation"}),
+            "validation_problems": 200,
         }
     )
     config.log = ConfigDict(  # LogConfig

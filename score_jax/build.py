@@ -106,16 +106,26 @@ class Built:
             return params
         return self.reshard(params)
 
+    @cached_property
+    def samplers(self) -> dict[tuple[SamplingConfig, Script], Program]:
+        """Sampling programs made so far: one is compiled once, however many models it measures."""
+        return {}
+
     def sample(self, config: SamplingConfig, turns: int, task: Task | None = None) -> Program:
         """The sampling program (params of `for_sampling`, prompts, key) -> Episodes.
 
         Args:
           task: whose instruction stands between the turns; None: the stage's.
         """
+        script = self.script(turns, task)
+        if (config, script) not in self.samplers:
+            self.samplers[config, script] = self.make_sampler(config, script)
+        return self.samplers[config, script]
+
+    def make_sampler(self, config: SamplingConfig, script: Script) -> Program:
+        """Jits the sampling program."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
-        draw = partial(
-            sample_dialogues, self.decoder, script=self.script(turns, task), config=config
-        )
+        draw = partial(sample_dialogues, self.decoder, script=script, config=config)
         jitted = jax.jit(
             draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
         )

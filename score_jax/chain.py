@@ -12,6 +12,7 @@ import jax
 
 from score_jax import ask, evaluate, hosts, report, sharding
 from score_jax.build import Built, build, load_reference
+from score_jax.checkpoint import fingerprint
 from score_jax.data import sources
 from score_jax.data.stream import Stream
 from score_jax.files import read_json, write_json
@@ -19,14 +20,17 @@ from score_jax.handoff import (
     Link,
     check_folder,
     config_fields,
+    describe_selection,
     draws_before,
     finished,
     open_checkpoints,
     selected_step,
     stale,
     take_over,
+    told,
 )
 from score_jax.log import Log
+from score_jax.protocol import digest
 from score_jax.records import Problem, Task
 from score_jax.rewards.pool import Pool
 from score_jax.settings import Settings
@@ -149,9 +153,12 @@ def train_stage(
                 progress=progress,
                 request=request,
                 watch=watch,
+                measure=open_validation(built, reference, pool),
             ).run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
         step = selected_step(settings, checkpoints)
         assert step is not None, f"{folder} has no final checkpoint after its last step"
+        selection = describe_selection(settings, checkpoints, step)
+        hosts.say(f"[{settings.name}] {told(selection)}")
         trained = checkpoints.restore_params(step, built.abstract_state())
         params = built.policy(trained, reference)
         if settings.program == "supervised":
@@ -161,7 +168,7 @@ def train_stage(
                 embedded.save(folder / "embedded", whole, config, built.chat.tokenizer)
         before = parent_folder(parent, workdir)
         watch.at(f"evaluation of {settings.name}")
-        evaluate_models(built, folder, before, reference, params, step, pool)
+        evaluate_models(built, folder, before, reference, params, step, pool, selection=selection)
 
 
 def open_stream(built: Built, problems: Sequence[Problem], begin: int) -> Stream:
@@ -183,6 +190,24 @@ def open_log(settings: Settings, folder: Path, step: int) -> Log:
         wandb=settings.log.wandb,
         progress=settings.log.progress,
     )
+
+
+def open_validation(
+    built: Built, reference: Params, pool: Pool
+) -> Callable[[Params, int], dict[str, float]] | None:
+    """Greedy accuracies on validation problems of what is trained; None: not asked for."""
+    config = built.settings.evaluation
+    if not config.every:
+        return None
+    data = dict(built.settings.data) | dict(config.validation)
+    problems = first_problems(sources.load(**data), config.validation_problems)
+    registry.of_problems(problems, built.settings.task, "config.task")
+
+    def measure(trained: Params, step: int) -> dict[str, float]:
+        policy = built.policy(trained, reference)
+        return evaluate.validate(built, policy, problems, pool, step=step)
+
+    return measure
 
 
 def parent_folder(parent: Link | None, workdir: Path) -> Path | None:
@@ -211,10 +236,14 @@ def open_pool(built: Built, problems: Any, task: Task | None = None) -> Pool:
 def test_problems(settings: Settings) -> list[Problem]:
     """The held-out problems of config.data under config.evaluation.data."""
     problems = sources.load(**settings.measured_data)
-    count = settings.evaluation.problems or len(problems)
-    found = [problems[i] for i in range(min(count, len(problems)))]
+    found = first_problems(problems, settings.evaluation.problems)
     registry.of_problems(found, settings.measured_task, "config.evaluation.task")
     return found
+
+
+def first_problems(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """The first so many; 0: all."""
+    return [problems[i] for i in range(min(count or len(problems), len(problems)))]
 
 
 def evaluate_models(
@@ -227,21 +256,41 @@ def evaluate_models(
     pool: Pool,
     *,
     file: str = "evaluation.json",
+    selection: dict[str, Any] | None = None,
     say: Callable[[str], None] = hosts.say,
 ) -> None:
-    """Measures base and trained policy on held-out problems; takes over the parent's numbers."""
-    problems = test_problems(built.settings)
-    models = {} if parent is None else evaluate.known_models(parent, built, problems)
+    """Measures base and trained policy on held-out problems; takes over the parent's numbers.
+
+    What is measured is kept until all is: a run that was killed goes on.
+    """
+    problems, name, path = test_problems(built.settings), built.settings.name, folder / file
+    protocol, base = evaluate.protocol_of(built, problems), int(fingerprint(reference))
+    models = {} if parent is None else evaluate.known_models(parent, protocol, base)
+    under_way = folder / "measuring"
+
+    def measure(model: str, params: Params, step: int) -> dict[str, Any]:
+        mark = digest([protocol["hash"], int(fingerprint(params)), step])
+        return evaluate.measure_model(
+            built, params, problems, pool, step=step, name=model, kept=under_way / mark
+        )
+
     if "base" not in models and built.settings.program == "rl":
-        models["base"] = evaluate.measure_model(built, reference, problems, pool, step=0)
-    name = built.settings.name
+        models["base"] = measure("base", reference, 0)
     if params is reference and "base" in models:  # nothing was trained
         models[name] = models["base"]
     else:
-        models[name] = evaluate.measure_model(built, params, problems, pool, step=step)
-    path = folder / file
+        models[name] = measure(name, params, step)
     if hosts.is_first():
-        evaluate.write_evaluation(path, built, models, problems, step=step)
+        evaluate.write_evaluation(
+            path,
+            built,
+            models,
+            step=step,
+            protocol=protocol,
+            reference=base,
+            selection=selection,
+        )
+        shutil.rmtree(under_way, ignore_errors=True)
     hosts.barrier()  # what reads it next may be another host
     for model in models:
         say(f"[{name}] {evaluate.summary_line(model, models[model])}")

@@ -6,6 +6,7 @@ arrays. A checkpoint that can't be read is passed over for the one before it, an
 """
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -81,25 +82,31 @@ class WriteFault(logging.Filter):
 class Checkpoints:
     """The checkpoints of one stage."""
 
-    def __init__(self, folder: Path, *, keep: int):
+    def __init__(self, folder: Path, *, keep: int, judge: str = "reward"):
         """Opens or makes the folder.
 
         Args:
-          keep: latest ones to keep, beside the best by training reward.
+          keep: latest ones to keep, beside the best.
+          judge: the number by which one is the best.
 
         One whose reward can't be read is set aside first: the manager would fail on it.
         """
         self.folder = folder.absolute()
+        self.judge = judge
+
+        def judged(metrics: dict[str, float]) -> float:
+            return metrics.get(judge, -math.inf)  # -inf: it was judged by another number
+
         self.notes = set_unreadable_rewards_aside(self.folder)  # said where a run goes on
         best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics["reward"],
+            get_metric_fn=judged,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
         policy = managers.AnyPreservationPolicy([managers.LatestN(keep), best])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            best_fn=lambda metrics: metrics["reward"],  # without it no metrics are stored
+            best_fn=judged,  # without it no metrics are stored
             enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
@@ -111,23 +118,23 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the highest training reward, the later of equals."""
-        rewards = {step: self.reward(step) for step in self.steps()}
-        known = {step: value for step, value in rewards.items() if value is not None}
+        """The step with the highest score, the later of equals."""
+        scores = {step: self.score(step) for step in self.steps()}
+        known = {step: value for step, value in scores.items() if value is not None}
         return max(known, key=lambda step: (known[step], step)) if known else None
 
-    def reward(self, step: int) -> float | None:
-        """The training reward that a checkpoint was saved with."""
-        metrics = self.manager.metrics(step)
-        return None if not metrics else float(metrics["reward"])
+    def score(self, step: int) -> float | None:
+        """The number that a checkpoint is judged by; None: it is no candidate for the best."""
+        metrics = self.manager.metrics(step) or {}
+        return None if self.judge not in metrics else float(metrics[self.judge])
 
     def save(
-        self, step: int, state: TrainState, extra: dict[str, Any], reward: float | None
+        self, step: int, state: TrainState, extra: dict[str, Any], score: float | None
     ) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied.
 
         Args:
-          reward: of training, which makes it a candidate for the best; None: it is none.
+          score: what it is judged by, as a candidate for the best; None: it is none.
 
         Raises:
           StorageError: this or the previous write failed.
@@ -138,7 +145,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
-        metrics = None if reward is None else {"reward": reward}
+        metrics = None if score is None else {self.judge: score}
         self.wait()
         try:
             self.manager.save(step, args=args, metrics=metrics, force=True)

@@ -5,23 +5,38 @@ parent's numbers are taken over where they were made by the same protocol.
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from tqdm import tqdm
 
-from score_jax import hosts, metrics
+from score_jax import hosts, measured, metrics
+from score_jax import protocol as protocols
 from score_jax.build import Built
 from score_jax.files import read_json, write_json
 from score_jax.keys import run_key
-from score_jax.records import LOST, Problem, Transcript
+from score_jax.records import LOST, Problem, Task, Transcript
 from score_jax.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
 from score_jax.sampling import SamplingConfig
+from score_jax.settings import Settings
 from score_jax.sharding import local_rows, own_rows, row_shards
 from score_jax.types import Episodes, Params
 
 SHOWN = 40  # dialogues per model that evaluation.json keeps for the report
+
+
+def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
+    """How a model's likeliest dialogues are drawn.
+
+    config.sampling.row_limit is meant for the attempts of training, or for two.
+    """
+    sampling = settings.sampling
+    limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
+    return dataclasses.replace(sampling, samples=1, branches=1, temperature=0.0, row_limit=limit)
 
 
 def first_rows(episodes: Episodes, count: int) -> Episodes:
@@ -37,33 +52,102 @@ def attempts_of(
     *,
     sampling: SamplingConfig,
     step: int,
+    task: Task | None = None,
+    kept: Path | None = None,
+    label: str = "",
 ) -> list[Transcript]:
     """Every dialogue of a model on the given problems, problem by problem.
 
     Each host encodes and grades its own rows; all get everything.
+
+    Args:
+      task: of the problems; None: the one that evaluation asks.
+      kept: file of this measurement's dialogues; what it holds is not drawn again.
+      label: what is measured, for the progress bar.
     """
+    found = measured.read(kept) if kept else {}
+    if kept:
+        measured.write(kept, found)
+    waiting = [place for place in range(len(problems)) if place not in found]
     config = built.settings.evaluation
-    task, params = built.measured_task, built.for_sampling(params)
-    program = built.sample(sampling, config.turns, task)
     shards = row_shards(built.mesh)
     batch = -(-min(config.batch, len(problems)) // shards) * shards
-    key = run_key(config.seed, "evaluate")
-    records: list[Transcript] = []
-    for start in range(0, len(problems), batch):
-        places = start + own_rows(built.mesh, batch)
-        part = [problems[place] for place in places if place < len(problems)]
-        padded = part + [problems[start]] * (len(places) - len(part))
-        prompts = encode_prompts(built.chat, task, places, padded, sampling.prompt_limit)
-        episodes = local_rows(program(params, built.to_global(prompts), key))
-        found: list[Transcript] = []
-        if part:
-            kept = first_rows(episodes, len(part) * sampling.samples)
-            graded = grade_rollout(built.chat, task, grader, part, kept)
-            kept = kept.replace(rewards=reward_array(graded.grades))
-            rows = range(len(graded.attempts))
-            found = transcripts(task, part, kept, graded, step=step, rows=rows)
-        records += in_order(hosts.gather((places.tolist(), found)), sampling.samples)
-    return records
+    params, task = built.for_sampling(params), task or built.measured_task
+    with progress_bar(built.settings, label, len(problems), len(found)) as bar:
+        for start in range(0, len(waiting), batch):
+            places = waiting[start : start + batch]
+            records = one_batch(
+                built,
+                params,
+                task,
+                problems,
+                grader,
+                places,
+                sampling=sampling,
+                step=step,
+                batch=batch,
+            )
+            if kept:
+                measured.add(kept, places, records)
+            found |= dict(zip(places, records, strict=True))
+            bar.update(len(places))
+    return [record for place in range(len(problems)) for record in found[place]]
+
+
+def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
+    """Problems measured so far, with the time that is left."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=f"{settings.name}: {label}",
+        unit="problem",
+        disable=not (label and settings.log.progress and hosts.is_first()),
+        file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    )
+
+
+def one_batch(
+    built: Built,
+    params: Params,
+    task: Task,
+    problems: Sequence[Problem],
+    grader: Grader,
+    places: Sequence[int],
+    *,
+    sampling: SamplingConfig,
+    step: int,
+    batch: int,
+) -> list[list[Transcript]]:
+    """The dialogues of the problems at some places, in their order.
+
+    Args:
+      params: of `Built.for_sampling`.
+      batch: problems that are drawn at once; where there are fewer, rows are filled up.
+    """
+    own = [places[row] for row in own_rows(built.mesh, batch) if row < len(places)]
+    part = [problems[place] for place in own]
+    missing = len(own_rows(built.mesh, batch)) - len(own)
+    prompts = encode_prompts(
+        built.chat,
+        task,
+        np.asarray(own + [places[0]] * missing),
+        part + [problems[places[0]]] * missing,
+        sampling.prompt_limit,
+    )
+    config = built.settings.evaluation
+    draw, key = built.sample(sampling, config.turns, task), run_key(config.seed, "evaluate")
+    episodes = local_rows(draw(params, built.to_global(prompts), key))
+    found: list[Transcript] = []
+    if part:
+        kept = first_rows(episodes, len(part) * sampling.samples)
+        graded = grade_rollout(built.chat, task, grader, part, kept)
+        kept = kept.replace(rewards=reward_array(graded.grades))
+        rows = range(len(graded.attempts))
+        found = transcripts(task, part, kept, graded, step=step, rows=rows)
+    records = in_order(hosts.gather((own, found)), sampling.samples)
+    size = sampling.samples
+    return [records[i * size : (i + 1) * size] for i in range(len(places))]
 
 
 def in_order(
@@ -88,25 +172,44 @@ def lost(record: Transcript) -> int:
 
 
 def measure_model(
-    built: Built, params: Params, problems: Sequence[Problem], grader: Grader, *, step: int
+    built: Built,
+    params: Params,
+    problems: Sequence[Problem],
+    grader: Grader,
+    *,
+    step: int,
+    name: str = "",
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """All measurements of one model, ready for evaluation.json."""
-    config, sampling = built.settings.evaluation, built.settings.sampling
-    greedy = dataclasses.replace(sampling, samples=1, branches=1, temperature=0.0)
-    if config.turns > built.settings.objective.turns:  # the row limit is for those of training
-        greedy = dataclasses.replace(greedy, row_limit=0)
+    """All measurements of one model, ready for evaluation.json.
+
+    Args:
+      name: of the model, for people.
+      kept: folder of this model's dialogues by this protocol while not all are there.
+    """
+    config = built.settings.evaluation
+    greedy = greedy_sampling(built.settings, config.turns)
     ways = {"greedy": greedy}
     if config.samples:
         ways["sampled"] = dataclasses.replace(
             greedy, samples=config.samples, temperature=config.temperature
         )
     found: dict[str, Any] = {"step": step}
-    for name, sampling in ways.items():
-        records = attempts_of(built, params, problems, grader, sampling=sampling, step=step)
+    for way, sampling in ways.items():
+        records = attempts_of(
+            built,
+            params,
+            problems,
+            grader,
+            sampling=sampling,
+            step=step,
+            kept=kept and kept / f"{way}.jsonl",
+            label=f"{name} {way}".strip(),
+        )
         attempts = metrics.gather(records)
         values = metrics.measure(attempts, seed=config.seed)
-        found[name] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
-        if name == "greedy":
+        found[way] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
+        if way == "greedy":
             edges, counts = (
                 metrics.edit_distance_histogram(attempts.texts) if config.turns > 1 else ([], [])
             )
@@ -118,30 +221,42 @@ def measure_model(
     return found
 
 
-def protocol(built: Built, problems: Sequence[Problem]) -> dict[str, Any]:
+def protocol_of(built: Built, problems: Sequence[Problem]) -> dict[str, Any]:
     """What must be equal for two evaluations to be comparable."""
-    config = built.settings.evaluation
-    return {
-        "task": built.measured_task.name,
-        "problems": len(problems),
-        "first_problem": problems[0].id,
-        "turns": config.turns,
-        "samples": config.samples,
-        "temperature": config.temperature,
-        "seed": config.seed,
-        "turn_limit": built.settings.sampling.turn_limit,
-    }
+    sampling = greedy_sampling(built.settings, built.settings.evaluation.turns)
+    return protocols.describe(built, problems, sampling)
+
+
+def validate(
+    built: Built, params: Params, problems: Sequence[Problem], grader: Grader, *, step: int
+) -> dict[str, float]:
+    """Greedy accuracy of every turn while training goes on, for the log and for selection."""
+    turns = built.settings.evaluation.turns
+    sampling = greedy_sampling(built.settings, turns)
+    records = attempts_of(
+        built, params, problems, grader, sampling=sampling, step=step, task=built.task
+    )
+    right = np.mean([[verdict == "correct" for verdict in r.verdicts] for r in records], axis=0)
+    return {f"validation/accuracy/turn{n}": float(share) for n, share in enumerate(right, 1)}
 
 
 def write_evaluation(
     path: Path,
     built: Built,
     models: dict[str, dict[str, Any]],
-    problems: Sequence[Problem],
     *,
     step: int,
+    protocol: dict[str, Any],
+    reference: int,
+    selection: dict[str, Any] | None = None,
 ) -> None:
-    """Writes evaluation.json of a stage, or its like for another task."""
+    """Writes evaluation.json of a stage, or its like for another task.
+
+    Args:
+      protocol: of `protocol_of`.
+      reference: checksum of the base model's parameters.
+      selection: how the stage's checkpoint was chosen.
+    """
 
     def pick(part: str) -> dict[str, Any]:
         return {name: found[part] for name, found in models.items() if part in found}
@@ -152,8 +267,10 @@ def write_evaluation(
         "seed": built.settings.evaluation.seed,
         "training_seed": built.settings.seed,
         "task": built.measured_task.name,
-        "problems": len(problems),
-        "protocol": protocol(built, problems),
+        "problems": protocol["problems"],
+        "protocol": protocol,
+        "reference": reference,
+        "selection": selection or {},
         "models": {
             name: {key: found[key] for key in ("step", "greedy", "sampled") if key in found}
             for name, found in models.items()
@@ -165,11 +282,11 @@ def write_evaluation(
 
 
 def known_models(
-    folder: Path, built: Built, problems: Sequence[Problem]
+    folder: Path, protocol: dict[str, Any], reference: int
 ) -> dict[str, dict[str, Any]]:
-    """Measurements that a parent stage has made by the same protocol."""
+    """Measurements that a parent stage with the same base model has made by the same protocol."""
     found = hosts.from_first(read_json(folder / "evaluation.json"))
-    if found is None or found.get("protocol") != protocol(built, problems):
+    if found is None or found.get("protocol") != protocol or found.get("reference") != reference:
         return {}
     return {
         name: values

@@ -37,15 +37,51 @@ class Link:
 def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
     """The checkpoints of a stage."""
     kept = settings.checkpoint
-    return Checkpoints(folder / "checkpoints", keep=kept.keep)
+    judge = "validation" if kept.select == "validation" else "reward"
+    return Checkpoints(folder / "checkpoints", keep=kept.keep, judge=judge)
 
 
 def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:
-    """The checkpoint that a finished stage hands on; None while it is unfinished."""
+    """The checkpoint that a finished stage hands on; None while it is unfinished.
+
+    Raises:
+      ValueError: none of them was judged as the settings ask for.
+    """
     steps = checkpoints.steps()
     if not steps or steps[-1] < settings.steps:
         return None
-    return checkpoints.best() if settings.checkpoint.select == "best" else steps[-1]
+    if settings.checkpoint.select == "last":
+        return steps[-1]
+    best = checkpoints.best()
+    if best is None:
+        raise ValueError(
+            f"checkpoint.select is {settings.checkpoint.select!r}, but {checkpoints.folder} was "
+            "written without the numbers for it; set 'last', or what the stage was begun with"
+        )
+    return best
+
+
+def describe_selection(settings: Settings, checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    """How a stage's checkpoint was chosen, and among how many."""
+    extra = checkpoints.extra(checkpoints.steps()[-1])
+    return {
+        "by": settings.checkpoint.select,
+        "step": step,
+        "score": checkpoints.score(step),
+        "candidates": extra["candidates"],
+        "window": extra["window"],
+    }
+
+
+def told(selection: dict[str, Any]) -> str:
+    """The choice of a checkpoint in one line."""
+    if selection["by"] == "last":
+        return f"step {selection['step']}, the last"
+    number = f"{selection['score']:.4f}, the best of {selection['candidates']}"
+    if selection["by"] == "validation":
+        return f"step {selection['step']} by validation accuracy {number}"
+    over = f"over {selection['window']} steps"
+    return f"step {selection['step']} by training reward {over} {number}"
 
 
 def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None:
@@ -116,7 +152,7 @@ def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
             )
         # The optimiser of the parent may have another shape: its own programs say which.
         params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
-        reward = checkpoints.reward(step)
+        selection = describe_selection(parent.settings, checkpoints, step)
         checksum = checkpoints.extra(step)["fingerprint"]
         steps = checkpoints.steps()[-1]
     drawn = steps * parent.settings.batch if parent.settings.program == "rl" else 0
@@ -125,7 +161,12 @@ def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
         "step": step,
         "checksum": checksum,
         "draws": draws_before(source) + drawn,
-        "metrics": {"training_reward": reward},
+        "metrics": {
+            "validation_accuracy" if selection["by"] == "validation" else "training_reward": (
+                selection["score"]
+            )
+        },
+        "selection": selection,
         "reset": ["optimizer", "step", "baseline"],
         "kept": ["reference: the base model, as in the parent"],
     }

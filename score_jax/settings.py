@@ -20,7 +20,7 @@ from score_jax.sharding import MeshConfig
 from score_jax.step import LearnerConfig
 
 Program = Literal["rl", "supervised"]
-Select = Literal["best", "last"]
+Select = Literal["best", "validation", "last"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,17 @@ class CheckpointConfig:
 
     every: int = 50  # steps
     keep: int = 2  # latest ones kept, beside the best
-    select: Select = "best"  # by training reward (the paper's rule), or the last
+    # By training reward (the paper's rule), by validation accuracy of the last turn, or the last.
+    select: Select = "best"
 
     def __post_init__(self):
         for name in ("every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; set at least 1")
         if self.select not in get_args(Select):
-            raise ValueError(f"checkpoint.select is {self.select!r}; choose best or last")
+            raise ValueError(
+                f"checkpoint.select is {self.select!r}; choose one of {', '.join(get_args(Select))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,8 +99,16 @@ class EvaluationConfig:
     seed: int = 0
     # fields of config.data that differ; data.task holds for the same data set and task only
     data: tuple[tuple[str, Any], ...] = ()
+    every: int = 0  # steps between two looks at validation problems in training; 0: none
+    validation: tuple[tuple[str, Any], ...] = (("split", "validation"),)  # as data, for these
+    validation_problems: int = 200  # 0: all
 
     def __post_init__(self):
+        if self.every < 0 or self.validation_problems < 0:
+            raise ValueError(
+                f"evaluation is every={self.every} validation_problems="
+                f"{self.validation_problems}; set values >= 0"
+            )
         if not 1 <= self.turns <= 10:
             raise ValueError(f"evaluation.turns is {self.turns}; set 1 to 10")
         if self.problems < 0 or self.batch < 1 or self.samples < 0:
@@ -202,6 +213,7 @@ class Settings:
                 f"config.batch is {self.batch}, {rows} rows; they must split evenly into "
                 f"learner.microbatches x learner.minibatches = {parts} parts"
             )
+        self.check_selection()
         if self.program == "supervised" and self.lora is not None:
             raise ValueError("config.lora is for program 'rl'; set lora.rank to 0")
         if self.program == "rl":
@@ -219,6 +231,15 @@ class Settings:
         if self.measured_task != self.task or own.keys() & {"source", "name", "path", "parts"}:
             trained.pop("task", None)  # it is about other problems
         return trained | own
+
+    def check_selection(self) -> None:
+        """Checks that every checkpoint has the number that it is chosen by."""
+        every = self.evaluation.every
+        if self.checkpoint.select == "validation" and (every < 1 or self.checkpoint.every % every):
+            raise ValueError(
+                f"checkpoint.select is 'validation' with evaluation.every={every}; set "
+                f"evaluation.every to a divisor of checkpoint.every ({self.checkpoint.every})"
+            )
 
 
 def check_grouping(objective: Objective, sampling: SamplingConfig, learner: LearnerConfig) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from score_jax import hosts, kept
 from score_jax.build import Built
-from score_jax.checkpoint import Checkpoints, fingerprint
+from score_jax.checkpoint import Checkpoints, StorageError, fingerprint
 from score_jax.data import procedural
 from score_jax.data.stream import Stream
 from score_jax.imitation import encode_dialogues
@@ -82,6 +82,9 @@ class Stage:
     progress: Progress
     request: StopRequest = field(default_factory=StopRequest)
     watch: Watchdog = field(default_factory=Watchdog)
+    # (what is trained, step) -> accuracies on validation problems; None: none are asked for
+    measure: Callable[[Params, int], dict[str, float]] | None = None
+    validation: float | None = None  # the last turn's accuracy behind the last step, if measured
 
     def __post_init__(self):
         self.folder = self.checkpoints.folder.parent
@@ -107,6 +110,7 @@ class Stage:
                 break
             done = step + 1
             self.check(done, values)
+            values |= self.look(done)
             self.log.metrics(done, values)
             self.count(values)
             stop = agree(bool(self.request.number))
@@ -124,6 +128,17 @@ class Stage:
                 f"{settings.steps}: saved; the same command goes on from here",
                 number,
             )
+
+    def look(self, step: int) -> dict[str, float]:
+        """Accuracies on validation problems where a look is due, and behind the last step."""
+        settings = self.built.settings
+        self.validation = None
+        if self.measure is None or (step % settings.evaluation.every and step != settings.steps):
+            return {}
+        self.watch.at(f"validation of step {step}")
+        found = self.measure(self.state.params, step)
+        self.validation = list(found.values())[-1]
+        return found
 
     def check(self, step: int, values: dict[str, float]) -> None:
         """Stops on numbers that must not enter a checkpoint."""
@@ -184,12 +199,15 @@ class Stage:
             raise self.diverged(step, "parameters or optimiser state are not finite")
         settings, progress = self.built.settings, self.progress
         due = step > 0 and step % settings.checkpoint.every == 0
-        reward = progress.reward() if due or step == settings.steps else None
-        progress.candidates += reward is not None
+        score = None
+        if due or step == settings.steps:
+            by_validation = settings.checkpoint.select == "validation"
+            score = self.validation if by_validation else progress.reward()
+        progress.candidates += score is not None
         self.watch.at(f"save of step {step}")
         self.log.sync()
         kept.drop(self.folder)
-        self.checkpoints.save(step, self.state, asdict(progress), reward)
+        self.checkpoints.save(step, self.state, asdict(progress), score)
 
 
 # A step's metrics; None: a signal came before the update, and rollout and state are saved.
@@ -327,5 +345,11 @@ def start_state(
         window = min(settings.checkpoint.every, settings.steps)
         return built.init_state(trained()), Progress(window=window)
     step, state, extra = found
+    missing = [entry.name for entry in fields(Progress) if entry.name not in extra]
+    if missing:
+        raise StorageError(
+            f"checkpoint {checkpoints.folder / str(step)} lacks {', '.join(missing)}: it is of an "
+            "earlier version of score_jax, which drew from other keys; choose another --workdir"
+        )
     say(f"goes on from the checkpoint of step {step} of {built.settings.steps}")
     return state, Progress(**{entry.name: extra[entry.name] for entry in fields(Progress)})

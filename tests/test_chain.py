@@ -131,6 +131,22 @@ def test_the_best_by_training_reward_is_handed_on_and_measured(chained):
     assert len(measured) == 3  # the base once, each stage once
 
 
+def test_a_checkpoint_can_be_chosen_on_validation_problems(tmp_path, compiled, capsys):
+    looks = {"evaluation__every": 1, "evaluation__validation_problems": 16}
+    train(tmp_path, checkpoint__select="validation", steps=5, **looks)
+    rows = lines(tmp_path / "stage1/metrics.jsonl")
+    found = {row["step"]: row["validation/accuracy/turn2"] for row in rows}
+    assert sorted(found) == [1, 2, 3, 4, 5]
+    assert all(value * 16 == round(value * 16) for value in found.values())
+    best = best_of({step: found[step] for step in (2, 4, 5)})  # those with a checkpoint
+    evaluation = json.loads((tmp_path / "stage1/evaluation.json").read_text())
+    assert evaluation["step"] == best
+    assert evaluation["selection"] == {
+        "by": "validation", "step": best, "score": found[best], "candidates": 3, "window": 2,
+    }  # fmt: skip
+    assert f"step {best} by validation accuracy" in capsys.readouterr().out
+
+
 def test_the_optimizer_begins_anew_from_the_handed_on_policy(chained, compiled, tmp_path):
     workdir, *_ = chained
     first, second = links("stage2", steps=4)

@@ -59,7 +59,7 @@ def test_what_was_saved_comes_back_bitwise(folder):
 
 def test_the_best_by_reward_is_kept_beside_the_latest(folder):
     with reopen(folder, keep=1) as checkpoints:
-        assert (checkpoints.best(), checkpoints.reward(4)) == (4, 0.75)
+        assert (checkpoints.best(), checkpoints.score(4)) == (4, 0.75)
         checkpoints.save(8, state_of(8), {}, 0.1)
         checkpoints.wait()
         assert (checkpoints.steps(), checkpoints.best()) == ([4, 8], 4)

@@ -11,7 +11,7 @@ from score_jax.evaluate import (
     in_order,
     known_models,
     measure_model,
-    protocol,
+    protocol_of,
     write_evaluation,
 )
 from score_jax.tasks import equations, math
@@ -72,13 +72,14 @@ def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
 
 def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
     built, problems, found = measure()
-    write_evaluation(tmp_path / "evaluation.json", built, {"base": found}, problems, step=3)
-    known = known_models(tmp_path, built, problems)
+    mine = protocol_of(built, problems)
+    path = tmp_path / "evaluation.json"
+    write_evaluation(path, built, {"base": found}, step=3, protocol=mine, reference=7)
+    known = known_models(tmp_path, protocol_of(built, list(problems)), 7)
     assert known["base"]["greedy"] == found["greedy"] and known["base"]["step"] == 3
-    assert known_models(tmp_path, built, problems[:4]) == {}
-    for fields in ({"evaluation__seed": 1}, {"evaluation__samples": 3}, {"evaluation__turns": 3}):
-        assert known_models(tmp_path, open_tiny(**fields)[0], problems) == {}
-    assert known_models(tmp_path / "nowhere", built, problems) == {}
+    assert known_models(tmp_path, mine, 8) == {}  # another base model
+    assert known_models(tmp_path, protocol_of(built, problems[:4]), 7) == {}
+    assert known_models(tmp_path / "nowhere", mine, 7) == {}
 
 
 def test_another_task_than_the_trained_one_can_be_measured(compiled):
@@ -90,7 +91,7 @@ def test_another_task_than_the_trained_one_can_be_measured(compiled):
         graded = [equations.TASK.grade(problem, text) for text in record["attempts"]]
         assert record["verdicts"] == tuple(grade.verdict for grade in graded)
     assert built.task.name == "tests.short_answers"
-    assert protocol(built, problems)["task"] == "equations"
+    assert protocol_of(built, problems)["task"] == "equations"
 
 
 def test_the_measured_tasks_instruction_stands_between_the_turns():
@@ -110,3 +111,67 @@ def test_the_measured_tasks_instruction_stands_between_the_turns():
 def test_problems_of_another_task_are_not_measured(fields, told):
     with pytest.raises(ValueError, match=told):
         open_tiny(**fields)
+
+
+OTHER_PROTOCOLS = {
+    "evaluation__seed": 1,
+    "evaluation__samples": 3,
+    "evaluation__turns": 3,
+    "evaluation__temperature": 0.5,
+    "sampling__prompt_limit": 13,
+    "sampling__turn_limit": 9,
+    "sampling__row_limit": 20,
+    "tokenizer__chat": "chatml",
+    "compute__dtype": "bfloat16",
+    "grading__deadline_seconds": 9.0,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PROTOCOLS)
+def test_all_that_reaches_prompt_sampler_or_grader_is_part_of_the_protocol(name, compiled):
+    built, _, problems = open_tiny()
+    other, *_ = open_tiny(**{name: OTHER_PROTOCOLS[name]})
+    assert protocol_of(other, problems)["hash"] != protocol_of(built, problems)["hash"]
+
+
+@pytest.mark.parametrize("name", ["prompt", "answer", "tests", "id"])
+def test_the_problems_contents_are_part_of_the_protocol(name, compiled):
+    built, _, problems = open_tiny()
+    changed = [replace(problems[0], **{name: ("x",) if name == "tests" else "5x+9=34"})]
+    mine, theirs = protocol_of(built, problems), protocol_of(built, changed + problems[1:])
+    assert mine["hash"] != theirs["hash"]
+    assert (mine["prompts"] != theirs["prompts"]) == (name == "prompt")
+
+
+def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
+    """What was graded before is not graded again, and the whole is the uninterrupted one's."""
+    built, params, problems = open_tiny(evaluation__batch=2)
+    sampling = replace(built.settings.sampling, samples=3)
+    asked = []
+
+    class Counting:
+        def __init__(self, pool, most):
+            self.pool, self.most = pool, most
+
+        def submit(self, task, items):
+            if len(asked) == self.most:
+                raise KeyboardInterrupt
+            asked.append({problem.id for problem, _ in items})
+            return self.pool.submit(task, items)
+
+    with chain.open_pool(built, problems) as pool:
+
+        def run(grader, kept=None):
+            options = {"sampling": sampling, "step": 0, "kept": kept}
+            return attempts_of(built, params, problems, grader, **options)
+
+        whole = run(pool)
+        path = tmp_path / "deep" / "greedy.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            run(Counting(pool, 2), path)
+        with path.open("a") as file:
+            file.write('{"place": 4, "dial')  # cut off in the middle of a line
+        found = run(Counting(pool, 9), path)
+    assert found == whole
+    ids = [problem.id for problem in problems]
+    assert asked == [set(ids[:2]), set(ids[2:4]), {ids[4]}]

@@ -36,7 +36,7 @@ def saved(workdir):
     like = build(link.settings).abstract_state()
     with open_checkpoints(link.settings, workdir / "stage1") as checkpoints:
         return {
-            step: (*checkpoints.restore(step, like), checkpoints.reward(step))
+            step: (*checkpoints.restore(step, like), checkpoints.score(step))
             for step in checkpoints.steps()
         }
 

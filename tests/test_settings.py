@@ -128,7 +128,11 @@ WRONG = {
         r"learner\.minibatches is 2; .* set objective\.clip, or minibatches to 1",
     ),
     "never saved": ("checkpoint.every", 0, r"checkpoint\.every is 0; set at least 1"),
-    "unknown choice": ("checkpoint.select", "worst", r"'worst'; choose best or last"),
+    "unknown choice": (
+        "checkpoint.select",
+        "worst",
+        r"'worst'; choose one of best, validation, last",
+    ),
     "too many turns": ("evaluation.turns", 11, r"evaluation\.turns is 11; set 1 to 10"),
     "empty batches": ("evaluation.batch", 0, r"batch=0 .* a batch of at least 1"),
     "odd heads": ("model.kv_heads", 3, r"model\.heads is 2; set a multiple of model\.kv_heads 3"),
