@@ -3,54 +3,71 @@
 import ast
 import builtins
 import re
+import textwrap
+from collections.abc import Iterator
 from functools import lru_cache
 
 from score_jax.records import Grade, Problem
-from score_jax.rewards import sandbox
+from score_jax.rewards import blocks, sandbox
 
 LIMITS = sandbox.Limits()
-LONGEST_PROGRAM = 100_000  # characters
-FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.I)
+RESULTS = (ast.Return, ast.Yield, ast.YieldFrom)
 
 
-def _parses(source: str) -> bool:
-    try:
-        ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+def extract(problem: Problem, response: str) -> str | None:
+    """Returns the program of a response, or None if there is none that parses."""
+    return blocks.extract(response, wanted(problem))
 
 
-def extract(response: str) -> str | None:
-    """Returns the program of a response, or None if there is none that parses.
-
-    In this order: the last fenced block, what stands between [BEGIN] and [DONE], the
-    whole. A later attempt in one response replaces an earlier one.
-    """
-    response = response.replace("\r\n", "\n")
-    fenced = FENCE.findall(response)
-    marked = response.rpartition("[BEGIN]")[2].partition("[DONE]")[0]
-    for text in (*fenced[-1:], marked, response):
-        text = text.strip("\n")
-        if text.strip() and len(text) <= LONGEST_PROGRAM and _parses(text):
-            return text
-    return None
+def wanted(problem: Problem) -> frozenset[str]:
+    """The names that a problem's tests take from the program."""
+    own = shadowed(problem.answer)
+    return frozenset(name for test in problem.tests for name in sandbox.free_names(test, own))
 
 
 def complete(prompt: str, response: str) -> str | None:
     """Returns the program for a HumanEval prompt: a whole one, or the prompt and a body."""
-    entry = re.findall(r"^def\s+(\w+)", prompt, re.MULTILINE)[-1:]
-    program = extract(response)
-    if program is not None and entry and re.search(rf"^\s*def\s+{entry[0]}\b", program, re.M):
-        imports = prompt.rpartition("def ")[0]
-        return f"{imports}\n{program}" if _parses(imports) else program
-    text = (FENCE.findall(response) or [response])[-1]
-    first = text.strip("\r\n")
-    indented = "    " + first.strip().replace("\n", "\n    ")
-    for body in (first,) if first[:1].isspace() else (indented, "    " + first):
-        if _parses(prompt + body):
-            return prompt + body
-    return None
+    entries = list(re.finditer(r"^(?:async +)?def +(\w+)", prompt, re.MULTILINE))[-1:]
+    names = [entry[1] for entry in entries]
+    program = blocks.extract(response, names)
+    tree = blocks.parse(program or "")
+    if isinstance(tree, ast.Module) and names and names[0] in blocks.bindings(tree)[0]:
+        given = prompt[: entries[0].start()]
+        return f"{given}\n{program}" if _parses(given) else program
+    found = [program for body in _bodies(response) if (program := _continued(prompt, body))]
+    with_result = [program for program in found if _returns(program, prompt)]
+    return next(iter(with_result or found), None)
+
+
+def _bodies(response: str) -> Iterator[str]:
+    """Yields what may be a function's body, the likeliest first."""
+    for piece in reversed(blocks.pieces(response)):
+        if piece[:1].isspace():
+            yield piece
+        yield textwrap.indent(blocks.plain(piece), "    ")
+        yield "    " + piece
+        if later := re.search(r"^[ \t]+\S", piece, re.MULTILINE):  # behind a line of prose
+            yield piece[later.start() :]
+
+
+def _continued(prompt: str, body: str) -> str | None:
+    """The prompt and the body, as far as that is a program."""
+    if len(body) > blocks.LONGEST_PROGRAM:
+        return None
+    lines = (prompt + body).split("\n")
+    return blocks.longest_program(lines, least=prompt.count("\n") + 1)
+
+
+def _returns(program: str, prompt: str) -> bool:
+    """Whether the part behind the prompt gives a result."""
+    first = prompt.count("\n") + 1
+    return any(
+        isinstance(node, RESULTS) and node.lineno >= first for node in ast.walk(ast.parse(program))
+    )
+
+
+def _parses(source: str) -> bool:
+    return isinstance(blocks.parse(source), ast.Module)
 
 
 @lru_cache(maxsize=10_000)
@@ -59,12 +76,10 @@ def shadowed(reference: str) -> frozenset[str]:
 
     Only the reference may say so: a program that redefines `abs` must not reach the tests.
     """
-    if not _parses(reference):
-        return frozenset()
-    body = ast.parse(reference).body
+    tree = blocks.parse(reference)
     return frozenset(
         node.name
-        for node in body
+        for node in (tree.body if isinstance(tree, ast.Module) else ())
         if isinstance(node, ast.FunctionDef) and hasattr(builtins, node.name)
     )
 

@@ -33,6 +33,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from score_jax.rewards import blocks
+
 ROOT = Path(__file__).resolve().parents[2]
 START = "import sys; sys.path.append({root!r}); from score_jax.rewards.runner import main; main()"
 
@@ -74,20 +76,7 @@ def free_names(test: str, shadowed: frozenset[str] = frozenset()) -> tuple[str, 
     Raises:
       SyntaxError: it is not Python.
     """
-    tree = ast.parse(test)
-    used, bound = set(), set(dir(builtins)) - shadowed
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
-    return tuple(sorted(used - bound))
+    return tuple(sorted(blocks.free(ast.parse(test)) - (set(dir(builtins)) - shadowed)))
 
 
 def _end(process: subprocess.Popen) -> None:

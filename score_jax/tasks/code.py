@@ -67,7 +67,7 @@ def prompt(problem: Problem) -> str:
 
 def grade(problem: Problem, response: str) -> Grade:
     """All tests or nothing."""
-    return programs.grade(problem, programs.extract(response))
+    return programs.grade(problem, programs.extract(problem, response))
 
 
 ONE = Problem(id="code/known", prompt="Double x.", tests=("assert double(2) == 4",))

