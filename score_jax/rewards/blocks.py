@@ -29,7 +29,10 @@ CUT = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 MARKS = re.compile(r"^[\ufeff\u200b]+", re.MULTILINE)  # that editors put before a line
-CODE = re.compile(r"^([ \t]*)(?:@\w|(?:async +def|def|class|import|from) +\w)", re.MULTILINE)
+CODE = re.compile(  # how a program in the midst of prose begins; x = 1 may be a formula
+    r"^([ \t]*)(?:@\w|(?:async +def|def|class|import|from) +\w|[A-Z_][A-Z_0-9]* *=(?!=))",
+    re.MULTILINE,
+)
 NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 LASTING = (*NAMED, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)

@@ -98,6 +98,8 @@ FOUND = {
     "prose around": f"Sure! Here's how:\n\n{GOOD}\n\nThis (simply) doubles.",
     "a word behind": f"{GOOD}\n\nDone",
     "imports in prose": f"From this it follows.\n\nimport math\n{GOOD}\n\nThanks, bye",
+    "constant in prose": f"See:\n\nTWO = 2\n{GOOD.replace('2', 'TWO')}\n\nThis isn't hard.",
+    "formulas in prose": f"{GOOD}\n\nIt's this:\ndouble = 2 * x\n\nDon't you think?",
     "decorated in prose": f"See:\nfrom functools import cache\n@cache\n{GOOD}\nIs that fine?",
     # several blocks
     "helper before": f"```python\n{HELPER}\n```\nand\n```python\n{USES}\n```",
