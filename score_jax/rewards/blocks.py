@@ -249,8 +249,8 @@ def joined(found: list[Block], place: int, wanted: frozenset[str]) -> str:
         block = found[other]
         gives = block.defines | block.imports
         if missing & gives:
-            kept = [statement for statement in block.tree.body if isinstance(statement, LASTING)]
-            parts[other] = ast.unparse(ast.Module(body=kept, type_ignores=[]))
+            kept = [ast.unparse(node) for node in block.tree.body if isinstance(node, LASTING)]
+            parts[other] = "\n".join(kept)
             known |= gives
             missing = (missing | block.needs) - known
     return "\n\n".join(parts[key] for key in sorted(parts))
