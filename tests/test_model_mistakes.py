@@ -42,7 +42,8 @@ REFUSED = {  # flags, and what stderr says in one line, with exit code 2
         [*REAL, "--config.weights.source={mamba}"], r"model_type is 'mamba'; supported are llama",
     ),
     "unknown rope": (
-        [*REAL, "--config.weights.source={yarn}"], r"rope_type is 'yarn'; supported: default, lin",
+        [*REAL, "--config.weights.source={longrope}"],
+        r"rope_type is 'longrope'; supported: default, linear, llama3, yarn",
     ),
     "unknown quantisation": (
         [*REAL, "--config.weights.source={quantised}", "--config.tokenizer.source={whole}"],
@@ -96,14 +97,14 @@ def refusals(tmp_path_factory):
     """Exit code and stderr of each of REFUSED."""
     root = tmp_path_factory.mktemp("models")
     places = {name: root / name for name in (
-        "bare", "whole", "mute", "nameless", "weightless", "cut", "other", "mamba", "yarn",
+        "bare", "whole", "mute", "nameless", "weightless", "cut", "other", "mamba", "longrope",
     )}  # fmt: skip
     train_sentencepiece(CORPUS, vocab_size=200, markers=["<user>"]).save(places["bare"])
     for name in ("whole", "mute", "nameless", "weightless", "cut"):
         tensors = write_model(places[name])
     write_model(places["mamba"], model_type="mamba")
     write_model(places["other"], num_attention_heads=2)
-    write_model(places["yarn"], rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})
+    write_model(places["longrope"], rope_parameters={"rope_type": "longrope", "rope_theta": 1e4})
     (places["mute"] / "tokenizer.json").unlink()
     (places["nameless"] / "config.json").unlink()
     (places["weightless"] / "model.safetensors").unlink()

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import sentencepiece
 
+from score_jax.text.files import check_fetched, read_json, read_text
+
 SENTENCEPIECE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 IMAGE_MARKERS = "_soft_token>"  # Gemma 3's image markers; its text models have no row for them
@@ -190,12 +192,19 @@ def load(folder: Path) -> Tokenizer:
     (Llama 3, Qwen) stand in the JSON file only.
 
     Raises:
-      ValueError: the folder holds no known tokenizer file.
+      ValueError: the folder holds no known tokenizer file, or one that is damaged.
     """
-    if (folder / JSON_FILE).is_file():
-        return JsonTokenizer((folder / JSON_FILE).read_text(encoding="utf-8"))
-    if (folder / SENTENCEPIECE_FILE).is_file():
-        return SentencePieceTokenizer((folder / SENTENCEPIECE_FILE).read_bytes())
+    if (path := folder / JSON_FILE).is_file():
+        model = read_json(path).get("model")
+        if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
+            raise ValueError(f"{path} has no model with a vocab; fetch it again")
+        return JsonTokenizer(read_text(path))
+    if (path := folder / SENTENCEPIECE_FILE).is_file():
+        check_fetched(path)
+        try:
+            return SentencePieceTokenizer(path.read_bytes())
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no SentencePiece model; fetch it again") from error
     raise ValueError(
         f"tokenizer.source is {folder}; point it at a folder that holds {JSON_FILE} "
         f"or {SENTENCEPIECE_FILE}"

@@ -2,42 +2,17 @@
 
 A family is told by its fields, never by a stored name: norms behind attention and
 MLP make a Gemma, norms of queries and keys a Qwen 3 or Gemma 3, biases a Qwen 2.5,
-none of them a Llama. Both spellings of the rotary settings are read: `rope_theta`
-with `rope_scaling`, and the newer `rope_parameters`.
+none of them a Llama. Which keys are read and which refused: `keys`; the rotary ones:
+`rope`. An absent key means what transformers takes for it, a null means null.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from score_jax.model.config import ModelConfig, RopeScaling
+from score_jax.model.config import ModelConfig
+from score_jax.weights.keys import READ, read_keys, short
+from score_jax.weights.rope import read_rope, write_rope
 
-# What a config.json may leave out; the values are those of transformers.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu", "rope_theta": 10_000.0},
-    "qwen2": {"hidden_act": "silu", "rope_theta": 10_000.0},
-    "qwen3": {"hidden_act": "silu", "rope_theta": 10_000.0, "head_dim": 128},
-    "gemma2": {
-        "rope_theta": 10_000.0,
-        "tie_word_embeddings": True,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "sliding_window": 4096,
-    },
-    "gemma3_text": {
-        "vocab_size": 262_208,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 131_072,
-        "query_pre_attn_scalar": 256,
-        "rope_theta": 1_000_000.0,
-        "rope_local_base_freq": 10_000.0,
-        "tie_word_embeddings": True,
-        "sliding_window": 4096,
-    },
-}
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -45,143 +20,149 @@ ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu_tanh",  # the first Gemma configs say gelu and mean the tanh form
-}
-REQUIRED = (
-    "vocab_size",
-    "num_hidden_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "intermediate_size",
-)
-GEMMA_ONLY = ("gelu_pytorch_tanh", "gelu")
+PLAIN_ACTIVATIONS = {"silu": "silu", "swish": "silu"}
+GEMMA_ACTIVATIONS = PLAIN_ACTIVATIONS | {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+TEXT_HALF = "text_config"  # of a folder that also sees images
 
 
-def from_hf(data: Mapping[str, Any]) -> ModelConfig:
+def from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """The decoder's fields from a parsed `config.json`.
+
+    Args:
+      where: the file, for messages.
 
     Raises:
       ValueError: the architecture, or one of its settings, is not supported.
     """
     family = str(data.get("model_type"))
-    if family == "gemma3":  # the image-and-text model: its text half is a plain decoder
-        return from_hf({"model_type": "gemma3_text", **data.get("text_config", {})})
-    if family not in DEFAULTS:
-        raise ValueError(f"model_type is {family!r}; supported are {', '.join(DEFAULTS)}")
-    data = {**DEFAULTS[family], **{k: v for k, v in data.items() if v is not None}}
-    refuse_unsupported(family, data)
+    if family == "gemma3":
+        return from_hf(text_half(data, where), f"{where} ({TEXT_HALF})")
+    if family not in READ:
+        supported = ", ".join(READ)
+        raise ValueError(f"{where}: model_type is {family!r}; supported are {supported}")
+    values = read_keys(family, data, where)
+    fields = {
+        **read_sizes(values, where),
+        **read_marks(family, values, where),
+        **read_window(family, values, where),
+        **read_rope(family, values, where),
+    }
+    try:
+        return ModelConfig(**fields)
+    except ValueError as error:  # sizes that do not go together
+        raise ValueError(f"{where}: {error}") from error
+
+
+def text_half(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The text model inside Gemma 3's image-and-text config.
+
+    Its embeddings are tied as either level says. Where the two differ the weights decide:
+    `load` unties them if the file holds an output table of its own.
+    """
+    values = read_keys("gemma3", data, where)
+    text = dict(values[TEXT_HALF])
+    kind = text.get("model_type", "gemma3_text")
+    if kind != "gemma3_text":
+        raise ValueError(f"{where}: {TEXT_HALF}.model_type is {short(kind)}; set 'gemma3_text'")
+    if text.get("final_logit_softcapping") is not None:
+        raise ValueError(
+            f"{where}: {TEXT_HALF}.final_logit_softcapping is "
+            f"{short(text['final_logit_softcapping'])}; transformers ignores it here, set null"
+        )
+    tie = "tie_word_embeddings"
+    said = [level[tie] for level in (data, text) if tie in level]
+    tied = said[0] if said in ([False], [False, False]) else True
+    return text | {"model_type": "gemma3_text", tie: tied}
+
+
+def read_sizes(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Widths and counts."""
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    head_dim = values.get("head_dim")
+    if head_dim is None and width % heads:
+        raise ValueError(
+            f"{where}: hidden_size is {width}, no multiple of num_attention_heads {heads}; "
+            "set head_dim"
+        )
+    return {
+        "vocab_size": values["vocab_size"],
+        "layers": values["num_hidden_layers"],
+        "width": width,
+        "heads": heads,
+        "kv_heads": values["num_key_value_heads"] or heads,
+        "head_dim": head_dim or width // heads,
+        "mlp_dim": values["intermediate_size"],
+        "max_length": values["max_position_embeddings"],
+    }
+
+
+def read_marks(family: str, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What tells a family, and its scales and caps."""
     gemma = family.startswith("gemma")
-    heads = data["num_attention_heads"]
-    scalar = data.get("query_pre_attn_scalar") if gemma else None
-    head_dim = data.get("head_dim") or data["hidden_size"] // heads
-    return ModelConfig(
-        vocab_size=data["vocab_size"],
-        layers=data["num_hidden_layers"],
-        width=data["hidden_size"],
-        heads=heads,
-        kv_heads=data.get("num_key_value_heads", heads),
-        head_dim=head_dim,
-        mlp_dim=data["intermediate_size"],
-        activation=read_activation(family, data),
-        norm_eps=data.get("rms_norm_eps", 1e-6),
-        norm_plus_one=gemma,
-        post_norms=gemma,
-        qk_norm=family in ("qwen3", "gemma3_text"),
-        qkv_bias=family == "qwen2",
-        tied_embeddings=data.get("tie_word_embeddings", False),
-        embedding_scale=gemma,
-        query_scale=None if scalar in (None, head_dim) else scalar**-0.5,
-        attention_cap=data.get("attn_logit_softcapping"),
-        logit_cap=data.get("final_logit_softcapping"),
-        max_length=data.get("max_position_embeddings"),
-        **read_window(family, data),
-        **read_rope(family, data),
-    )
+    key = "hidden_activation" if gemma else "hidden_act"
+    activations = GEMMA_ACTIVATIONS if gemma else PLAIN_ACTIVATIONS
+    if values[key] not in activations:
+        raise ValueError(
+            f"{where}: {key} is {values[key]!r}; supported are {', '.join(activations)}"
+        )
+    scalar = values.get("query_pre_attn_scalar")
+    own = values.get("head_dim")
+    return {
+        "activation": activations[values[key]],
+        "norm_eps": values["rms_norm_eps"],
+        "norm_plus_one": gemma,
+        "post_norms": gemma,
+        "qk_norm": family in ("qwen3", "gemma3_text"),
+        "qkv_bias": family == "qwen2",
+        "tied_embeddings": values["tie_word_embeddings"],
+        "embedding_scale": gemma,
+        "query_scale": None if scalar in (None, own) else scalar**-0.5,
+        "attention_cap": values.get("attn_logit_softcapping"),
+        "logit_cap": values.get("final_logit_softcapping"),
+    }
 
 
-def refuse_unsupported(family: str, data: Mapping[str, Any]) -> None:
-    """Names a setting that is missing, or that the decoder has no field for."""
-    missing = [key for key in REQUIRED if key not in data]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}; use the model's own file")
-    for key in ("mlp_bias", "use_bidirectional_attention"):
-        if data.get(key):
-            raise ValueError(f"config.json: {key} is {data[key]}; only false is supported")
-    if family != "qwen2" and data.get("attention_bias"):
-        raise ValueError("config.json: attention_bias is true; only Qwen 2.5 has biases here")
-
-
-def read_activation(family: str, data: Mapping[str, Any]) -> Any:
-    """The MLP's activation, by our name."""
-    gemma = family.startswith("gemma")
-    default = "gelu_pytorch_tanh" if gemma else "silu"
-    name = data.get("hidden_activation", default) if gemma else data.get("hidden_act", default)
-    if name not in ACTIVATIONS or (name in GEMMA_ONLY and not gemma):
-        raise ValueError(f"config.json: hidden_act is {name!r}; supported are {list(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
-
-
-def read_window(family: str, data: Mapping[str, Any]) -> dict[str, Any]:
+def read_window(family: str, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Which layers are local, and how far they see."""
-    layers, window = data["num_hidden_layers"], data.get("sliding_window")
-    if family.startswith("qwen") and not data.get("use_sliding_window", False):
+    layers, window = values["num_hidden_layers"], values.get("sliding_window")
+    if family.startswith("qwen") and not values["use_sliding_window"]:
         window = None
-    kinds = data.get("layer_types")
+    kinds = values.get("layer_types")
     if kinds is not None:
+        if len(kinds) != layers:
+            raise ValueError(
+                f"{where}: layer_types has {len(kinds)} entries; give one a layer, {layers}"
+            )
         local = tuple(kind == "sliding_attention" for kind in kinds)
     elif family == "gemma2":
         local = tuple(i % 2 == 0 for i in range(layers))
     elif family == "gemma3_text":
-        every = data.get("sliding_window_pattern", data.get("_sliding_window_pattern", 6))
-        local = tuple((i + 1) % every != 0 for i in range(layers))
+        local = tuple((i + 1) % read_pattern(values, where) != 0 for i in range(layers))
     elif family.startswith("qwen"):
-        local = tuple(i >= data.get("max_window_layers", layers) for i in range(layers))
+        local = tuple(
+            window is not None and i >= values["max_window_layers"] for i in range(layers)
+        )
     else:
         local = (False,) * layers
-    if window is None or not any(local):
+    if not any(local):
         return {}
+    if window is None:
+        raise ValueError(
+            f"{where}: layers are of the kind sliding_attention, but there is no sliding_window; "
+            "set it (and use_sliding_window in a Qwen)"
+        )
     return {"window": window, "local_layers": local}
 
 
-def read_rope(family: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary bases and their scaling."""
-    rope = data.get("rope_parameters") or {}
-    if "full_attention" in rope:
-        near = rope.get("sliding_attention", {}).get("rope_theta")
-        rope = rope["full_attention"]
-    else:
-        near = None
-    base = rope.get("rope_theta", data.get("rope_theta"))
-    scaling = read_scaling(rope or data.get("rope_scaling") or {})
-    if family == "gemma3_text":
-        return {
-            "rope_base": base,
-            "rope_local_base": near or data["rope_local_base_freq"],
-            "rope_scaling": scaling,
-        }
-    return {"rope_base": base, "rope_scaling": scaling}
-
-
-def read_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    """How rotary frequencies are stretched, or None."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling(kind="linear", factor=rope["factor"])
-    if kind == "llama3":
-        return RopeScaling(
-            kind="llama3",
-            factor=rope["factor"],
-            low_frequency_factor=rope["low_freq_factor"],
-            high_frequency_factor=rope["high_freq_factor"],
-            original_length=rope["original_max_position_embeddings"],
+def read_pattern(values: Mapping[str, Any], where: str) -> int:
+    """Every how many layers one of Gemma 3 is global."""
+    every, private = values["sliding_window_pattern"], values["_sliding_window_pattern"]
+    if private not in (None, every):
+        raise ValueError(
+            f"{where}: _sliding_window_pattern is {private}, which transformers ignores without "
+            "layer_types; write it as sliding_window_pattern"
         )
-    raise ValueError(f"config.json: rope_type is {kind!r}; supported: default, linear, llama3")
+    return every
 
 
 def family_of(config: ModelConfig) -> str:
@@ -233,9 +214,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": False,
-        "rope_theta": config.rope_base,
-        "rope_scaling": write_scaling(config.rope_scaling),
         "max_position_embeddings": config.max_length or 8192,
+        **write_rope(family, config),
     }
     if gemma:
         scalar = config.head_dim if config.query_scale is None else config.query_scale**-2
@@ -245,8 +225,6 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
             "attn_logit_softcapping": config.attention_cap,
             "final_logit_softcapping": config.logit_cap,
         }
-    if family == "gemma3_text":
-        data["rope_local_base_freq"] = config.rope_local_base or config.rope_base
     if gemma or any(config.is_local):
         kinds = {True: "sliding_attention", False: "full_attention"}
         data |= {
@@ -257,17 +235,3 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         if family.startswith("qwen"):
             data["max_window_layers"] = config.is_local.index(True)
     return data
-
-
-def write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    """The `rope_scaling` entry."""
-    if scaling is None:
-        return None
-    entry: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        entry |= {
-            "low_freq_factor": scaling.low_frequency_factor,
-            "high_freq_factor": scaling.high_frequency_factor,
-            "original_max_position_embeddings": scaling.original_length,
-        }
-    return entry

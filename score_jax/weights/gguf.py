@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from score_jax.text.files import check_fetched
+
 SCALARS = {
     0: "B",
     1: "b",
@@ -83,17 +85,22 @@ class Cursor:
         """Args: data: the file's bytes."""
         self.data, self.at = data, 0
 
+    def skip(self, length: int) -> int:
+        """Moves on and returns where it was; struct.error where the bytes end before."""
+        start, self.at = self.at, self.at + length
+        if self.at > len(self.data):
+            raise struct.error("the file ends here")
+        return start
+
     def scalar(self, code: str) -> Any:
         """One little-endian number."""
-        (value,) = struct.unpack_from("<" + code, self.data, self.at)
-        self.at += struct.calcsize("<" + code)
-        return value
+        start = self.skip(struct.calcsize("<" + code))
+        return struct.unpack_from("<" + code, self.data, start)[0]
 
     def text(self) -> str:
         """A string behind its length."""
-        length = self.scalar("Q")
-        self.at += length
-        return self.data[self.at - length : self.at].decode("utf-8", "replace")
+        start = self.skip(self.scalar("Q"))
+        return self.data[start : self.at].decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
         """A metadata value of a type number."""
@@ -102,38 +109,54 @@ class Cursor:
         if kind == STRING:
             return self.text()
         if kind != ARRAY:
-            raise ValueError(f"GGUF header has a value of type {kind}; the file is damaged")
+            raise struct.error(f"a value is of type {kind}, which there is not")
         inner, count = self.scalar("I"), self.scalar("Q")
         if inner not in SCALARS:
             return [self.value(inner) for _ in range(count)]
-        values = np.frombuffer(self.data, "<" + SCALARS[inner], count, self.at)
-        self.at += values.nbytes
-        return values.copy()
+        code = "<" + SCALARS[inner]
+        start = self.skip(count * struct.calcsize(code))
+        return np.frombuffer(self.data, code, count, start).copy()
 
 
 def read_header(path: Path) -> Header:
     """Metadata and tensor places of a GGUF file.
 
     Raises:
-      ValueError: the file is no GGUF file, of an unknown version, or cut short.
+      ValueError: the file is no GGUF file, of an unknown version, cut short, or one of several.
     """
+    check_fetched(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         cursor = Cursor(data)
         if data[:4] != b"GGUF":
-            raise ValueError(f"{path} is no GGUF file")
+            raise ValueError(f"{path} is no GGUF file; convert the model, or fetch it again")
         cursor.at = 4
         try:
             version = cursor.scalar("I")
             if version not in (2, 3):
-                raise ValueError(f"{path} is GGUF version {version}; versions 2 and 3 are read")
+                raise ValueError(
+                    f"{path} is GGUF version {version}; versions 2 and 3 are read, convert it again"
+                )
             tensors, fields = cursor.scalar("Q"), cursor.scalar("Q")
             metadata = {cursor.text(): cursor.value(cursor.scalar("I")) for _ in range(fields)}
             places = dict(read_place(cursor) for _ in range(tensors))
-        except struct.error as error:
-            raise ValueError(f"{path} is cut short within its header; fetch it again") from error
+        except (struct.error, RecursionError) as error:
+            raise ValueError(
+                f"{path} is cut short within its header, or damaged ({error}); fetch it again"
+            ) from error
         step = metadata.get("general.alignment", 32)
+        if type(step) is not int or step < 1:
+            raise ValueError(f"{path}: general.alignment is {step!r}; fetch the file again")
         start = -(-cursor.at // step) * step
-        return Header(metadata, {k: v._replace(offset=start + v.offset) for k, v in places.items()})
+    check_whole(path, metadata)
+    return Header(metadata, {k: v._replace(offset=start + v.offset) for k, v in places.items()})
+
+
+def check_whole(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raises ValueError where a file is only one part of a model."""
+    if (parts := metadata.get("split.count", 0)) not in (0, 1):
+        raise ValueError(
+            f"{path} is one of {parts} parts; join them with 'llama-gguf-split --merge'"
+        )
 
 
 def read_place(cursor: Cursor) -> tuple[str, Stored]:
@@ -152,7 +175,7 @@ class GgufFile:
         self.path = path
         header = read_header(path)
         self.metadata = header.metadata
-        self.family = family_of(header.metadata)
+        self.family = family_of(header.metadata, path)
         named = {n: s for n, s in header.tensors.items() if n != ROPE_FACTORS}
         self.places = {huggingface_name(name, self.family): s for name, s in named.items()}
         self.shapes = {name: place.shape for name, place in self.places.items()}
@@ -178,9 +201,21 @@ class GgufFile:
         if self.family.startswith("gemma") and name.endswith("norm.weight"):
             return tensor - 1
         if self.family == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            key = "head_count_kv" if "k_proj" in name else "head_count"
-            return halves(tensor, int(self.metadata[f"llama.attention.{key}"]))
+            return halves(tensor, self.heads(keys="k_proj" in name))
         return tensor
+
+    def heads(self, *, keys: bool) -> int:
+        """How many heads queries have, or keys.
+
+        Raises:
+          ValueError: the header does not say it.
+        """
+        names = ("head_count_kv", "head_count") if keys else ("head_count",)
+        for name in names:
+            value = self.metadata.get(f"llama.attention.{name}")
+            if type(value) is int and value > 0:
+                return value
+        raise ValueError(f"{self.path} lacks llama.attention.head_count; convert the model again")
 
 
 def byte_count(path: Path, name: str, place: Stored) -> int:
@@ -210,15 +245,17 @@ def halves(tensor: np.ndarray, heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows, width)
 
 
-def family_of(metadata: Mapping[str, Any]) -> str:
+def family_of(metadata: Mapping[str, Any], path: Path) -> str:
     """The Hugging Face `model_type` of a GGUF architecture.
 
     Raises:
       ValueError: it is not supported.
     """
     name = metadata.get("general.architecture")
-    if name not in FAMILIES:
-        raise ValueError(f"general.architecture is {name!r}; supported are {', '.join(FAMILIES)}")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(
+            f"{path}: general.architecture is {name!r}; supported are {', '.join(FAMILIES)}"
+        )
     return FAMILIES[name]
 
 

@@ -8,7 +8,7 @@ What a host does not hold it does not read. The largest parameters go first, whi
 little else is in memory, so that the buffer in flight never tops the finished tree.
 """
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from score_jax import hosts
 from score_jax.model.config import Dtype, ModelConfig
 from score_jax.text import tokenizer as tokenizers
+from score_jax.text.files import read_json
 from score_jax.text.rebuild import from_gguf
 from score_jax.text.tokenizer import Tokenizer
 from score_jax.types import Params
@@ -26,11 +28,13 @@ from score_jax.weights import gguf_config, orbax_folder
 from score_jax.weights.families import from_hf
 from score_jax.weights.gguf import GgufFile, read_header
 from score_jax.weights.names import Entry, entries
-from score_jax.weights.safetensors import SafetensorsFolder
+from score_jax.weights.safetensors import SafetensorsFolder, holds_weights
 
 Index = tuple[slice, ...]
 HUB = "hub:"
 GGUF = ".gguf"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+COMPARED_ROWS = 4096  # in memory at a time
 CONFIG_FILE = "config.json"
 SKIPPED = ("rotary_emb.inv_freq",)  # computed, not learnt
 VISION = ("vision_tower.", "multi_modal_projector.", "vision_model.")  # of Gemma 3 with images
@@ -83,7 +87,16 @@ def model_config(source: str) -> ModelConfig:
     path = locate(source)
     if path.suffix == GGUF:
         return gguf_config.model_config(path)
-    return from_hf(read_config(path))
+    config = from_hf(read_config(path), str(path / CONFIG_FILE))
+    if config.tied_embeddings and holds_weights(path):
+        tensors = SafetensorsFolder(path)
+        if differing_head(tensors):
+            hosts.say(
+                f"{path}: its {HEAD} differs from the embeddings and is used, although "
+                "tie_word_embeddings is true"
+            )
+            config = replace(config, tied_embeddings=False)
+    return config
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -103,7 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG_FILE}; point at a whole model folder")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def load_params(
@@ -124,6 +137,13 @@ def load_params(
         return orbax_folder.load_params(arrays, config, shardings, dtype)
     tensors = open_tensors(source)
     places = match_names(entries(config), tensors, source)
+    if config.tied_embeddings and differing_head(tensors):
+        raise ValueError(
+            f"model.tied_embeddings is True, but the {HEAD} of {source} differs from its "
+            "embeddings; set it to False"
+        )
+    if isinstance(tensors, SafetensorsFolder) and tensors.note:
+        hosts.say(tensors.note)
     params: dict[str, Any] = {}
     for entry in sorted(places, key=lambda e: -np.prod(e.shape)):
         sharding = SingleDeviceSharding(jax.devices()[0])
@@ -149,7 +169,7 @@ def match_names(wanted: list[Entry], tensors: Tensors, source: str) -> dict[Entr
                 missing.append(name)
             elif (shape := tensors.shapes[stored[name]]) != entry.stored:
                 misshapen.append(f"{name} {shape}, not {entry.stored}")
-    tied = {"lm_head.weight"}  # some files repeat the tied embedding
+    tied = {HEAD}  # some files repeat the tied embedding
     known = {name for entry in wanted for name in entry.names} | tied
     extra = [n for n in stored if n not in known and not n.endswith(SKIPPED) and n not in tied]
     extra = [n for n in extra if not any(mark in n for mark in VISION)]
@@ -158,6 +178,21 @@ def match_names(wanted: list[Entry], tensors: Tensors, source: str) -> dict[Entr
         lists = "; ".join(f"{kind}: {shorten(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"{source} does not fit the model's config; tensors {lists}")
     return {entry: tuple(stored[name] for name in entry.names) for entry in wanted}
+
+
+def differing_head(tensors: Tensors) -> bool:
+    """Whether an output table is stored that is not the embeddings over again."""
+    stored = {plain_name(name): name for name in tensors.shapes}
+    if HEAD not in stored or EMBEDDING not in stored:
+        return False
+    head, table = stored[HEAD], stored[EMBEDDING]
+    if tensors.shapes[head] != tensors.shapes[table]:
+        return True
+    mine, theirs = tensors.read(head), tensors.read(table)
+    rows = range(0, len(mine), COMPARED_ROWS)
+    return any(
+        not np.array_equal(mine[i : i + COMPARED_ROWS], theirs[i : i + COMPARED_ROWS]) for i in rows
+    )
 
 
 def plain_name(name: str) -> str:

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from score_jax.text.files import check_fetched, read_json
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -41,7 +44,8 @@ class SafetensorsFolder:
     def __init__(self, folder: Path):
         """Args: folder: holds the files; their headers are read and checked here."""
         self.places: dict[str, Place] = {}
-        for path in weight_files(folder):
+        paths, self.note = weight_files(folder)  # the latter: what a user should be told
+        for path in paths:
             self.places.update(read_header(path))
         self.shapes = {name: place.shape for name, place in self.places.items()}
 
@@ -50,50 +54,74 @@ class SafetensorsFolder:
         place = self.places[name]
         if place.dtype not in DTYPES:
             raise ValueError(
-                f"{place.path}: {name} is of type {place.dtype}; supported are {', '.join(DTYPES)}"
+                f"{place.path}: {name} is of type {place.dtype}; supported are "
+                f"{', '.join(DTYPES)}, use unquantised weights"
             )
         dtype = np.dtype(DTYPES[place.dtype])
         return np.memmap(place.path, dtype, "r", place.offset, place.shape)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights.
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has a file of weights, or an index of some."""
+    return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+
+
+def weight_files(folder: Path) -> tuple[list[Path], str | None]:
+    """The files that hold a folder's weights, and a note where others are passed over.
+
+    A single file goes before an index, as in transformers.
 
     Raises:
       ValueError: there are none, or some that the index names are missing.
     """
-    index = folder / INDEX_FILE
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(f"{folder} lacks {', '.join(missing)}, which its index names")
-        return [folder / name for name in names]
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    raise ValueError(
-        f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; point at one that does"
-    )
+    index, single = folder / INDEX_FILE, folder / SINGLE_FILE
+    if single.is_file():
+        note = f"{folder}: {SINGLE_FILE} is read, and {INDEX_FILE} beside it ignored"
+        return [single], note if index.is_file() else None
+    if not index.is_file():
+        raise ValueError(
+            f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; point at one that does"
+        )
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise ValueError(f"{index} has no weight_map of tensors to files; fetch it again")
+    if not all(isinstance(name, str) for name in where.values()):
+        raise ValueError(f"{index}: weight_map names files by other than text; fetch it again")
+    names = sorted(set(where.values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)}, which its index names; fetch what is missing"
+        )
+    return [folder / name for name in names], None
 
 
 def read_header(path: Path) -> dict[str, Place]:
     """Names and places of a file's tensors, checked against the file's length.
 
     Raises:
-      ValueError: the file is cut short or is no safetensors file.
+      ValueError: the file is cut short, damaged or no safetensors file.
     """
+    check_fetched(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 + length or length < 2:
             raise ValueError(f"{path} is cut short or no safetensors file; fetch it again")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    ends = [entry["data_offsets"][1] for entry in header.values()]
-    if size < 8 + length + max(ends, default=0):
-        raise ValueError(
-            f"{path} is cut short: {size} bytes of {8 + length + max(ends)}; fetch it again"
-        )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
+        if size < end:
+            raise ValueError(f"{path} is cut short: {size} bytes of {end}; fetch it again")
+        with safe_open(path, framework="numpy"):  # the format's own library checks the rest
+            pass
+    except (TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} has a bad header ({told}); fetch it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path} has a bad header ({error}); fetch it again") from error
     return {
         name: Place(
             path, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"])

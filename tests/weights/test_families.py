@@ -95,7 +95,7 @@ def test_a_query_scale_survives_export():
     [
         ({"model_type": "mamba"}, "model_type is 'mamba'; supported are llama, qwen2, qwen3"),
         ({"model_type": None}, "model_type is 'None'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_type is 'longrope'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_bias": True}, "attention_bias is true"),
