@@ -172,7 +172,7 @@ def rope_scaling(header: Header, fields: Fields, data: Mapping[str, Any]) -> dic
                 f"{fields.path} holds {ROPE_FACTORS}, which go with a Llama that names no other "
                 "rope.scaling.type; convert the model again"
             )
-        return llama3_scaling(fields.path, factors, {"rope_theta": 10_000.0} | data)
+        return llama3_scaling(fields.path, factors, {"rope_theta": 10_000.0, **data})
     if kind == "none":
         return None
     kinds = ("linear",) if data["model_type"].startswith("gemma") else ("linear", "yarn")
