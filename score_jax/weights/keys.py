@@ -58,6 +58,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "object": (lambda value: isinstance(value, Mapping), "set an object"),
 }
 PLAIN: dict[str, Key] = {
+    "model_type": Key("text", NEEDED),
     "vocab_size": Key("count", NEEDED),
     "num_hidden_layers": Key("count", NEEDED),
     "hidden_size": Key("count", NEEDED),
@@ -111,7 +112,11 @@ READ: dict[str, dict[str, Key]] = {
         "final_logit_softcapping": Key("positive", 30.0, null=True),
     },
     "gemma3_text": GEMMA3,
-    "gemma3": {"text_config": Key("object", NEEDED), "tie_word_embeddings": Key("flag")},
+    "gemma3": {
+        "model_type": Key("text", NEEDED),
+        "text_config": Key("object", NEEDED),
+        "tie_word_embeddings": Key("flag"),
+    },
 }
 NOT_HERE = "the decoder has no such part, so only null or false is taken"
 REFUSED: dict[str, Refusal] = {
@@ -142,7 +147,7 @@ REFUSED: dict[str, Refusal] = {
     "tie_encoder_decoder": Refusal((None, False), NOT_HERE),
 }
 NOTES = """
-    architectures auto_map dtype torch_dtype transformers_version model_type name_or_path
+    architectures auto_map dtype torch_dtype transformers_version name_or_path
     attn_implementation experts_implementation output_attentions output_hidden_states return_dict
     return_dict_in_generate output_scores chunk_size_feed_forward id2label label2id num_labels
     problem_type finetuning_task task_specific_params tokenizer_class prefix torchscript

@@ -11,25 +11,14 @@ from safetensors.numpy import save_file
 from score_jax.model.decoder import Decoder
 from score_jax.weights.load import load_params, model_config
 from tests.reference_models import fill
+from tests.weights.odd_configs import GEMMA, LOCAL, SIZES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4  # largest difference of a logit, in float32
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LOCAL = ["sliding_attention", "full_attention", "sliding_attention"]
-GEMMA = {"sliding_window": 5, "query_pre_attn_scalar": 8}
 
 
 def scaled(**rope):
