@@ -48,9 +48,9 @@ def grade(problem: Problem, response: str) -> Grade:
     if gold is None:
         raise ValueError(f"problem {problem.id!r}: the answer {problem.answer!r} is no letter")
     answer = final_answer(response)
-    alone = plain.peel(plain.characters(response.strip()[:100]))
-    if answer is None and len(alone) <= SHORTEST:
-        answer = alone
+    if answer is None:
+        alone = plain.peel(plain.characters(response.strip()[:100]))
+        answer = alone if len(alone) <= SHORTEST else None
     given = None if answer is None else letter(answer)
     if given is None:
         return Grade(verdict="unparsable", reward=0.0, extracted=answer, detail="no single letter")

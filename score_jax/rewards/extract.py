@@ -7,6 +7,7 @@ the answer ("The answer is correct.") states none, nor does an answer that is de
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from score_jax.rewards import plain
@@ -14,10 +15,10 @@ from score_jax.rewards.statement import Marker, Reading, read
 
 TAIL = 20_000  # characters of a response that are searched: an answer stands at the end
 LONGEST_ANSWER = 2000  # characters
-MOST = 20  # statements of either way looked at from the end
+MOST = 30  # boxes, and as many mentions of an answer, looked at from the end
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-NAMED = re.compile(r"(?<![A-Za-z])(answer|choice|option)s?(?![A-Za-z])|^####(?!#)", re.I | re.M)
+NAMED = re.compile(r"(answer|choice|option)s?(?![a-z])|^####(?!#)", re.M)  # in lower case
 _GAP = r"[\s*_`]{1,8}"
 _DRESS = rf"[\s>#*_`\d.){plain.ORNAMENTS}-]*"  # what may stand before a heading on its line
 _FINAL = re.compile(rf"{_DRESS}(?:the{_GAP})?final[\s*_`-]{{1,8}}$", re.IGNORECASE)
@@ -63,8 +64,11 @@ class Statement:
 
 def last_boxed(text: str) -> str | None:
     r"""Returns the content of the last balanced \boxed{...}, or None."""
-    found = _boxes(text, most=1)
-    return found[-1].text if found else None
+    for match in list(BOX.finditer(text))[: -MOST - 1 : -1]:
+        found = _box(text, match)
+        if found is not None:
+            return found.text
+    return None
 
 
 def closing_brace(text: str, start: int) -> int | None:
@@ -77,35 +81,33 @@ def closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _boxes(text: str, most: int = MOST) -> list[Statement]:
-    """The last boxes that close and hold something, in their order."""
-    found = []
-    for match in list(BOX.finditer(text))[: -MOST - 1 : -1]:
-        content, end = "", None
-        if text[match.end() : match.end() + 1] == "{":
-            end = closing_brace(text, match.end())
-            content = text[match.end() + 1 : end].strip()
-        elif rest := re.match(r"[^\s$]+", text[match.end() :]):  # \boxed 5
-            end, content = match.end() + rest.end(), rest.group().rstrip(".,")
-        if end is not None:
-            quoted = bool(_QUOTED.search(text[max(0, match.start() - 80) : match.start()]))
-            reading = Reading(answer=plain.peel(content), rank="answer")
-            place = (match.start(), match.end(), end)
-            found.append(Statement(*place, content, reading, box=True, quoted=quoted))
-        if len(found) == most:
-            break
-    return found[::-1]
+def _box(text: str, match: re.Match) -> Statement | None:
+    """A box that closes and holds something."""
+    content, end = "", None
+    if text[match.end() : match.end() + 1] == "{":
+        end = closing_brace(text, match.end())
+        content = text[match.end() + 1 : end].strip()
+    elif rest := re.match(r"[^\s$]+", text[match.end() :]):  # \boxed 5
+        end, content = match.end() + rest.end(), rest.group().rstrip(".,")
+    if end is None:
+        return None
+    quoted = bool(_QUOTED.search(text[max(0, match.start() - 80) : match.start()]))
+    place = (match.start(), match.end(), end)
+    reading = Reading(answer=plain.peel(content), rank="answer")
+    return Statement(*place, content, reading, box=True, quoted=quoted)
 
 
 def _marker(text: str, named: re.Match) -> tuple[int, Marker] | None:
     """Where a marker ends, and its kind; None if an answer is only spoken of."""
     end = named.end()
+    if text[named.start() - 1 : named.start()].isalpha():  # unanswer
+        return None
     if named[1] is None:
         return None if _STEP.match(text, end) else (end, "hashes")
     verb = _IS.match(text, end)
     if verb:
         return verb.end(), "verb"
-    if named[1].lower() != "answer":
+    if named[1] != "answer":
         return None
     before = text[text.rfind("\n", 0, named.start()) + 1 : named.start()]
     line_end, alone = _LINE_END.match(text, end), _ALONE.match(before)
@@ -140,30 +142,33 @@ def _behind(text: str, marker_end: int) -> tuple[int, int, bool]:
     return start, len(text) if end < 0 else end, bool(below)
 
 
-def _marked(text: str) -> list[Statement]:
-    """What stands behind the last markers, in their order."""
-    found = []
-    for named in list(NAMED.finditer(text))[-MOST:]:
-        marker = _marker(text, named)
-        if marker:
-            start, end, below = _behind(text, marker[0])
-            reading = read(text[start:end], marker[1], below=below)
-            quoted = bool(_OLD.search(text[max(0, named.start() - 40) : named.start()]))
-            place = (named.start(), start, start + len(reading.kept))
-            found.append(Statement(*place, text[start:end], reading, quoted=quoted))
-    return found
+def _marked(text: str, named: re.Match) -> Statement | None:
+    """What stands behind a marker."""
+    marker = _marker(text, named)
+    if marker is None:
+        return None
+    start, end, below = _behind(text, marker[0])
+    reading = read(text[start:end], marker[1], below=below)
+    quoted = bool(_OLD.search(text[max(0, named.start() - 40) : named.start()]))
+    place = (named.start(), start, start + len(reading.kept))
+    return Statement(*place, text[start:end], reading, quoted=quoted)
 
 
-def statements(text: str) -> list[Statement]:
-    """Returns the statements of a response in their order; of nested ones the innermost."""
-    boxes = _boxes(text)
-    marked = _marked(text)
-    starts = [statement.start for statement in boxes + marked]
-    outer = [s for s in marked if any(s.start < start < s.end for start in starts)]
-    return sorted(
-        (s for s in boxes + marked if s not in outer and s.reading.answer),
-        key=lambda statement: statement.start,
-    )
+def statements(text: str) -> Iterator[Statement]:
+    """Yields the statements of a response, the last one first; of nested ones the innermost."""
+    small = text.lower()
+    if len(small) != len(text):  # a letter that is two in lower case
+        small = text
+    boxes = list(BOX.finditer(text))[-MOST:] if "\\" in text else []
+    named = list(NAMED.finditer(small))[-MOST:]
+    following = len(text)
+    for match in sorted(boxes + named, key=lambda match: -match.start()):
+        found = (_box if text.startswith("\\", match.start()) else _marked)(text, match)
+        if found is None:
+            continue
+        if found.reading.answer and not found.start < following < found.end:
+            yield found
+        following = found.start
 
 
 def final_statement(text: str) -> Statement | None:
@@ -174,7 +179,7 @@ def final_statement(text: str) -> Statement | None:
     """
     words: Statement | None = None
     last: Statement | None = None
-    for statement in reversed(statements(plain.characters(text[-TAIL:]))):
+    for statement in statements(plain.characters(text[-TAIL:])):
         rank = statement.reading.rank
         if rank == "denied":
             continue

@@ -28,6 +28,7 @@ _STOP = (
     r"|\s+\((?!mod|base|radian|degree)(?=[a-z]{2,}|[A-Z][a-z])"
     r"|\s+[—–]\s+(?=[A-Za-z]{2,})"
 )
+_SPACE = re.compile(r"\s")
 _CUT = re.compile(rf"(?P<atom>{_ATOM})|(?P<stop>{_STOP})", re.DOTALL)
 _LEAD = re.compile(
     r"(?:(?:actually|indeed|still|therefore|thus|hence|then|simply|just|exactly|now|really|"
@@ -70,6 +71,8 @@ class Reading:
 
 def cut(text: str) -> str:
     """Returns the beginning of a text up to the end of its first sentence or clause."""
+    if not _SPACE.search(text):
+        return text
     for match in _CUT.finditer(text):
         if match["stop"] is not None and match.start() > 0:
             return text[: match.start()]
@@ -111,7 +114,7 @@ def read(text: str, marker: Marker, *, below: bool) -> Reading:
 
 
 def _rank(answer: str, marker: Marker, *, below: bool) -> Rank:
-    remark = _REMARK.match(answer)
+    remark = len(answer) > 1 and answer[:1].isalnum() and bool(_REMARK.match(answer))
     if looks_like_answer(answer) and not remark:
         return "answer"
     if marker == "hashes" or (marker == "verb" and remark):
