@@ -20,6 +20,7 @@ from score_jax.build import Built
 from score_jax.files import read_json, write_json
 from score_jax.keys import run_key
 from score_jax.records import LOST, Problem, Task, Transcript
+from score_jax.rewards.agreement import one_spelling
 from score_jax.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
 from score_jax.sampling import SamplingConfig
 from score_jax.settings import Settings
@@ -206,7 +207,7 @@ def measure_model(
             kept=kept and kept / f"{way}.jsonl",
             label=f"{name} {way}".strip(),
         )
-        attempts = metrics.gather(records)
+        attempts = with_one_spelling(metrics.gather(records), built.measured_task, grader)
         values = metrics.measure(attempts, seed=config.seed)
         found[way] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
         if way == "greedy":
@@ -219,6 +220,25 @@ def measure_model(
             }
             found["transcripts"] = [dataclasses.asdict(record) for record in records[:SHOWN]]
     return found
+
+
+def with_one_spelling(attempts: metrics.Attempts, task: Task, grader: Grader) -> metrics.Attempts:
+    """Writes equal answers of a problem alike (1/2 and 0.5): one vote, and no change of answer.
+
+    One host compares for all.
+    """
+    spelled = None
+    if hosts.is_first():
+        spelled = one_spelling(
+            lambda items: grader.submit(task.name, items, ()).result(),
+            task,
+            [
+                list(zip(answers.flat, verdicts.flat, strict=True))
+                for answers, verdicts in zip(attempts.extracted, attempts.verdicts, strict=True)
+            ],
+        )
+    spelled = np.array(hosts.from_first(spelled), object).reshape(attempts.extracted.shape)
+    return dataclasses.replace(attempts, extracted=spelled)
 
 
 def protocol_of(built: Built, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -26,7 +26,9 @@ class Attempts:
     correct: Bool[np.ndarray, "N S R"]
     rewards: Float[np.ndarray, "N S R"]  # 0..1
     texts: Any  # str[N S R]
-    extracted: Any  # str | None [N S R]; the final answer, None: none was found
+    # str | None [N S R]; the final answer, None: none was found. Answers count as equal where
+    # they are the same text: evaluate.with_one_spelling makes equal ones so.
+    extracted: Any
     lengths: Int[np.ndarray, "N S R"]  # tokens, the stop token included
     truncated: Bool[np.ndarray, "N S R"]
     verdicts: Any  # records.Verdict[N S R]
@@ -148,7 +150,8 @@ def maj_at_k(
     `parallel` is the vote of 2k first attempts, `sequential` that of k first attempts
     with one correction each, `gain` the second minus the first. The samples are cut
     into as many disjoint votes as they fill, whose mean is taken. An attempt without a
-    final answer does not vote; a tie goes to the answer given first.
+    final answer does not vote; a tie goes to the answer given first. Answers written
+    differently are different votes: `evaluate.with_one_spelling` first writes equal ones alike.
 
     Args:
       k: dialogues per vote; 1..samples / 2.
