@@ -153,11 +153,11 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
         def __init__(self, pool, most):
             self.pool, self.most = pool, most
 
-        def submit(self, task, items):
+        def submit(self, task, items, cut):
             if len(asked) == self.most:
                 raise KeyboardInterrupt
             asked.append({problem.id for problem, _ in items})
-            return self.pool.submit(task, items)
+            return self.pool.submit(task, items, cut)
 
     with chain.open_pool(built, problems) as pool:
 
