@@ -6,10 +6,12 @@
     tokenizer files          with the chat format as a template
 
 The template writes dialogues as they were trained: it opens every turn of the policy
-and strips nothing from earlier ones.
+and strips nothing from earlier ones. A folder is read back before it counts: what no
+family's config.json can say would be another model there, and is refused.
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,27 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from score_jax.model.config import Dtype, ModelConfig
+from score_jax.model.shape import differences
 from score_jax.text.chat import Chat, ChatFormat
 from score_jax.text.tokenizer import JsonTokenizer
 from score_jax.types import Params
-from score_jax.weights.families import to_hf
-from score_jax.weights.load import descend
+from score_jax.weights.families import from_hf, to_hf
+from score_jax.weights.load import (
+    CONFIG_FILE,
+    descend,
+    load_tokenizer,
+    match_names,
+    model_config,
+    open_tensors,
+)
 from score_jax.weights.names import Entry, entries
 from score_jax.weights.safetensors import INDEX_FILE, SINGLE_FILE, Piece, write_file
+from score_jax.weights.stops import GENERATION_FILE, load_stops
 
 SHARD_BYTES = 4_000_000_000
+# As in training: any token, at temperature 1. Where nothing is said transformers takes the
+# likeliest 50 only.
+DRAWING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def export(
@@ -48,17 +62,69 @@ def export(
       shard_bytes: a file holds at most this much, or one tensor.
 
     Raises:
-      ValueError: no Hugging Face architecture is made like this model.
+      ValueError: no Hugging Face architecture is made like this model, or what was written
+        is not what is read back.
     """
     described = to_hf(config) | {"torch_dtype": dtype, "dtype": dtype}
+    check_shape(config, described)
     marks = special_ids(chat)
+    partial = folder.with_name(f"{folder.name}.partial")
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", described | marks)
-        write_json(folder / "generation_config.json", marks | {"do_sample": True})
-        chat.tokenizer.save(folder)
-        write_json(folder / "tokenizer_config.json", tokenizer_config(chat, described))
-    write_weights(params, config, folder, dtype, shard_bytes)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(partial / CONFIG_FILE, described | marks)
+        write_json(partial / GENERATION_FILE, marks | DRAWING)
+        chat.tokenizer.save(partial)
+        write_json(partial / "tokenizer_config.json", tokenizer_config(chat, described))
+    write_weights(params, config, partial, dtype, shard_bytes)
+    if jax.process_index() == 0:
+        read_back(partial, config, chat)
+        put_in_place(partial, folder)
+
+
+def check_shape(config: ModelConfig, described: dict[str, Any]) -> None:
+    """Checks that a config.json says all that the model is.
+
+    Raises:
+      ValueError: a field comes back as another one, or not at all.
+    """
+    family = described["model_type"]
+    try:
+        found = from_hf(json.loads(json.dumps(described)))
+    except ValueError as error:
+        raise ValueError(f"config.model cannot be exported as {family} ({error})") from error
+    if faults := differences(config, found):
+        told = "; ".join(f"model.{name} is {a}, there {b}" for name, (a, b) in faults.items())
+        raise ValueError(f"{told}: config.json of {family} has no place for it; train without")
+
+
+def read_back(folder: Path, config: ModelConfig, chat: Chat) -> None:
+    """Opens what was written as a user would.
+
+    Raises:
+      ValueError: it is not what was to be written.
+    """
+    source = str(folder)
+    match_names(entries(config), open_tensors(source), source)
+    again = Chat(load_tokenizer(source), chat.format, load_stops(source))
+    prompt = "What is 7 + 5?"
+    if (
+        differences(config, model_config(source))
+        or again.stops != chat.stops
+        or again.encode_prompt(prompt) != chat.encode_prompt(prompt)
+    ):
+        raise ValueError(f"{folder} does not give back what was exported; export it again")
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Moves an export to its place, instead of an earlier one; config.json comes last."""
+    folder.mkdir(exist_ok=True)
+    for old in (CONFIG_FILE, INDEX_FILE, "model*.safetensors", "tokenizer.*"):
+        for path in folder.glob(old):
+            path.unlink()
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+        path.replace(folder / path.name)
+    partial.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,12 +132,13 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def special_ids(chat: Chat) -> dict[str, int]:
-    """Where a text begins, if the format says, and where a turn ends."""
+def special_ids(chat: Chat) -> dict[str, Any]:
+    """Where a text begins, if the format says, where a turn ends, and what fills rows up."""
     first = chat.format.markers[0]
     begins = chat.format.prompt.startswith(first) and first not in chat.format.instruction
     start = {"bos_token_id": chat.tokenizer.marker(first)} if begins else {}
-    return {**start, "eos_token_id": chat.stop}
+    ends = chat.stop if len(chat.stops) == 1 else list(chat.stops)
+    return {**start, "eos_token_id": ends, "pad_token_id": chat.stop}
 
 
 def tokenizer_config(chat: Chat, described: dict[str, Any]) -> dict[str, Any]:

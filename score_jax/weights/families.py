@@ -22,6 +22,7 @@ ARCHITECTURES = {
 }
 PLAIN_ACTIVATIONS = {"silu": "silu", "swish": "silu"}
 GEMMA_ACTIVATIONS = PLAIN_ACTIVATIONS | {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+WRITTEN = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
 TEXT_HALF = "text_config"  # of a folder that also sees images
 
 
@@ -165,41 +166,45 @@ def read_pattern(values: Mapping[str, Any], where: str) -> int:
     return every
 
 
+MARKS = ("post_norms", "qk_norm", "qkv_bias", "norm_plus_one", "embedding_scale")
+FAMILY_MARKS = {  # values of MARKS
+    "llama": (False, False, False, False, False),
+    "qwen2": (False, False, True, False, False),
+    "qwen3": (False, True, False, False, False),
+    "gemma2": (True, False, False, True, True),
+    "gemma3_text": (True, True, False, True, True),
+}
+
+
 def family_of(config: ModelConfig) -> str:
     """The `model_type` that a config amounts to.
 
     Raises:
       ValueError: no family has this combination of fields.
     """
-    c = config
-    marks = (c.post_norms, c.qk_norm, c.qkv_bias, c.norm_plus_one, c.activation, c.embedding_scale)
-    known = {
-        (False, False, False, False, "silu", False): "llama",
-        (False, False, True, False, "silu", False): "qwen2",
-        (False, True, False, False, "silu", False): "qwen3",
-        (True, False, False, True, "gelu_tanh", True): "gemma2",
-        (True, True, False, True, "gelu_tanh", True): "gemma3_text",
-    }
-    if marks not in known:
+    marks = [getattr(config, name) for name in MARKS]
+
+    def deviations(family: str) -> list[str]:
+        return [
+            f"model.{name} is {mine!r}, there {its!r}"
+            for name, mine, its in zip(MARKS, marks, FAMILY_MARKS[family], strict=True)
+            if mine != its
+        ]
+
+    nearest = min(FAMILY_MARKS, key=lambda family: len(deviations(family)))
+    if found := deviations(nearest):
         raise ValueError(
-            "model: (post_norms, qk_norm, qkv_bias, norm_plus_one, activation, embedding_scale) "
-            f"is {marks}; no Hugging Face architecture is made so, so it cannot be exported"
+            f"{'; '.join(found)}: {nearest} is the nearest Hugging Face architecture, and no "
+            "other is made like this model, so it cannot be exported; train without"
         )
-    family = known[marks]
-    if family in ("llama", "qwen2", "qwen3") and (c.attention_cap or c.logit_cap or c.query_scale):
-        raise ValueError(
-            f"model: soft caps and query_scale have no place in {family}'s config.json"
-        )
-    if family == "llama" and any(c.is_local):
-        raise ValueError(f"model.window is {c.window}; {family} has no local layers, set None")
-    return family
+    return nearest
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` that transformers and vLLM read; inverse of `from_hf`."""
     family = family_of(config)
     gemma = family.startswith("gemma")
-    act = "gelu_pytorch_tanh" if gemma else "silu"
+    act = WRITTEN[config.activation]
     data: dict[str, Any] = {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
@@ -210,7 +215,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": act,
+        "hidden_act": "gelu_pytorch_tanh" if gemma else act,  # Gemma reads hidden_activation
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": False,
@@ -225,7 +230,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
             "attn_logit_softcapping": config.attention_cap,
             "final_logit_softcapping": config.logit_cap,
         }
-    if gemma or any(config.is_local):
+    if gemma or (family != "llama" and any(config.is_local)):  # transformers' Llama has none
         kinds = {True: "sliding_attention", False: "full_attention"}
         data |= {
             "sliding_window": config.window or config.max_length or 8192,

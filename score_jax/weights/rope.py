@@ -220,11 +220,13 @@ def write_rope(family: str, config: ModelConfig) -> dict[str, Any]:
     base, scaling = config.rope_base, write_scaling(config.rope_scaling)
     if family != "gemma3_text":
         return {"rope_theta": base, "rope_scaling": scaling}
-    local = base if config.rope_local_base is None else config.rope_local_base
-    if config.rope_local_scaling is None:
+    local, nearby = config.rope_local_base, config.rope_local_scaling
+    if local is None:
+        local, nearby = base, config.rope_scaling
+    if nearby is None:
         return {"rope_theta": base, "rope_scaling": scaling, "rope_local_base_freq": local}
     default = {"rope_type": "default"}
-    near = write_scaling(config.rope_local_scaling) or default
+    near = write_scaling(nearby) or default
     far = scaling or default
     return {
         "rope_parameters": {FAR: far | {"rope_theta": base}, NEAR: near | {"rope_theta": local}}

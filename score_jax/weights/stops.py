@@ -5,10 +5,9 @@ where that names none `config.json`, as transformers reads them; of a GGUF file 
 of text, of turn and of message.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
+from score_jax.text.files import read_json
 from score_jax.weights.gguf import read_header
 from score_jax.weights.load import CONFIG_FILE, GGUF, locate
 
@@ -38,12 +37,7 @@ def read_ids(path: Path) -> tuple[int, ...]:
     """The ids that one file names; of an image-and-text model those of its text half."""
     if not path.is_file():
         return ()
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); fetch it again") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is a {type(data).__name__}, not an object; fetch it again")
+    data = read_json(path)
     inner = data.get("text_config")
     value = data.get(FIELD)
     if value is None and isinstance(inner, dict):
