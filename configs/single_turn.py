@@ -2,7 +2,8 @@
 
 Run:     python -m score_jax.main --config=configs/single_turn.py
 Expect:  accuracy/turn1 rises; the second attempt copies it, so delta stays near 0.
-Source:  arXiv:2409.12917, section 6 (ablations); as many steps and samples as both stages.
+Source:  arXiv:2409.12917, section 6 (ablations); as many steps and samples as both stages,
+         but no second attempt is sampled, since nothing would be learnt from it.
 """
 
 from typing import Any
@@ -17,5 +18,6 @@ def get_config(preset: str = "") -> ConfigDict:
     config: Any = common.get_config()
     config.name = "single_turn"
     config.steps = 80
-    config.objective.reward_weights = (1.0, 0.0)
+    config.objective.reward_weights = (1.0,)
+    config.objective.beta = (0.01,)
     return presets.apply(config, preset)

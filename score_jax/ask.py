@@ -122,7 +122,7 @@ def ask(
       The attempts.
     """
     settings, chat = built.settings, built.chat
-    limit, turns = settings.sampling.turn_limit, settings.objective.turns
+    limit, turns = settings.sampling.turn_limit, settings.evaluation.turns
     problem = Problem(id="ask", prompt=prompt)
     task = registry.of_problems([problem], settings.task)
     opening = chat.encode_prompt(task.ask(problem))

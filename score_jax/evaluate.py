@@ -195,7 +195,7 @@ def measure_model(
         ways["sampled"] = dataclasses.replace(
             greedy, samples=config.samples, temperature=config.temperature
         )
-    found: dict[str, Any] = {"step": step}
+    found: dict[str, Any] = {"step": step, "outcomes": {}}
     for way, sampling in ways.items():
         records = attempts_of(
             built,
@@ -209,6 +209,7 @@ def measure_model(
         )
         attempts = with_one_spelling(metrics.gather(records), built.measured_task, grader)
         values = metrics.measure(attempts, seed=config.seed)
+        found["outcomes"][way] = metrics.outcomes(attempts)
         found[way] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
         if way == "greedy":
             edges, counts = (
@@ -295,6 +296,7 @@ def write_evaluation(
             name: {key: found[key] for key in ("step", "greedy", "sampled") if key in found}
             for name, found in models.items()
         },
+        "outcomes": pick("outcomes"),
         "histogram": pick("histogram"),
         "transcripts": pick("transcripts"),
     }
@@ -310,7 +312,7 @@ def known_models(
         return {}
     return {
         name: values
-        | {"histogram": found["histogram"][name], "transcripts": found["transcripts"][name]}
+        | {part: found[part][name] for part in ("outcomes", "histogram", "transcripts")}
         for name, values in found["models"].items()
     }
 

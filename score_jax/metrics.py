@@ -94,6 +94,17 @@ def measure(attempts: Attempts, *, seed: int, resamples: int = 2000) -> dict[str
     return dict.fromkeys(rates) | bound(rates, seed=seed, resamples=resamples)
 
 
+def outcomes(attempts: Attempts) -> list[str]:
+    """For each problem its samples' verdicts as words of 1 (right) and 0, a digit a turn.
+
+    "01 11": two samples, the first wrong and then right, the second right twice.
+    """
+    return [
+        " ".join("".join("01"[right] for right in sample) for sample in samples)
+        for samples in attempts.correct.astype(int).tolist()
+    ]
+
+
 def edit_distance_ratios(texts: Any, turn: int = 2) -> Float[np.ndarray, "N S"]:
     """Tells how much attempt `turn` edits the one before: 0 for a copy, at most 1.
 

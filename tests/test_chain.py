@@ -147,6 +147,19 @@ def test_a_checkpoint_can_be_chosen_on_validation_problems(tmp_path, compiled, c
     assert f"step {best} by validation accuracy" in capsys.readouterr().out
 
 
+def test_single_turn_rl_draws_one_attempt_and_is_measured_on_two(tmp_path, compiled):
+    weights = {"objective__reward_weights": (1.0,), "objective__beta": (0.01,)}
+    train(tmp_path, steps=2, log__transcripts_every=1, **weights)
+    rows = lines(tmp_path / "stage1/metrics.jsonl")
+    assert all("accuracy/turn1" in row and "accuracy/turn2" not in row for row in rows)
+    dialogues = lines(tmp_path / "stage1/transcripts.jsonl")
+    assert {(d["step"], len(d["attempts"])) for d in dialogues} == {(0, 1), (1, 1)}
+    evaluation = json.loads((tmp_path / "stage1/evaluation.json").read_text())
+    assert "accuracy/turn2" in evaluation["models"]["stage1"]["greedy"]
+    assert all(len(outcome) == 2 for outcome in evaluation["outcomes"]["stage1"]["greedy"])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
 def test_the_optimizer_begins_anew_from_the_handed_on_policy(chained, compiled, tmp_path):
     workdir, *_ = chained
     first, second = links("stage2", steps=4)

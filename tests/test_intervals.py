@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from score_jax.intervals import Rate, bound, wilson
+from score_jax.intervals import Rate, bound, mean_over_runs, wilson
 
 
 def rate(part, whole=None, **kwargs) -> Rate:
@@ -88,3 +88,21 @@ def test_agreement_of_all_problems_is_not_certainty():
 def test_value_lies_within_its_interval_when_few_problems_count():
     interval = bound({"x": rate([1, 0, 0, 0], [1, 0, 0, 0])}, seed=0)["x"]
     assert interval.low <= interval.value <= interval.high
+
+
+def test_the_interval_of_a_mean_covers_other_runs_on_other_problems():
+    """Its half-width against the standard error of a balanced two-way layout."""
+    random = np.random.default_rng(5)
+    runs, problems = 30, 400
+    of_run, of_problem = random.normal(0, 0.2, (runs, 1)), random.normal(0, 0.5, (1, problems))
+    values = of_run + of_problem + random.normal(0, 0.1, (runs, problems))
+    got = mean_over_runs(values)
+    error = np.sqrt(values.mean(1).var(ddof=1) / runs + values.mean(0).var(ddof=1) / problems)
+    assert got.value == pytest.approx(values.mean())
+    assert (got.high - got.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_the_interval_of_one_run_is_over_problems_alone():
+    values = np.random.default_rng(6).normal(0, 0.5, (1, 400))
+    got = mean_over_runs(values)
+    assert (got.high - got.low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=0.1)

@@ -103,8 +103,8 @@ def test_a_finished_run_shows_every_section(tmp_path):
     write_run(tmp_path)
     _, page = read(tmp_path)
     said = (
-        "Second attempts gain +10.0 points [8.0, 12.0] on 1,000 held-out problems; "
-        "the base model gains 0.0."
+        "Second attempts are right in 60.0% [58.0, 62.0] of 1,000 held-out problems; "
+        "they gain +10.0 points [8.0, 12.0]; the base model gains 0.0."
     )
     assert said in page.text
     ids = {value for name, value in page.attributes if name == "id"}

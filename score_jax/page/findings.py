@@ -102,14 +102,17 @@ def _measured_headline(
         verb, tone = f"change little: {points(delta['value'])} points {bounds}", "flat"
     problems = evaluation.get("problems")
     where = f"{problems:,} held-out problems" if isinstance(problems, int) else "held-out problems"
+    last = interval_of(evaluation, trained, "accuracy/turn2", decoding)
     text = f"Second attempts {verb} on {where}"
+    if last:
+        value, low, high = (points(last[part], signed=False) for part in ("value", "low", "high"))
+        text = f"Second attempts are right in {value}% [{low}, {high}] of {where}; they {verb}"
     base = interval_of(evaluation, "base", "delta", decoding) if trained != "base" else None
     if base is not None:
         lost = base["value"] < 0 and points(base["value"]) != "0.0"
         moved = points(-base["value"], signed=False) if lost else points(base["value"])
         text += f"; the base model {'loses' if lost else 'gains'} {moved}"
     first = interval_of(evaluation, trained, "accuracy/turn1", decoding)
-    last = interval_of(evaluation, trained, "accuracy/turn2", decoding)
     context = [f"{stage_label(trained)}, {decoding} decoding"]
     if first and last:
         rise = f"{points(first['value'], signed=False)}% to {points(last['value'], signed=False)}%"

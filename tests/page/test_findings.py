@@ -75,6 +75,16 @@ def test_headline_says_what_second_attempts_do(delta, base, text, tone):
     assert (said.text, said.tone) == (text, tone)
 
 
+def test_the_second_attempts_accuracy_comes_before_the_gain():
+    """A policy that gives up its first attempt gains more and is no better for it."""
+    measured = evaluation((0.3, 0.27, 0.33), **{"accuracy/turn2": 0.911, "accuracy/turn1": 0.611})
+    said = headline(run_of(evaluated=measured))
+    assert said.text.startswith(
+        "Second attempts are right in 91.1% [91.1, 91.1] of 1,000 held-out problems; "
+        "they gain +30.0 points [27.0, 33.0]"
+    )
+
+
 def test_headline_falls_back_to_sampled_numbers():
     evaluated = {"models": {"stage2": {"sampled": {"delta": triple(0.1, 0.05, 0.15)}}}}
     said = headline(run_of(evaluated=evaluated))
