@@ -22,7 +22,7 @@ _UPRIGHT = re.compile(
     rf"\\(?:mathrm|text|textrm)\s*\{{\s*([ei]|\\?pi|(?:a(?:rc)?)?(?:{_FUNCTIONS}))\s*\}}"
 )
 _DONE = re.compile(  # digits, signs and LaTeX, in which there is nothing to rewrite
-    r"(?:[-\d\s,/{}()\[\]$%&;|=]|\+(?!/)|\\(?!sqrt\s*[\[(]|exp)[a-zA-Z]+|\\[^a-zA-Z])*"
+    r"(?:[-\d\s,{}()\[\]$%&;|=]|/(?!\d+\s)|\+(?!/)|\\(?!sqrt\s*[\[(]|exp)[a-zA-Z]+|\\[^a-zA-Z])*"
 )
 _WORD = re.compile(
     rf"{_TEXT}|(?<![a-zA-Z\\])(?:"
@@ -40,7 +40,8 @@ _SIGNS = (
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"(?<!\d)!="), r"\\ne "),
     (re.compile(r"\+/-"), r"\\pm "),
-    (re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])"), r"\\cup "),
+    (re.compile(r"(?<=[)\]}])\s*U\s*(?=[(\[]|\\\{)"), r"\\cup "),
+    (re.compile(r"(?<![\w.^/}])(\d+)/(\d+)\s+(?=[a-zA-Z\\])"), r"\\frac{\1}{\2} "),
     (re.compile(r"(?<![a-zA-Z\\])log_?(\d+)\s*(?=\()"), r"\\log_{\1}"),
 )
 _SCIENTIFIC = re.compile(
