@@ -12,7 +12,7 @@ import unicodedata
 _RAISED_OR_LOWERED = "²³¹ʰ-ʸˡ-ˣᴬ-ᵪᶜᶠᶻ⁰ⁱ⁴-ⁿ₀-ₜⱼⱽ"
 _SHIFTED = re.compile(f"[{_RAISED_OR_LOWERED}]+")
 _INDEXED_ROOT = re.compile("(?<![0-9a-zA-Z)\\]}])([²³⁴-⁹])√")
-_FRACTION = re.compile("[¼-¾⅐-⅞↉]|[⁰¹²³⁴-⁹]+[⁄/][₀-₉]+|[0-9]+⁄[0-9]+")
+_FRACTION = re.compile("[¼-¾⅐-⅞↉]|[⁰¹²³⁴-⁹]+[⁄/][₀-₉]+|(?<![√0-9])[0-9]+⁄[0-9]+")
 _RADICAND = r"(\d+(?:\.\d+)?|[a-zA-Z]|\\frac\{\d+\}\{\d+\}|\\[a-zA-Z]+)"
 _ROOT = re.compile(rf"√(\[\d\])?\s*{_RADICAND}")
 _OVERLINED = re.compile("(?:[0-9][\u0304\u0305])+")

@@ -41,6 +41,7 @@ _REPLACED = tuple(
         (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"\\(?:operatorname|mathbf|mathit|boldsymbol|mathbb)\s*\{([^{}]*)\}", r"\1"),
         (r"\\mathbb\s*([A-Z])", r"\1"),
+        (r"\{\\rm\s+([^{}]*)\}", r"\\mathrm{\1}"),
         (r"\\(?:implies|therefore|because)(?![a-zA-Z])", " "),
     )
 )

@@ -43,6 +43,7 @@ _CONFIG = LatexExtractionConfig(
 def read(text: str) -> Basic | None:
     """Parses LaTeX without evaluating Python; None if it is not mathematics."""
     text = re.sub(r"(\d+)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"(\1\\cdot\\frac{\\pi}{180})", text)
+    text = re.sub(r"(?<![a-zA-Z\\])([a-df-hj-zA-Z])(\d+)", r"\1_{\2}", text)  # x1 is no product
     found = parse(f"${text}$", [_CONFIG], fallback_mode="no_fallback", parsing_timeout=0)
     if not found or not isinstance(found[0], Basic):
         return None
