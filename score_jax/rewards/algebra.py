@@ -111,7 +111,7 @@ def _measured(text: str) -> numeric.Quantity | None:
     letters = re.search(r"\d(\s*)([a-zA-Z]{1,3})$", text)
     if not found or not letters or (letters[1] and len(letters[2]) == 3):
         return found
-    known = _UNIT.fullmatch(letters[2]) or letters[2].lower() in numeric.SCALES
+    known = _UNIT.fullmatch(letters[2]) or letters[2].lower() in numeric.SCALES or "$" in text
     return found if known else None
 
 
