@@ -151,14 +151,19 @@ def raw_config(family, changes):
     return {name: value for name, value in whole.items() if value is not ...}
 
 
-def write_folder(folder, raw):
-    """The config as it is, and weights that depend on names and shapes only."""
+def write_folder(folder, raw, head=None):
+    """The config as it is, and weights that depend on names and shapes only.
+
+    Args:
+      head: whether to store an output table; None: where the embeddings are not tied.
+    """
     (folder / "config.json").write_text(json.dumps(raw))
     fields = json.loads(json.dumps(raw))
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
     shapes = transformers.AutoModelForCausalLM.from_config(config).state_dict()
-    tied = "lm_head.weight" if config.tie_word_embeddings else None
-    tensors = {name: fill(name, tuple(x.shape)) for name, x in shapes.items() if name != tied}
+    head = not config.tie_word_embeddings if head is None else head
+    names = [name for name in shapes if head or name != "lm_head.weight"]
+    tensors = {name: fill(name, tuple(shapes[name].shape)) for name in names}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -190,4 +195,37 @@ def compare(folder):
 @pytest.mark.parametrize("name", AGREE)
 def test_logits_are_those_of_transformers(name, tmp_path):
     write_folder(tmp_path, raw_config(*AGREE[name]))
+    assert compare(tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_an_output_table_beside_tied_embeddings_is_used(family, tmp_path, capsys):
+    raw = raw_config(family, {"tie_word_embeddings": True} | (GEMMA if "gemma" in family else {}))
+    write_folder(tmp_path, raw, head=True)
+    assert compare(tmp_path) < TOLERANCE
+    assert "lm_head.weight differs" in capsys.readouterr().out
+
+
+IMAGES = {
+    "id2label": {},
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@pytest.mark.parametrize(
+    ("top", "inner"), [(None, None), (False, None), (False, True), (True, False)]
+)
+def test_the_text_half_of_an_image_folder(top, inner, tmp_path):
+    def level(tie):
+        return {} if tie is None else {"tie_word_embeddings": tie}
+
+    text = raw_config("gemma3_text", GEMMA | {"layer_types": LOCAL} | level(inner))
+    raw = {"model_type": "gemma3", "text_config": text, "vision_config": IMAGES}
+    raw |= {"mm_tokens_per_image": 4, "image_token_index": 60} | level(top)
+    write_folder(tmp_path, raw)
     assert compare(tmp_path) < TOLERANCE
