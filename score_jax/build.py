@@ -5,7 +5,7 @@ Training, evaluation and planning all run what is built here.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -251,7 +251,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         compose=adapter.attach if adapter else all_trained,
     )
     imitate = partial(supervised_update, decoder, optimizer, config=settings.learner, most=most)
-    return Built(
+    built = Built(
         settings=settings,
         mesh=mesh,
         decoder=decoder,
@@ -271,6 +271,8 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         model_shardings=model,
         **sampling_shardings(whole_model, mesh),
     )
+    check_lengths(built)
+    return built
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,39 @@ def check_rows(settings: Settings, mesh: Mesh) -> None:
             f"mesh data x fsdp, and its {settings.batch * samples} rows by shards x "
             f"learner.microbatches x learner.minibatches = {shards * parts}"
         )
+
+
+def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
+    """How a model's likeliest dialogues are drawn.
+
+    config.sampling.row_limit is meant for the attempts of training, or for two.
+    """
+    sampling = settings.sampling
+    limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
+    return replace(sampling, samples=1, branches=1, temperature=0.0, row_limit=limit)
+
+
+def check_lengths(built: Built) -> None:
+    """Checks that the longest dialogues of training and evaluation are within the model's reach.
+
+    Raises:
+      ValueError: they are longer than the longest text that the model was made for.
+    """
+    settings, longest = built.settings, built.decoder.config.max_length
+    asked, turns = registry.get(settings.measured_task), settings.evaluation.turns
+    rows = (
+        ("objective", built.script(settings.objective.turns), settings.sampling),
+        ("evaluation", built.script(turns, asked), greedy_sampling(settings, turns)),
+    )
+    for name, script, sampling in rows:
+        length = script.row_length(sampling)
+        if longest is not None and length > longest:
+            raise ValueError(
+                f"sampling.prompt_limit is {sampling.prompt_limit} and sampling.turn_limit "
+                f"{sampling.turn_limit}, so that {name}.turns {script.turns} may take {length} "
+                f"tokens, but the model's longest text (max_position_embeddings) has {longest}; "
+                "lower one of them, or set sampling.row_limit"
+            )
 
 
 def load_reference(built: Built) -> Params:

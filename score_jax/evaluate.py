@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from score_jax import hosts, measured, metrics
 from score_jax import protocol as protocols
-from score_jax.build import Built
+from score_jax.build import Built, greedy_sampling
 from score_jax.files import read_json, write_json
 from score_jax.keys import run_key
 from score_jax.records import LOST, Problem, Task, Transcript
@@ -28,16 +28,6 @@ from score_jax.sharding import local_rows, own_rows, row_shards
 from score_jax.types import Episodes, Params
 
 SHOWN = 40  # dialogues per model that evaluation.json keeps for the report
-
-
-def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
-    """How a model's likeliest dialogues are drawn.
-
-    config.sampling.row_limit is meant for the attempts of training, or for two.
-    """
-    sampling = settings.sampling
-    limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
-    return dataclasses.replace(sampling, samples=1, branches=1, temperature=0.0, row_limit=limit)
 
 
 def first_rows(episodes: Episodes, count: int) -> Episodes:

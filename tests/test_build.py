@@ -47,6 +47,32 @@ def test_each_config_is_built_and_its_programs_fit_each_other(name):
         assert scores.hidden.shape == (rows, length, built.decoder.config.width)
 
 
+def longest_of(**fields):
+    """What the longest dialogue of a stage takes."""
+    built = build(links("stage1", **fields)[-1].settings)
+    return built.script(2).row_length(built.settings.sampling)
+
+
+@pytest.mark.parametrize("fields", [{}, {"sampling__row_limit": 0}, {"sampling__turn_limit": 7}])
+def test_rows_are_no_longer_than_the_models_longest_text(fields):
+    length = longest_of(**fields)
+    build(links("stage1", model__max_length=length, **fields)[-1].settings)
+    with pytest.raises(
+        ValueError, match=rf"turns 2 may take {length} tok.* has {length - 1}; lower"
+    ):
+        build(links("stage1", model__max_length=length - 1, **fields)[-1].settings)
+
+
+def test_evaluation_of_more_turns_is_held_to_it_too():
+    """row_limit is for two attempts; three take what they take."""
+    length = longest_of()
+    build(links("stage1", model__max_length=length)[-1].settings)
+    with pytest.raises(
+        ValueError, match=r"evaluation.turns 3 may take \d+ tokens, but the model's"
+    ):
+        build(links("stage1", model__max_length=length, evaluation__turns=3)[-1].settings)
+
+
 def test_rows_that_do_not_divide_are_named():
     with pytest.raises(ValueError, match=r"config.batch is 3.*6 rows.*= 4 parts"):
         links("stage1", batch=3, learner__microbatches=4)
