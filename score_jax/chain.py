@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from score_jax import ask, evaluate, hosts, report, sharding
+from score_jax import ask, evaluate, hosts, identity, report, sharding
 from score_jax.build import Built, build, load_reference
 from score_jax.checkpoint import fingerprint
 from score_jax.data import sources
@@ -18,6 +18,8 @@ from score_jax.data.stream import Stream
 from score_jax.files import read_json, write_json
 from score_jax.handoff import (
     Link,
+    begun,
+    check_contents,
     check_folder,
     config_fields,
     describe_selection,
@@ -45,6 +47,7 @@ from score_jax.train import (
 from score_jax.types import Params
 from score_jax.watchdog import Watchdog
 from score_jax.weights import embedded, export
+from score_jax.weights.stops import save_stops
 
 
 def run_mode(
@@ -129,9 +132,13 @@ def train_stage(
     reference = load_reference(built)
     problems = sources.load(**dict(settings.data))
     registry.of_problems(problems, settings.task)
+    beside = parent is not None and parent.settings.program == "rl"  # the same reference
+    source = parent_folder(parent, workdir) if beside else None
+    check_contents(built, reference, problems, folder, source)
     if hosts.is_first():
         write_json(folder / "config.json", config_fields(link.config))
         built.chat.tokenizer.save(folder / "tokenizer")
+        save_stops(folder / "tokenizer", built.chat.stops)
 
     def initial() -> Params:
         return built.fresh(reference) if parent is None else take_over(parent, folder, workdir)
@@ -315,6 +322,8 @@ def find_policy(link: Link, workdir: Path) -> Found:
     built = build(settings)
     sharding.meet(built.mesh)
     reference = params = load_reference(built)
+    if hosts.from_first(begun(folder)):
+        identity.compare(identity.policy_fingerprints(built, reference), folder, settings)
     step = 0
     if (folder / "checkpoints").exists():
         with open_checkpoints(settings, folder) as checkpoints:

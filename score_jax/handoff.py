@@ -4,16 +4,18 @@ A stage hands its best policy on. The hand-off is recorded: which parent, which 
 what was reset (the optimiser) and what was kept (the base model as the reference).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_jax import hosts
-from score_jax.build import build
+from score_jax import hosts, identity
+from score_jax.build import Built, build
 from score_jax.checkpoint import Checkpoints, StorageError
 from score_jax.files import read_json, write_json
+from score_jax.records import Problem
 from score_jax.settings import Settings
 from score_jax.types import Params
 
@@ -23,6 +25,10 @@ FREE = (
     "sampling.spans",
 )  # fmt: skip
 # Fields that say which policy a checkpoint holds; it may be tried on any task.
+# Names of files: where contents are known, those are compared instead.
+PLACES = (
+    "weights.source", "tokenizer.source", "data.path", "data.pass_rates", "data.first_attempts",
+)  # fmt: skip
 POLICY = ("weights", "model", "lora", "tokenizer")
 
 
@@ -94,9 +100,12 @@ def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None
       ValueError: a field that shapes the run differs.
     """
     before = read_json(folder / "config.json")
-    if before is None or not any((folder / "checkpoints").glob("[0-9]*")):
+    if before is None or not begun(folder):
         return
     now = config_fields(link.config)
+    by_contents = (folder / identity.FILE).exists()
+    if by_contents:
+        before, now = without_places(before), without_places(now)
     for name in sorted(set(before) | set(now)):
         part = name.split(".")[0]
         free = part not in POLICY if policy_only else part in FREE or name in FREE
@@ -106,6 +115,47 @@ def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None
             f"config.{name} is {now.get(name)}, but {folder} was begun with {before.get(name)}; "
             "choose another --workdir, or set the field back"
         )
+
+
+def begun(folder: Path) -> bool:
+    """Whether a stage's folder holds a checkpoint that a run would go on from."""
+    return any((folder / "checkpoints").glob("[0-9]*"))
+
+
+def without_places(fields: dict[str, Any]) -> dict[str, Any]:
+    """A flat config without the names of files, whose contents `identity` compares."""
+    kept = {name: value for name, value in fields.items() if name not in PLACES}
+    names = {place.removeprefix("data.") for place in PLACES}
+    if kept.get("data.parts"):
+        kept["data.parts"] = [
+            {name: value for name, value in part.items() if name not in names}
+            for part in kept["data.parts"]
+        ]
+    return kept
+
+
+def check_contents(
+    built: Built,
+    reference: Params,
+    problems: Sequence[Problem],
+    folder: Path,
+    source: Path | None,
+) -> None:
+    """Refuses to go on with other contents than a stage was begun with; writes them down.
+
+    Args:
+      source: the folder of the parent that was trained by RL beside the same reference.
+
+    Raises:
+      ValueError: weights, tokenizer or problems are others; or the hosts' own differ.
+    """
+    found = identity.fingerprints(built, reference, problems)
+    policy = {part: found[part] for part in identity.POLICY}
+    if source is not None:
+        identity.compare(policy, source, built.settings)
+    if hosts.from_first(begun(folder)):
+        identity.compare(found, folder, built.settings)
+    identity.record(folder, found, built.settings)
 
 
 def config_fields(config: ConfigDict) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from score_jax.planning.chips import GIB, parse_topology
 from score_jax.planning.examine import Examined, Plan, make_plan
 from score_jax.planning.tpu import topology_devices
 from score_jax.settings import Settings, TokenizerConfig, WeightsConfig
+from score_jax.weights import load
 
 
 def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = False) -> bool:
@@ -50,7 +51,7 @@ def without_weights(settings: Settings) -> Settings:
     source = settings.weights.source
     if not source.startswith("hub:"):
         return settings
-    model = settings.model or presets.by_hub_id(source.removeprefix("hub:"))
+    model = settings.model or presets.by_hub_id(load.hub_name(source)[0])
     return dataclasses.replace(
         settings,
         model=model,

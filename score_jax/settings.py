@@ -36,7 +36,9 @@ class TokenizerConfig:
 class WeightsConfig:
     """Where the base model, which is also the reference, comes from."""
 
-    source: str = "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name
+    source: str = (
+        "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name[@revision]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

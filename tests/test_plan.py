@@ -174,6 +174,13 @@ def test_an_unknown_place_of_weights_is_told():
         plan.without_weights(dataclasses.replace(settings, weights=weights))
 
 
+def test_a_revision_changes_no_shape():
+    settings = parse(stage2.get_config("gemma2_2b_math"))
+    weights = dataclasses.replace(settings.weights, source=f"{settings.weights.source}@v1")
+    pinned = plan.without_weights(dataclasses.replace(settings, weights=weights))
+    assert pinned.model == plan.without_weights(settings).model is not None
+
+
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ FLOORS = (  # a module imports from floors above this line only, or from its own
     {"settings", "report", "supervised"},
     {"base_model"},
     {"build"},
+    {"identity"},
     {"kept", "measured", "protocol", "profile", "planning"},
     {"train", "evaluate", "handoff", "compare", "collect", "plan", "bench", "ask"},
     {"chain"},

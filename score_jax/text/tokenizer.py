@@ -6,6 +6,7 @@ markers' ids are asked for by name and put in by `text.chat`.
 """
 
 import io
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +41,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def contents(self) -> bytes:
+        """All that it is, to tell it from others."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Writes the files that `load` reads."""
         ...
@@ -68,6 +73,10 @@ class SentencePieceTokenizer:
         if index == self.processor.unk_id():
             raise ValueError(f"tokenizer has no marker {name!r}; use a chat format of its family")
         return index
+
+    def contents(self) -> bytes:
+        """The bytes of the model."""
+        return self.model
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.model`."""
@@ -108,6 +117,10 @@ class JsonTokenizer:
             raise ValueError(f"tokenizer has no marker {name!r}; use a chat format of its family")
         return index
 
+    def contents(self) -> bytes:
+        """The file's values, however it is laid out."""
+        return json.dumps(json.loads(self.content), sort_keys=True).encode()
+
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +153,10 @@ class StandInTokenizer:
         if name not in self.markers:
             self.markers.append(name)
         return self.markers.index(name)
+
+    def contents(self) -> bytes:
+        """It has none of its own."""
+        return b""
 
     def save(self, folder: Path) -> None:
         """There is nothing that could be read back.

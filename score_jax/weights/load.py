@@ -68,14 +68,40 @@ def locate(source: str) -> Path:
     except ImportError as error:
         raise ValueError(f"model source is {source!r}; pip install score_jax[hf]") from error
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+    name, revision = hub_name(source)
+    asked: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=wanted, **asked))
     except (OSError, ValueError) as error:  # no network, no such name, a gate, no room
         told = " ".join(str(error).split())
         raise ValueError(
             f"model source is {source!r}, but the hub did not give it ({told}); check name, "
             "network and login, or fetch it elsewhere and set the source to its folder"
         ) from error
+
+
+def hub_name(source: str) -> tuple[str, str]:
+    """Name and revision of hub:org/name@revision; "": the newest of the main branch.
+
+    Raises:
+      ValueError: there is an @ and nothing behind it.
+    """
+    name, mark, revision = source.removeprefix(HUB).partition("@")
+    if mark and not revision:
+        raise ValueError(
+            f"model source is {source!r}; write a branch, tag or commit behind the @, or leave it"
+        )
+    return name, revision
+
+
+def resolve(source: str) -> str:
+    """A source that stays what it is: a hub's name with the commit that was fetched."""
+    if not source.startswith(HUB):
+        return source
+    path = locate(source)  # the client's cache: .../snapshots/COMMIT
+    if path.parent.name != "snapshots":
+        return source
+    return f"{HUB}{hub_name(source)[0]}@{path.name}"
 
 
 def model_config(source: str) -> ModelConfig:

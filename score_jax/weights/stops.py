@@ -5,6 +5,8 @@ where that names none `config.json`, as transformers reads them; of a GGUF file 
 of text, of turn and of message.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from score_jax.text.files import read_json
@@ -31,6 +33,11 @@ def load_stops(source: str) -> tuple[int, ...]:
         if ids := read_ids(path / name):
             return ids
     return ()
+
+
+def save_stops(folder: Path, stops: Sequence[int]) -> None:
+    """Writes the file that `load_stops` reads."""
+    (folder / GENERATION_FILE).write_text(json.dumps({FIELD: list(stops)}) + "\n")
 
 
 def read_ids(path: Path) -> tuple[int, ...]:

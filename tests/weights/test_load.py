@@ -1,6 +1,7 @@
 """Loading into shards, and what a folder that does not fit is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -146,6 +147,57 @@ def test_a_hub_id_becomes_a_folder(monkeypatch, folder):
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert load.locate("hub:org/name") == Path(folder)
     assert asked == [("org/name", True)]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(monkeypatch, folder, tmp_path):
+    """A client whose cache is laid out as the real one's; the questions it was asked.
+
+    The hub itself is out of a test's reach.
+    """
+    client = pytest.importorskip("huggingface_hub")
+    asked = []
+    snapshot = tmp_path / "models--org--name" / "snapshots" / COMMIT
+    shutil.copytree(folder, snapshot, ignore=lambda *_: {"models--org--name"})
+
+    def fetch(repo_id, *, allow_patterns, revision=None):
+        asked.append((repo_id, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr(client, "snapshot_download", fetch)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("source", "question"),
+    [
+        ("hub:org/name", ("org/name", None)),
+        ("hub:org/name@main", ("org/name", "main")),
+        ("hub:org/name@v1.5", ("org/name", "v1.5")),
+        (f"hub:org/name@{COMMIT}", ("org/name", COMMIT)),
+        ("hub:org/name@refs/pr/7", ("org/name", "refs/pr/7")),
+        ("hub:name@a@b", ("name", "a@b")),
+    ],
+)
+def test_a_revision_is_asked_for_and_the_commit_is_told(hub, source, question):
+    assert load.model_config(source).layers == 4
+    assert load.resolve(source) == f"hub:{question[0]}@{COMMIT}"
+    assert set(hub) == {question}
+
+
+def test_a_revision_that_is_empty_is_named(hub):
+    with pytest.raises(ValueError, match="'hub:org/name@'; write a branch, tag or commit behind"):
+        load.locate("hub:org/name@")
+    assert not hub
+
+
+@pytest.mark.parametrize("source", ["embedded", "random", "/models/name@v1", "model.gguf"])
+def test_what_is_no_hub_name_stays_as_it_is(hub, source):
+    assert load.resolve(source) == source
+    assert not hub
 
 
 @pytest.mark.parametrize("kind", ["LocalEntryNotFoundError", "OfflineModeIsEnabled"])
