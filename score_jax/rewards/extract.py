@@ -18,26 +18,36 @@ LONGEST_ANSWER = 2000  # characters
 MOST = 30  # boxes, and as many mentions of an answer, looked at from the end
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-NAMED = re.compile(r"(answer|choice|option)s?(?![a-z])|^####(?!#)", re.M)  # in lower case
+NAMED = re.compile(  # in lower case; "answer (in cm):", "answer, then, is"
+    r"(answer|ans|choice|option|result)(?:s(?![a-z])|(?!s?[a-z]))"
+    r"(?:(?:[ \t]*\([^()\n]{1,40}\)|,[^,.\n]{1,30},)(?=[ \t*_]*(?:is\b|[:=])))?"
+    r"|^####(?!#)",
+    re.M,
+)
 _GAP = r"[\s*_`]{1,8}"
-_DRESS = rf"[\s>#*_`\d.){plain.ORNAMENTS}-]*"  # what may stand before a heading on its line
+# What may stand before a heading on its line.
+_DRESS = rf"(?:[\s>#*_`$\d.){plain.ORNAMENTS}-]|\\[a-z]+\*?\{{)*"
 _FINAL = re.compile(rf"{_DRESS}(?:the{_GAP})?final[\s*_`-]{{1,8}}$", re.IGNORECASE)
 _ALONE = re.compile(
     rf"{_DRESS}(?:(?:the|my|final|correct(?:ed)?|right|new|revised|updated){_GAP}){{0,3}}$", re.I
 )
 _IS = re.compile(
     r"(?:[ \t]+(?:to|for|of|in)(?:[ \t]+[\w'-]+){1,8}?)?"
-    rf"{_GAP}(?:is|are|(?:should|must|would|will){_GAP}be|equals|becomes)\b",
+    rf"(?:{_GAP}(?:is|are|(?:should|must|would|will){_GAP}be|equals|becomes"
+    r"|(?:comes|works)\s+out\s+to(?:\s+be)?|turns\s+out\s+to\s+be)|['’]s)\b",
     re.IGNORECASE,
 )
-_COLON = re.compile(r"[ \t*_`]{0,8}(?=[:=—])")
+_COLON = re.compile(r"[ \t*_`}]{0,8}(?=[:=—])")
 _OPENING = re.compile(r"(?:\bfinal|\bcorrect(?:ed)?|[.!?:;,])[\s*_`-]{1,8}$", re.IGNORECASE)
-_LINE_END = re.compile(r"[ \t*_`#]*$", re.MULTILINE)
+_LINE_END = re.compile(r"[ \t*_`#}]*$", re.MULTILINE)
 _STEP = re.compile(r"[ \t]*\d+[.)][ \t]+[A-Z]")  # "#### 2. Check", a heading
-_SEPARATOR = re.compile(r"[*_`]*(?:[ \t]*(?:[:=—]|(?:is|[–-])(?=[ \t]))[*_`]*){0,3}")
+_SEPARATOR = re.compile(
+    r"[*_`}]*(?:[ \t]*(?:[:—]|=(?!=)|(?:is|[–-])(?=[ \t]))(?:[*_`]+|[ \t]*\})*){0,3}"
+)
 _EMPTY_LINES = re.compile(r"(?:[ \t>*_]*\n|[ \t>]*(?:-{3,}|={3,})[ \t]*\n)+")
-_BULLET = re.compile(r"[ \t>]*(?:[-*+•][ \t]+)?")
+_BULLET = re.compile(r"[ \t>]*(?:(?:[-*+•]|\d+[.)])[ \t]+(?=\S))?")
 _OPENED = {"$$": "$$", r"\[": r"\]", "```": "\n```"}
+_WORDED = re.compile(r"(?:\\(?:text|textbf|mbox|mathrm)\s*\{)?[A-Za-z][A-Za-z ,.'-]+\}?")
 _QUOTED = re.compile(
     r"(?:\bnot|\binstead of|\brather than|\b(?:I|we|it) (?:wrote|said|gave|got|had|stated|claimed)"
     r"|\b(?:first|earlier|previous|last|initial|original|old|wrong|incorrect)(?:ly)?[ \t]+"
@@ -105,11 +115,13 @@ def _marker(text: str, named: re.Match) -> tuple[int, Marker] | None:
     if named[1] is None:
         return None if _STEP.match(text, end) else (end, "hashes")
     verb = _IS.match(text, end)
-    if verb:
+    if verb and named[1] != "result":
         return verb.end(), "verb"
-    if named[1] != "answer":
+    if named[1] not in ("answer", "ans", "result"):
         return None
     before = text[text.rfind("\n", 0, named.start()) + 1 : named.start()]
+    if named[1] == "result" and not _OPENING.search(before):
+        return None
     line_end, alone = _LINE_END.match(text, end), _ALONE.match(before)
     if line_end and alone:
         return line_end.end(), "title"
@@ -175,7 +187,7 @@ def final_statement(text: str) -> Statement | None:
     """Returns the statement that counts, or None.
 
     From the end: the first that is no remark, denial or quotation. One of words alone ("The
-    answer is unique") yields to a box, not to another marker.
+    answer is unique") yields to a box, not to another marker; a name to a box of numbers.
     """
     words: Statement | None = None
     last: Statement | None = None
@@ -186,8 +198,11 @@ def final_statement(text: str) -> Statement | None:
         last = last or statement
         if statement.quoted or rank == "remark":
             continue
-        if rank == "answer" and (words is None or statement.box):
+        if rank == "answer" and words is None:
             return statement
+        if statement.box:
+            named = words.reading.rank == "name" and _WORDED.fullmatch(statement.text)
+            return words if named else statement
         words = words or statement
     return words or last
 

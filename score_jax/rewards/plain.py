@@ -26,6 +26,7 @@ _BOLD = r"\\(?:textbf|textit|emph|underline|mathbf|boldsymbol|bm)\s*"
 _AROUND = {  # by the first character: what opens, what closes; the longer before the shorter
     "$": (("$$", "$$"), ("$", "$")),
     "\\": ((r"\(", r"\)"), (r"\[", r"\]")),
+    "=": (("==", "=="),),
     **{mark: tuple((mark * n, mark * n) for n in (3, 2, 1)) for mark in "*_`"},
     **{
         quotes[0]: ((quotes[0], quotes[1]),)
@@ -33,6 +34,7 @@ _AROUND = {  # by the first character: what opens, what closes; the longer befor
     },
 }
 _EXCLAIMED = re.compile(r"(?:[A-Za-z]{2}|[\"”’])!$")  # 5! and n! are numbers
+_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|mark|code|span|h[1-6])(?:\s[^<>]*)?>", re.IGNORECASE)
 _FENCED = re.compile(r"(```|~~~)[\w+-]*[ \t]*\n(.*?)\n[ \t]*\1\s*", re.DOTALL)
 _COMMAND_AROUND = re.compile(rf"{_BOLD}\{{([^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*)\}}")
 
@@ -40,9 +42,12 @@ _COMMAND_AROUND = re.compile(rf"{_BOLD}\{{([^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*)\
 def characters(text: str) -> str:
     """Replaces full-width characters, odd spaces, hyphens and line ends by ASCII's.
 
-    Characters without width are left out. Superscripts, fractions and the like stay.
+    Characters without width and HTML's tags of emphasis are left out. Superscripts, fractions
+    and the like stay.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "</" in text or "&nbsp;" in text:
+        text = _TAG.sub("", text.replace("&nbsp;", " "))
     return text if text.isascii() else text.translate(_CHARACTERS)
 
 

@@ -8,7 +8,7 @@ from score_jax.rewards import plain
 
 LONGEST_READ = 4000  # characters behind a marker
 LONGEST_PROSE = 30  # characters; longer words are a sentence
-Rank = Literal["answer", "words", "remark", "denied"]
+Rank = Literal["answer", "name", "words", "remark", "denied"]
 # How an answer is announced: "Final Answer:" or a heading; "the answer is", which may go on with
 # a remark; "####", which may also open any section.
 Marker = Literal["title", "verb", "hashes"]
@@ -19,7 +19,7 @@ _ATOM = (
 )
 _STOP = (
     r"(?<!\.)(?<!\.[A-Za-z])(?<!\bapprox)(?<!\bca)(?<!\bvs)(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)"
-    r"(?<!\bNo)[.?](?=[*_`\"”’]*\s+\S)"  # the end of a sentence
+    r"(?<!\bNo)(?<!\bRs)[.?](?=[*_`\"”’]*\s+\S)"  # the end of a sentence
     r"|!(?=[*_`]*\s+[A-Z])"
     r"|,?\s+as\s+(?:expected|required|shown|stated|above|before|found|calculated|computed|desired"
     r"|claimed|it|we|I|in|the)\b|,?\s+(?:because|since|so|which|where|while|but|not|rather|instead|hence|therefore"
@@ -27,6 +27,7 @@ _STOP = (
     r"|,\s+(?:not|it|this|that|we|I|the)\b"
     r"|\s+\((?!mod|base|radian|degree)(?=[a-z]{2,}|[A-Z][a-z])"
     r"|\s+[—–]\s+(?=[A-Za-z]{2,})"
+    r"|(?<=[\d$%})])\s+(?:of\s+(?:the|a|an)|in\s+(?:total|all)|altogether|respectively)\b"
 )
 _SPACE = re.compile(r"\s")
 _CUT = re.compile(rf"(?P<atom>{_ATOM})|(?P<stop>{_STOP})", re.DOTALL)
@@ -39,7 +40,12 @@ _LEAD = re.compile(
 _DENIED = re.compile(
     r"(?:(?:definitely|certainly|clearly|surely)\s+)?(?:not|never|no longer)\s+", re.I
 )
-_BUT = re.compile(r"[,;]?\s*\bbut(?:\s+(?:rather|instead|is|actually))?\s+(.+)", re.DOTALL | re.I)
+_BUT = re.compile(
+    r"(?:\bbut|[.,;]\s*(?:it|this|that)(?:['’]s|\s+is|\s+should\s+be))"
+    r"(?:\s+(?:rather|instead|is|actually))?\s+(.+)",
+    re.DOTALL | re.IGNORECASE,
+)
+_STRUCK = re.compile(r"~~[^~\n]+~~\s*")
 _REMARK = re.compile(
     r"(?:(?:also|not|indeed|now|still|quite|very|most likely|probably|really)\s+)*(?:(?:in)?correct"
     r"|right|wrong|(?:in)?accurate|(?:in)?valid|verified|confirmed|(?:in)?consistent|(?:un)?reasonable"
@@ -54,7 +60,8 @@ _SIGN = r"(?:[-+±~≈<>≤≥]|\+-)?\s*"
 _ANSWER = re.compile(
     rf"{_SIGN}(?:[$€£¥₹]?\s*[-+(]?\s*\.?\d|\\|\$|[^\x00-\x7f“”‘’]"
     r"|[(\[{]\s*(?:[-+\\$\d.]|[A-Za-z]\s*[,)\]}])"
-    r"|[A-Za-z](?:'|_\w+)?\s*(?:$|[=<>^(+*/|,):.-]))"
+    r"|[A-Za-z](?:'|_\w+)?\s*(?:$|[=<>^(+*/|,):.!-])|[A-Za-z]{2}\s*[=^(+*/]"
+    r"|(?:arc)?(?:sin|cos|tan|cot|sec|csc)\b|(?:sqrt|log|ln|exp|pi|gcd|lcm|min|max|infinity)\b)"
 )
 _OPTION = re.compile(r"[(\[]?\s*[A-Za-z]\s*[)\].:]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -98,7 +105,7 @@ def read(text: str, marker: Marker, *, below: bool) -> Reading:
     """
     text = text[:LONGEST_READ]
     body = plain.unfenced(text.strip().lstrip(plain.ORNAMENTS).strip())
-    body = plain.without_emphasis(body)
+    body = plain.without_emphasis(_STRUCK.sub("", body))
     if body[:1].isalpha() and (lead := _LEAD.match(body)):
         body = body[lead.end() :]
     if body[:1].isalpha() and (denied := _DENIED.match(body)):
@@ -114,12 +121,13 @@ def read(text: str, marker: Marker, *, below: bool) -> Reading:
 
 
 def _rank(answer: str, marker: Marker, *, below: bool) -> Rank:
-    remark = len(answer) > 1 and answer[:1].isalnum() and bool(_REMARK.match(answer))
+    bare = re.sub(r"^\\text\s*\{(.*)\}$", r"\1", answer)
+    remark = len(bare) > 1 and bare[:1].isalnum() and bool(_REMARK.match(bare))
     if looks_like_answer(answer) and not remark:
         return "answer"
     if marker == "hashes" or (marker == "verb" and remark):
         return "remark"
     short = len(answer) <= LONGEST_PROSE and len(answer.split()) <= 3 and not remark
-    if short and (marker == "title" or (answer[:1].isupper() and not below)):
-        return "answer"
-    return "words"
+    return (
+        "name" if short and (marker == "title" or (bare[:1].isupper() and not below)) else "words"
+    )

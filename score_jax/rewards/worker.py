@@ -26,10 +26,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 GradeFunction = Callable[[Problem, str], Grade]
 
-# Stands in for what a cut took away: it lengthens a number, a word, a formula or a program,
-# and closes a brace. What a grader reads in spite of it was closed before.
-CONTINUATION = "7}"
-FENCE_AT_END = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*\Z", re.MULTILINE)
+LAST_LINE_ENDS = re.compile(r"(?:^[ \t]*(?:`{3,}|~{3,})|\[DONE\])[ \t]*\Z", re.MULTILINE)
 
 
 class _Barrier:
@@ -69,15 +66,29 @@ def grade_cut(grade: GradeFunction, problem: Problem, response: str) -> Grade:
     given = grade(problem, response)
     if given.verdict not in ("correct", "wrong"):
         return given
-    line_end = "\n" if FENCE_AT_END.search(response) else ""  # a fence is a line of its own
-    longer = grade(problem, response + line_end + CONTINUATION)
-    if given.extracted is None:
-        closed = longer.verdict == given.verdict
-    else:
-        closed = longer.extracted == given.extracted
-    if closed:
-        return given
-    return Grade(verdict="unparsable", reward=0.0, detail="cut off before its answer was closed")
+    for longer in _continued(problem, response):
+        other = grade(problem, longer)
+        if given.extracted is None:
+            closed = other.verdict == given.verdict
+        else:
+            closed = other.extracted == given.extracted
+        if not closed:
+            detail = "cut off before its answer was closed"
+            return Grade(verdict="unparsable", reward=0.0, detail=detail)
+    return given
+
+
+def _continued(problem: Problem, response: str) -> list[str]:
+    """What a response that was cut might have become.
+
+    A digit lengthens a number, a word or a formula; a brace closes one. Of a program the line
+    that does not parse is passed over, so another one takes the place of the last.
+    """
+    if LAST_LINE_ENDS.search(response):
+        response += "\n"
+    if problem.tests:
+        return [response + "7", response[: response.rfind("\n") + 1] + "7"]
+    return [response + "7", response + "7}"]
 
 
 def load_grader(name: str) -> GradeFunction:

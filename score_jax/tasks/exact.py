@@ -25,8 +25,8 @@ def grade(problem: Problem, response: str) -> Grade:
     found = spellings_of_lines(response) if "\n" in gold else spellings(response)
     if not found:
         return Grade(verdict="unparsable", reward=0.0, detail="no final answer")
-    # A gold answer in full-width characters asks for them.
-    right = plain.characters(gold) in found and (gold.isascii() or gold in response)
+    plainly = plain.characters(gold)  # a gold answer in full-width characters asks for them
+    right = plainly in found and (plainly == gold or gold in response)
     answer = gold if right else found[-1]
     return Grade(verdict="correct" if right else "wrong", reward=float(right), extracted=answer)
 

@@ -37,6 +37,7 @@ CLOSED = [
     ("exact", "Final Answer: blue\nBecause"),
     ("code", f"```python\n{DOUBLE}```"),
     ("code", f"```python\n{DOUBLE}```\nIt doub"),
+    ("code", f"{DOUBLE}[DONE]"),
     ("code", f"{DOUBLE}[DONE]\n\nYou are an exp"),
     ("humaneval", f"```python\n{DOUBLE}```\n"),
 ]
@@ -56,7 +57,11 @@ OPEN = [
     ("exact", "Final Answer: blue"),
     ("code", DOUBLE),
     ("code", f"```python\n{DOUBLE}"),
-    ("code", f"```python\n{DOUBLE}```\nBetter:\n```python\n"),
+    ("code", f"```python\n{DOUBLE}```\nBetter:\n```python\ndef double(x):\n    return"),
+    ("code", "def double(x):\n    return 2 * x"),
+    ("code", "def double(x):\n    return 2 * x\n    print("),
+    ("code", "def double(x):\n    if x:\n        return 2 * x\n    return x if x els"),
+    ("code", f"```python\n{DOUBLE}\n# It doub"),
     ("humaneval", "    return 2 * x"),
 ]
 
@@ -82,12 +87,16 @@ def test_a_closed_answer_may_be_wrong_and_a_missing_one_stays_missing():
 
 
 def test_a_grader_that_extracts_nothing_is_held_to_its_verdict():
-    def last_digit(problem, response):
-        right = response.endswith("7")
-        return Grade(verdict="correct" if right else "wrong", reward=float(right))
+    def digit(place):
+        def grade(problem, response):
+            right = response[place] == "7"
+            return Grade(verdict="correct" if right else "wrong", reward=float(right))
 
-    assert grade_cut(last_digit, PROBLEMS["math"], "17").verdict == "unparsable"
-    assert grade_cut(last_digit, PROBLEMS["math"], "16").verdict == "wrong"
+        return grade
+
+    last, first = digit(-1), digit(0)
+    assert grade_cut(last, PROBLEMS["math"], "17").verdict == "unparsable"
+    assert [grade_cut(first, PROBLEMS["math"], text).reward for text in ("71", "17")] == [1, 0]
 
 
 def test_the_pool_grades_a_cut_and_a_whole_response_apart():
