@@ -200,7 +200,7 @@ def final_statement(text: str) -> Statement | None:
             continue
         if rank == "answer" and words is None:
             return statement
-        if statement.box:
+        if statement.box and words is not None:
             named = words.reading.rank == "name" and _WORDED.fullmatch(statement.text)
             return words if named else statement
         words = words or statement
