@@ -105,7 +105,9 @@ def read(text: str, marker: Marker, *, below: bool) -> Reading:
     """
     text = text[:LONGEST_READ]
     body = plain.unfenced(text.strip().lstrip(plain.ORNAMENTS).strip())
-    body = plain.without_emphasis(_STRUCK.sub("", body))
+    if "~~" in body:
+        body = _STRUCK.sub("", body)
+    body = plain.without_emphasis(body)
     if body[:1].isalpha() and (lead := _LEAD.match(body)):
         body = body[lead.end() :]
     if body[:1].isalpha() and (denied := _DENIED.match(body)):
@@ -121,7 +123,9 @@ def read(text: str, marker: Marker, *, below: bool) -> Reading:
 
 
 def _rank(answer: str, marker: Marker, *, below: bool) -> Rank:
-    bare = re.sub(r"^\\text\s*\{(.*)\}$", r"\1", answer)
+    bare = answer
+    if answer.startswith(r"\text"):
+        bare = re.sub(r"^\\text\s*\{(.*)\}$", r"\1", answer)
     remark = len(bare) > 1 and bare[:1].isalnum() and bool(_REMARK.match(bare))
     if looks_like_answer(answer) and not remark:
         return "answer"
