@@ -96,7 +96,7 @@ def describe_run(links: list[Link], config: str, command: str) -> dict[str, Any]
         asked = subprocess.run(
             [git, "-C", str(here), "describe", "--always", "--dirty"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         commit = asked.stdout.strip()

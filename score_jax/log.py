@@ -27,12 +27,12 @@ def cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         kept.append(line)
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
+    partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
 
 
@@ -64,7 +64,7 @@ class Log:
         for name in ("metrics", "transcripts"):
             path = folder / f"{name}.jsonl"
             cut_after(path, step)
-            self.files[name] = path.open("a")
+            self.files[name] = path.open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter
 

@@ -12,6 +12,7 @@ line, with the traceback kept in the workdir.
 
 import errno
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,7 @@ SHARED = (
 CONFIG_ERRORS = (  # what ConfigDict raises, and Python for a file that is none
     ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,
 )  # fmt: skip
+OVERRIDE = re.compile(r"--?config\.([\w.]+)=(.*)", re.DOTALL)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -83,14 +85,38 @@ def load_config(path: str) -> ConfigDict:
         raise config_error(f"config.parent {path!r}", error) from error
 
 
-def resolve_chain(config: ConfigDict, overrides: Mapping[str, Any]) -> list[Link]:
+def find_parent(path: str, child: str) -> str:
+    """Where the config is that another names as its parent.
+
+    It is looked for beside the child's file, then from the folder above (a repository's
+    configs name each other configs/stage1.py), then from the current folder.
+
+    Args:
+      path: FILE or FILE:preset, as the child has it.
+      child: FILE or FILE:preset of the child; "": it has no file.
+    """
+    name, colon, preset = path.partition(":")
+    folder = Path(child.partition(":")[0]).parent
+    for place in (folder, folder.parent) if child else ():
+        if (place / name).is_file():
+            return f"{place / name}{colon}{preset}"
+    return path
+
+
+def resolve_chain(config: ConfigDict, overrides: Mapping[str, Any], path: str = "") -> list[Link]:
     """The stages from the first to the one asked for.
+
+    Args:
+      overrides: of the command line; those of SHARED reach the parents.
+      path: FILE or FILE:preset that the config is of.
 
     Raises:
       ValueError: a config is at fault, or its parents lead in a circle.
     """
     links = [Link(settings=parse(config), config=config)]
+    child = "" if "parent" in overrides else path  # what people type counts from where they are
     while parent := links[0].settings.parent:
+        child = parent = find_parent(parent, child)
         config = load_config(parent)
         shared = {name: v for name, v in overrides.items() if name.split(".")[0] in SHARED}
         try:
@@ -121,16 +147,33 @@ def check_adapters(parent: Link, link: Link) -> None:
     )
 
 
+def nulls(argv: Sequence[str]) -> dict[str, None]:
+    """The fields that the command line sets to None, as --config.objective.clip=None does."""
+    last = {found[1]: found[2] for arg in argv if (found := OVERRIDE.fullmatch(arg))}
+    return {path: None for path, value in last.items() if value == "None"}
+
+
+def is_of(arg: str, fields: Mapping[str, Any]) -> bool:
+    """Whether an argument overrides one of these fields."""
+    found = OVERRIDE.fullmatch(arg)
+    return found is not None and found[1] in fields
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Reads the command line, and with it the config file and its overrides.
+
+    The flags of numbers take no None, so those that say so are kept from them.
 
     Raises:
       ValueError: a flag, the file or an override is at fault. Nothing of this package
         runs here but configs, so whatever fails is theirs.
     """
     try:
-        rest = flags.FLAGS(argv)
+        none = nulls(argv)
+        rest = flags.FLAGS([arg for arg in argv if not is_of(arg, none)])
         fields = CONFIG.value and CONFIG.value.keys()  # fails where no file could be read
+        if CONFIG.value is not None:
+            CONFIG.value.update_from_flattened_dict(none)
     except flags.Error as error:
         raise ValueError(one_line(error)) from error
     except (OSError, *CONFIG_ERRORS) as error:
@@ -159,8 +202,9 @@ def main(_: list[str]) -> None:
     if MODE.value == "plan":
         run_plan(parse(CONFIG.value), TOPOLOGY.value, workdir(), search=SEARCH.value)
         return
-    links = resolve_chain(CONFIG.value, config_flags.get_override_values(flag))
     path = config_flags.get_config_filename(flag)
+    overrides = config_flags.get_override_values(flag) | nulls(sys.argv)
+    links = resolve_chain(CONFIG.value, overrides, path)
     if MODE.value in OVER_HOSTS:
         hosts.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watch:
@@ -169,8 +213,8 @@ def main(_: list[str]) -> None:
             links,
             workdir(),
             config=path,
-            command=" ".join(sys.argv),
-            prompt=PROMPT.value,
+            command=terminal.as_text(" ".join(sys.argv)),
+            prompt=terminal.as_text(PROMPT.value),
             watch=watch,
         )
 
@@ -197,7 +241,7 @@ def tell(error: BaseException) -> None:
     with suppress(OSError, flags.Error):  # no run, or no room
         path = workdir() / hosts.own_file("traceback.txt")
         if path.parent.is_dir():
-            path.write_text("".join(traceback.format_exception(error)))
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             note = f" (traceback in {path})"
     print(f"{hosts.label()}error: {one_line(error)}{note}", file=sys.stderr, flush=True)
 

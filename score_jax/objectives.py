@@ -12,7 +12,6 @@ per turn to the end: one scalar for both would pay a policy to fail first.
 Source: arXiv:2409.12917, sections 4 and 5; docs/method.md derives what alpha does.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, assert_never, get_args
 
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from score_jax.checks import NotNegative, Share, check_fields
 from score_jax.numerics import spread_to_tokens, sum_by_turn
 from score_jax.types import Episodes
 
@@ -32,10 +32,10 @@ LengthNorm = Literal["sum", "constant", "sequence"]
 class Objective:
     """What a run maximises. Tuples hold one value per turn."""
 
-    reward_weights: tuple[float, ...]  # stage I: (0, 1); stage II: (1, 1); single turn: (1, 0)
-    beta: tuple[float, ...]  # reward per nat of KL(policy || reference)
-    alpha: float = 0.0  # progress bonus on turns 2.., in rewards
-    gamma: float = 0.0  # share of a later turn's reward that reaches the turn before it
+    reward_weights: tuple[NotNegative, ...]  # stage I: (0, 1); II: (1, 1); single turn: (1, 0)
+    beta: tuple[NotNegative, ...]  # reward per nat of KL(policy || reference)
+    alpha: NotNegative = 0.0  # progress bonus on turns 2.., in rewards
+    gamma: Share = 0.0  # share of a later turn's reward that reaches the turn before it
     kl: Kl = "exact"  # reward: log-ratio in the return; else a per-token loss
     baseline: Baseline = "leave_one_out"
     normalise: bool = False  # divide by the standard deviation of the unshaped advantages
@@ -43,19 +43,12 @@ class Objective:
     clip: float | None = None  # PPO clip range of the probability ratio; None: REINFORCE
 
     def __post_init__(self):
+        check_fields(self, "objective")
         if len(self.reward_weights) != len(self.beta):
             raise ValueError(
                 f"objective.beta is {self.beta}; give one value per turn, "
                 f"as many as objective.reward_weights {self.reward_weights}"
             )
-        for name in ("reward_weights", "beta"):
-            values = getattr(self, name)
-            if not all(math.isfinite(v) and v >= 0 for v in values):
-                raise ValueError(f"objective.{name} is {values}; set finite values >= 0")
-        if not math.isfinite(self.alpha) or self.alpha < 0:
-            raise ValueError(f"objective.alpha is {self.alpha}; set a finite value >= 0")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"objective.gamma is {self.gamma}; set a value in 0..1")
         if self.clip is not None and not 0 < self.clip < 1:
             raise ValueError(f"objective.clip is {self.clip}; set a value in (0, 1) or None")
         for name, choices in (("kl", Kl), ("baseline", Baseline), ("length_norm", LengthNorm)):

@@ -7,6 +7,8 @@ import jax
 import optax
 import optax.contrib
 
+from score_jax.checks import Decay, Natural, NotNegative, Positive, check_fields
+
 Schedule = Literal["constant", "cosine", "linear"]
 Kind = Literal["adam", "muon"]
 
@@ -16,20 +18,19 @@ class OptimizerConfig:
     """The optimiser and its learning rate over the optimiser's updates."""
 
     kind: Kind = "adam"  # muon: orthogonalised momentum for the blocks' matrices, Adam for the rest
-    adam_share: float = 0.2  # of muon's learning rate, for the parameters that Adam updates
+    adam_share: Positive = 0.2  # of muon's learning rate, for the parameters that Adam updates
 
-    learning_rate: float = 5e-6  # the paper's value on MATH; its schedule is not stated
+    learning_rate: Positive = 5e-6  # the paper's value on MATH; its schedule is not stated
     schedule: Schedule = "constant"  # how it falls to 0 after the warm-up
-    warmup: int = 0  # updates over which it rises; the first has its share, never 0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0  # global gradient norm; None: no clipping
+    warmup: Natural = 0  # updates over which it rises; the first has its share, never 0
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip_norm: Positive | None = 1.0  # global gradient norm; None: no clipping
 
     def __post_init__(self):
-        if not self.learning_rate > 0:
-            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; set a value > 0")
+        check_fields(self, "optimizer")
         for name, choices in (("schedule", Schedule), ("kind", Kind)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(

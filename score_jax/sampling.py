@@ -23,6 +23,7 @@ from flax import struct
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from score_jax.checks import Count, Natural, NotNegative, check_fields
 from score_jax.keys import row_keys, token_keys
 from score_jax.model.decoder import (
     Decoder,
@@ -41,18 +42,16 @@ TILE = 16  # slots that a TPU reads together, in bfloat16
 class SamplingConfig:
     """How dialogues are drawn."""
 
-    samples: int = 8  # G, dialogues per problem
-    branches: int = 1  # second attempts drawn from each first attempt; divides samples
-    prompt_limit: int = 64  # tokens; longer prompts are refused
-    turn_limit: int = 64  # tokens of one turn, its stop token included
-    row_limit: int = 0  # tokens of a whole dialogue; 0: all that the other limits allow
-    temperature: float = 1.0  # 0: greedy
-    spans: int = 1  # loops one after the other, each with more of the cache in sight
+    samples: Count = 8  # G, dialogues per problem
+    branches: Count = 1  # second attempts drawn from each first attempt; divides samples
+    prompt_limit: Count = 64  # tokens; longer prompts are refused
+    turn_limit: Count = 64  # tokens of one turn, its stop token included
+    row_limit: Natural = 0  # tokens of a whole dialogue; 0: all that the other limits allow
+    temperature: NotNegative = 1.0  # 0: greedy
+    spans: Count = 1  # loops one after the other, each with more of the cache in sight
 
     def __post_init__(self):
-        for name in ("samples", "branches", "prompt_limit", "turn_limit", "spans"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sampling.{name} is {getattr(self, name)}; set at least 1")
+        check_fields(self, "sampling")
         if self.samples % self.branches:
             raise ValueError(
                 f"sampling.samples is {self.samples}; "
@@ -63,8 +62,6 @@ class SamplingConfig:
                 f"sampling.row_limit is {self.row_limit}; set more than sampling.prompt_limit "
                 f"{self.prompt_limit}, or 0"
             )
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature is {self.temperature}; set a value >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,14 @@ nobody sees a ConfigDict, a flag or a hidden default.
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict
 
+from score_jax.checks import Count, Natural, Positive, Seed, Share, check_fields
 from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.model.lora import LoraConfig
 from score_jax.objectives import Objective
@@ -19,6 +22,7 @@ from score_jax.sampling import SamplingConfig
 from score_jax.sharding import MeshConfig
 from score_jax.step import LearnerConfig
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage
 Program = Literal["rl", "supervised"]
 Select = Literal["best", "validation", "last"]
 
@@ -31,6 +35,9 @@ class TokenizerConfig:
     source: str = "embedded"
     chat: str = "plain"  # a format of text.chat
 
+    def __post_init__(self):
+        check_fields(self, "tokenizer")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
@@ -40,6 +47,9 @@ class WeightsConfig:
         "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name[@revision]
     )
 
+    def __post_init__(self):
+        check_fields(self, "weights")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
@@ -47,6 +57,9 @@ class ComputeConfig:
 
     dtype: str = ""  # of activations, and of the parameters that sampling reads
     remat: str = ""  # what the backward pass recomputes: none, dots, full
+
+    def __post_init__(self):
+        check_fields(self, "compute")
 
     def over(self, model: ModelConfig) -> ModelConfig:
         """The model with these fields put in.
@@ -62,26 +75,27 @@ class ComputeConfig:
 class GradingConfig:
     """Worker processes that grade answers."""
 
-    workers: int = 2  # per host
-    deadline_seconds: float = 5.0  # of one answer
-    batch_deadline_seconds: float = 60.0  # of all answers of a rollout
-    recycle_after: int = 10_000  # answers after which a worker is replaced
-    cache_size: int = 100_000  # verdicts remembered
+    workers: Count = 2  # per host
+    deadline_seconds: Positive = 5.0  # of one answer
+    batch_deadline_seconds: Positive = 60.0  # of all answers of a rollout
+    recycle_after: Count = 10_000  # answers after which a worker is replaced
+    cache_size: Natural = 100_000  # verdicts remembered
+
+    def __post_init__(self):
+        check_fields(self, "grading")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When checkpoints are written and which one a stage hands on."""
 
-    every: int = 50  # steps
-    keep: int = 2  # latest ones kept, beside the best
+    every: Count = 50  # steps
+    keep: Count = 2  # latest ones kept, beside the best
     # By training reward (the paper's rule), by validation accuracy of the last turn, or the last.
     select: Select = "best"
 
     def __post_init__(self):
-        for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; set at least 1")
+        check_fields(self, "checkpoint")
         if self.select not in get_args(Select):
             raise ValueError(
                 f"checkpoint.select is {self.select!r}; choose one of {', '.join(get_args(Select))}"
@@ -93,58 +107,53 @@ class EvaluationConfig:
     """What is measured on held-out problems when a stage ends."""
 
     task: str = ""  # that is measured; "": config.task
-    problems: int = 1000  # 0: all
-    batch: int = 500  # problems per sampling call
+    problems: Natural = 1000  # 0: all
+    batch: Count = 500  # problems per sampling call
     turns: int = 2  # attempts in a row, up to 10
-    samples: int = 4  # dialogues per problem at temperature 1; 0: greedy only
-    temperature: float = 1.0  # of the sampled part
-    seed: int = 0
+    samples: Natural = 4  # dialogues per problem at temperature 1; 0: greedy only
+    temperature: Positive = 1.0  # of the sampled part
+    seed: Seed = 0
     # fields of config.data that differ; data.task holds for the same data set and task only
     data: tuple[tuple[str, Any], ...] = ()
-    every: int = 0  # steps between two looks at validation problems in training; 0: none
+    every: Natural = 0  # steps between two looks at validation problems in training; 0: none
     validation: tuple[tuple[str, Any], ...] = (("split", "validation"),)  # as data, for these
-    validation_problems: int = 200  # 0: all
+    validation_problems: Natural = 200  # 0: all
 
     def __post_init__(self):
-        if self.every < 0 or self.validation_problems < 0:
-            raise ValueError(
-                f"evaluation is every={self.every} validation_problems="
-                f"{self.validation_problems}; set values >= 0"
-            )
+        check_fields(self, "evaluation")
         if not 1 <= self.turns <= 10:
             raise ValueError(f"evaluation.turns is {self.turns}; set 1 to 10")
-        if self.problems < 0 or self.batch < 1 or self.samples < 0:
-            raise ValueError(
-                f"evaluation is problems={self.problems} batch={self.batch} "
-                f"samples={self.samples}; set values >= 0 and a batch of at least 1"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """What is written besides checkpoints."""
 
-    transcripts: int = 8  # dialogues recorded per logged step
-    transcripts_every: int = 10  # steps
+    transcripts: Natural = 8  # dialogues recorded per logged step
+    transcripts_every: Count = 10  # steps
     tensorboard: bool = True
     wandb: str = ""  # project name; needs the extra [wandb]
     progress: bool = True
+
+    def __post_init__(self):
+        check_fields(self, "log")
+        if self.wandb and find_spec("wandb") is None:
+            raise ValueError(
+                f"log.wandb is {self.wandb!r} and wandb is not installed; install the extra "
+                "(pip install -e '.[wandb]') or set log.wandb to ''"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
     """Which steps the profiler records, on all hosts."""
 
-    steps: int = 0  # length of a window; 0: nothing is recorded
-    start: int = 2  # steps done before the first window: the first steps compile
-    every: int = 0  # steps from the start of one window to that of the next; 0: only one window
+    steps: Natural = 0  # length of a window; 0: nothing is recorded
+    start: Natural = 2  # steps done before the first window: the first steps compile
+    every: Natural = 0  # steps from the start of one window to that of the next; 0: only one window
 
     def __post_init__(self):
-        if self.steps < 0 or self.start < 0 or self.every < 0:
-            raise ValueError(
-                f"profile is steps={self.steps} start={self.start} every={self.every}; "
-                "set values >= 0"
-            )
+        check_fields(self, "profile")
         if 0 < self.every <= self.steps:
             raise ValueError(
                 f"profile.every is {self.every}; set 0, or more than profile.steps ({self.steps})"
@@ -162,15 +171,13 @@ class ProfileConfig:
 class PracticeConfig:
     """What the embedded base policy is taught; see data.procedural.dialogues."""
 
-    careful: float = 0.8  # share of careful second attempts while skills are learnt
-    careful_at_last: float = 0.12  # the same while habits settle
-    settling: float = 0.2  # share of the steps, at the end, over which they do
-    right: float = 0.25  # share of first attempts that are right, and learnt
+    careful: Share = 0.8  # share of careful second attempts while skills are learnt
+    careful_at_last: Share = 0.12  # the same while habits settle
+    settling: Share = 0.2  # share of the steps, at the end, over which they do
+    right: Share = 0.25  # share of first attempts that are right, and learnt
 
     def __post_init__(self):
-        for name in ("careful", "careful_at_last", "settling", "right"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"practice.{name} is {getattr(self, name)}; set a value in 0..1")
+        check_fields(self, "practice")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,10 +188,10 @@ class Settings:
     parent: str = ""  # config file of the stage that hands its policy on; "": the base model
     program: Program = "rl"
     task: str = "equations"
-    seed: int = 0
-    steps: int
-    batch: int  # problems per step over all hosts (rows for supervised training)
-    gap_limit: float = 0.1  # nats; sampler and scorer may differ by this much at any token
+    seed: Seed = 0
+    steps: Count
+    batch: Count  # problems per step over all hosts (rows for supervised training)
+    gap_limit: Positive = 0.1  # nats; sampler and scorer may differ by this much at any token
     data: tuple[tuple[str, Any], ...] = ()
     practice: PracticeConfig = PracticeConfig()  # program "supervised" only
     tokenizer: TokenizerConfig
@@ -204,13 +211,17 @@ class Settings:
     profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self):
+        check_fields(self, "config")
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"config.name is {self.name!r}; it names a folder of the workdir: set up to 100 "
+                "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            )
         if self.program not in get_args(Program):
             raise ValueError(f"config.program is {self.program!r}; choose rl or supervised")
-        if self.steps < 1:
-            raise ValueError(f"config.steps is {self.steps}; set at least 1")
         rows = self.batch * (self.sampling.samples if self.program == "rl" else 1)
         parts = self.learner.microbatches * self.learner.minibatches
-        if self.batch < 1 or rows % parts:
+        if rows % parts:
             raise ValueError(
                 f"config.batch is {self.batch}, {rows} rows; they must split evenly into "
                 f"learner.microbatches x learner.minibatches = {parts} parts"

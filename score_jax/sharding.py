@@ -30,6 +30,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from score_jax.checks import Count, Devices, check_fields
+
 MESH_AXES = ("slice", "data", "fsdp", "swing", "tensor")
 ROW_AXES = ("slice", "data", "fsdp", "swing")
 SAMPLE_ROW_AXES = ("slice", "data", "fsdp")
@@ -78,11 +80,17 @@ GATHERED_RULES: Rules = (("embed", "swing"), *TRAIN_RULES)  # the first that nam
 class MeshConfig:
     """Devices along each mesh axis."""
 
-    slices: int = -1  # groups of devices joined by the slower network; -1: as the devices say
-    data: int = -1  # copies of the model in a slice; -1: all devices that the other axes leave
-    fsdp: int = 1  # parameters, optimiser and rows are split
-    swing: int = 1  # as fsdp in training, as tensor in sampling
-    tensor: int = 1  # heads, feed-forward and vocabulary are split
+    slices: Devices = -1  # groups of devices joined by the slower network; -1: as the devices say
+    data: Devices = -1  # copies of the model in a slice; -1: all devices that the other axes leave
+    fsdp: Count = 1  # parameters, optimiser and rows are split
+    swing: Count = 1  # as fsdp in training, as tensor in sampling
+    tensor: Count = 1  # heads, feed-forward and vocabulary are split
+
+    def __post_init__(self):
+        check_fields(self, "mesh")
+        for name in ("slices", "data"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"mesh.{name} is 0; set at least 1, or -1")
 
     def shape(self, devices: int, slices: int = 1) -> tuple[int, int, int, int, int]:
         """The mesh's shape over a number of devices.

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from score_jax import numerics
+from score_jax.checks import Count, Decay, check_fields
 from score_jax.model.decoder import Decoder
 from score_jax.objectives import (
     Objective,
@@ -33,19 +34,13 @@ Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Array]]]
 class LearnerConfig:
     """How a batch is cut for memory, and how often it is used."""
 
-    microbatches: int = 1  # parts of a minibatch whose gradients are accumulated
-    minibatches: int = 1  # updates per rollout; above 1 needs objective.clip
-    chunk: int = 128  # positions per row whose vocabulary is expanded at once
-    baseline_decay: float = 0.9  # of the running baseline, per rollout; 0: the last one alone
+    microbatches: Count = 1  # parts of a minibatch whose gradients are accumulated
+    minibatches: Count = 1  # updates per rollout; above 1 needs objective.clip
+    chunk: Count = 128  # positions per row whose vocabulary is expanded at once
+    baseline_decay: Decay = 0.9  # of the running baseline, per rollout; 0: the last one alone
 
     def __post_init__(self):
-        if not 0 <= self.baseline_decay < 1:
-            raise ValueError(
-                f"learner.baseline_decay is {self.baseline_decay}; set a value in 0..1, below 1"
-            )
-        for name in ("microbatches", "minibatches", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"learner.{name} is {getattr(self, name)}; set at least 1")
+        check_fields(self, "learner")
 
 
 def split_rows(tree: Any, parts: int) -> Any:

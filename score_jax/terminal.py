@@ -13,3 +13,8 @@ def open_to_all_text() -> None:
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def as_text(argument: str) -> str:
+    """An argument of the command line, read as UTF-8 whatever the locale made of it."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

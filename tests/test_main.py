@@ -145,6 +145,16 @@ REFUSED = {  # flags, and what stderr says, each in one line with exit code 2
     "no such preset": ([f"{STAGE2}:nosuch"], r"preset is 'nosuch'; choose one of smollm2_135m"),
     "no such file": (["--config=configs/nosuch.py"], r"No such file .*: 'configs/nosuch.py'"),
     "no such parent": ([STAGE2, "--config.parent=configs/no.py"], r"there is no file configs/no"),
+    "no number": ([STAGE2, "--config.objective.alpha=None"], r"objective.alpha is None; set a fin"),
+    "nan in a tuple": ([STAGE2, "--config.objective.beta=(1.0,nan)"], r"objective.beta is .*; set"),
+    "an endless rate": (
+        [STAGE2, "--config.optimizer.learning_rate=inf"],
+        r"rate is inf; set a value > 0",
+    ),
+    "a negative seed": ([STAGE2, "--config.seed=-1"], r"config.seed is -1; set a value in 0.."),
+    "a seed too large": ([STAGE2, f"--config.seed={10**20}"], r"config.seed is 10{20}; set"),
+    "out of the workdir": ([STAGE2, "--config.name=../x"], r"config.name is '../x'; it names a"),
+    "None of no field": ([STAGE2, "--config.objective.clop=None"], r"no field 'clop' .*\"clip\""),
     "a circle": ([STAGE2, "--config.parent=configs/stage2.py"], r"circle: stage2 -> stage2"),
     "no such mode": ([STAGE2, "--mode=fly"], r"--mode=fly: value should be one of <train\|eval"),
     "no such flag": ([STAGE2, "--wrokdir=x"], r"flag 'wrokdir'. Did you mean: workdir"),
@@ -175,6 +185,71 @@ def test_a_mistake_is_told_in_one_line(refusals, case):
     assert code == 2, err
     assert len(err.splitlines()) == 1 and err.startswith("error: ")
     assert re.search(REFUSED[case][1], err), err
+
+
+NAMING = """
+from configs import stage2
+
+def get_config():
+    config = stage2.get_config()
+    config.name, config.parent, config.seed = "{name}", "{parent}", {seed}
+    return config
+"""
+
+
+def write_config(path, name, parent, seed=0):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(NAMING.format(name=name, parent=parent, seed=seed))
+
+
+def chain_of(path, **overrides):
+    config = main.load_config(str(path))
+    config.update_from_flattened_dict(overrides)
+    return [link.settings for link in main.resolve_chain(config, overrides, str(path))]
+
+
+def test_a_parent_is_found_beside_the_file_that_names_it(tmp_path, monkeypatch):
+    """Not where the command happens to be started, and so on up the chain."""
+    write_config(tmp_path / "mine/child.py", "child", "mother.py")
+    write_config(tmp_path / "mine/mother.py", "mother", "../other/first.py")
+    write_config(tmp_path / "other/first.py", "first", "", seed=7)
+    write_config(tmp_path / "elsewhere/mother.py", "stranger", "")
+    for folder in ("elsewhere", "mine", "."):
+        monkeypatch.chdir(tmp_path / folder)
+        chain = chain_of(tmp_path / "mine/child.py")
+        assert [(s.name, s.seed) for s in chain] == [("first", 7), ("mother", 0), ("child", 0)]
+
+
+def test_a_parent_counts_from_the_folder_above_or_from_here_if_none_is_beside(
+    tmp_path, monkeypatch
+):
+    write_config(tmp_path / "configs/child.py", "child", "configs/mother.py")
+    write_config(tmp_path / "configs/mother.py", "mother", "")
+    write_config(tmp_path / "here/mother.py", "typed", "")
+    write_config(tmp_path / "here/far.py", "far", "")
+    monkeypatch.chdir(tmp_path / "here")
+    assert [s.name for s in chain_of(tmp_path / "configs/child.py")] == ["mother", "child"]
+    write_config(tmp_path / "configs/child.py", "child", "far.py")
+    assert [s.name for s in chain_of(tmp_path / "configs/child.py")] == ["far", "child"]
+    write_config(tmp_path / "configs/child.py", "child", str(tmp_path / "here/far.py"))
+    assert [s.name for s in chain_of(tmp_path / "configs/child.py")] == ["far", "child"]
+    typed = chain_of(tmp_path / "configs/child.py", parent="mother.py")
+    assert [s.name for s in typed] == ["typed", "child"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (["--config.objective.clip=None"], {"objective.clip": None}),
+        (["-config.model=None"], {"model": None}),
+        (["--config.a=None", "--config.b.c=None"], {"a": None, "b.c": None}),
+        (["--config.a=1", "--config.a=None"], {"a": None}),
+        (["--config.a=None", "--config.a=1"], {}),
+        (["--config=None", "--workdir=None", "--config.a=none"], {}),
+    ],
+)
+def test_what_a_command_line_sets_to_none(argv, found):
+    assert main.nulls(argv) == found
 
 
 def few_bytes():

@@ -229,7 +229,10 @@ def test_turn_log_ratio_sums_the_policys_tokens_only():
         ({"alpha": float("nan")}, r"objective.alpha is nan"),
         ({"gamma": 1.5}, r"objective.gamma is 1.5; set a value in 0..1"),
         ({"beta": (0.1,)}, r"objective.beta is \(0.1,\); give one value per turn"),
-        ({"beta": (0.1, -0.1)}, r"objective.beta is \(0.1, -0.1\); set finite values >= 0"),
+        (
+            {"beta": (0.1, -0.1)},
+            r"objective.beta is \(0.1, -0.1\); set a finite value >= 0 in",
+        ),
         ({"reward_weights": (1.0, float("inf"))}, r"objective.reward_weights is \(1.0, inf\)"),
         ({"clip": 0.0}, r"objective.clip is 0.0; set a value in \(0, 1\) or None"),
         ({"kl": "k1"}, r"objective.kl is 'k1'; choose one of reward, exact, k2, k3"),

@@ -1,13 +1,16 @@
 """What is wrong in a config is told at the door: the field, its value, the remedy."""
 
 import copy
+import re
 
 import pytest
 from ml_collections import ConfigDict
 
+from score_jax import settings as settings_module
+from score_jax.checks import hints
 from score_jax.data import sources
 from score_jax.model.config import RopeScaling
-from score_jax.settings import parse
+from score_jax.settings import SECTIONS, parse
 
 CONFIG = {
     "name": "stage2",
@@ -134,10 +137,125 @@ WRONG = {
         r"'worst'; choose one of best, validation, last",
     ),
     "too many turns": ("evaluation.turns", 11, r"evaluation\.turns is 11; set 1 to 10"),
-    "empty batches": ("evaluation.batch", 0, r"batch=0 .* a batch of at least 1"),
+    "empty batches": ("evaluation.batch", 0, r"evaluation\.batch is 0; set at least 1"),
     "odd heads": ("model.kv_heads", 3, r"model\.heads is 2; set a multiple of model\.kv_heads 3"),
     "no learning": ("optimizer.learning_rate", 0.0, r"learning_rate is 0\.0; set a value > 0"),
 }
+
+
+NAN, INF = float("nan"), float("inf")
+OUT_OF_RANGE = {  # field: values that no run can have, each refused by the field's name
+    "seed": (-1, 10**20, 2**31, 0.5, True, "0", None),
+    "steps": (-1, 2.5, 2**31, INF),
+    "batch": (-8, 8.5),
+    "name": ("", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", "x\n", ".hidden", "a" * 101, None, 3),
+    "optimizer.learning_rate": (INF, NAN, -1.0, "1e-4", None),
+    "optimizer.b1": (1.0, -0.1, NAN),
+    "optimizer.b2": (1.5, INF),
+    "optimizer.eps": (0.0, NAN),
+    "optimizer.weight_decay": (-0.1, INF),
+    "optimizer.clip_norm": (0.0, INF, NAN),
+    "optimizer.warmup": (-1, 0.5),
+    "optimizer.adam_share": (NAN, -1.0),
+    "objective.beta": ((0.1, NAN), (INF, 0.1), (0.1, -0.1), ("(0.1,nan)",), 0.1, (True, 0.1)),
+    "objective.reward_weights": ((NAN, 1.0), (None, 1.0)),
+    "objective.alpha": (NAN, INF, None),
+    "objective.gamma": (NAN, 1.5),
+    "objective.clip": (0.0, 1.0, NAN, INF, -0.2),
+    "objective.normalise": (1, "yes"),
+    "sampling.temperature": (NAN, INF, -1.0),
+    "sampling.row_limit": (-1, 0.5),
+    "sampling.turn_limit": (0, 10**12),
+    "learner.baseline_decay": (NAN, 1.0, -0.1),
+    "learner.chunk": (0, 1.5),
+    "grading.workers": (0, -1, 1.5),
+    "grading.deadline_seconds": (0.0, NAN, INF, -1.0),
+    "grading.batch_deadline_seconds": (NAN, 0),
+    "grading.recycle_after": (0,),
+    "grading.cache_size": (-1,),
+    "evaluation.seed": (-1, 10**20),
+    "evaluation.temperature": (NAN, 0.0, INF),
+    "evaluation.samples": (-1, 0.5),
+    "log.transcripts": (-1,),
+    "log.transcripts_every": (0,),
+    "log.tensorboard": ("no", 1),
+    "mesh.data": (0, -2, 1.5),
+    "mesh.fsdp": (0, -1),
+    "practice.careful": (NAN, 1.1),
+    "profile.start": (-1, NAN),
+    "model.norm_eps": (0.0, NAN),
+    "model.rope_base": (INF, -1.0),
+    "model.window": (0, 2.5),
+    "model.logit_cap": (NAN, 0.0),
+    "tokenizer.source": (None, 3),
+    "weights.source": (1,),
+}
+
+
+def put(path, value):
+    """As `changed`, of fields that CONFIG leaves out too."""
+    config = copy.deepcopy(CONFIG)
+    place = config
+    *folders, name = path.split(".")
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[name] = value
+    return ConfigDict(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(path, value) for path, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_value_that_no_run_can_have_is_refused_by_name(path, value):
+    field = path if "." in path else f"config.{path}"
+    with pytest.raises(ValueError, match=rf"^{field} is .*; ") as refused:
+        parse(put(path, value))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 2**31 - 1),
+        ("name", "stage2.b_1-x"),
+        ("name", "2nd"),
+        ("optimizer.learning_rate", 1),  # a whole number is a number
+        ("optimizer.b1", 0.0),
+        ("optimizer.clip_norm", None),
+        ("objective.clip", None),
+        ("objective.clip", 0.2),
+        ("objective.beta", [0, 0.5]),
+        ("model.window", None),
+        ("grading.cache_size", 0),
+        ("mesh.data", -1),
+        ("evaluation.samples", 0),
+    ],
+)
+def test_what_stands_at_the_edge_is_taken(path, value):
+    parse(put(path, value))
+
+
+def test_every_number_of_every_section_is_checked():
+    """Put into any numeric field of any section, none of these passes."""
+    checked = 0
+    for name, kind in SECTIONS.items():
+        for field, hint in hints(kind).items():
+            if not re.search(r"\b(int|float)\b", str(hint)):
+                continue
+            for value in (NAN, INF, (NAN, NAN), "x"):
+                with pytest.raises(ValueError, match=rf"\b{name}\.{field} is "):
+                    parse(put(f"{name}.{field}", value))
+            checked += 1
+    assert checked > 60
+
+
+def test_wandb_without_its_extra_is_refused_at_the_door(monkeypatch):
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"log.wandb is 'score' .* install the extra"):
+        parse(changed("log.wandb", "score"))
+    assert parse(changed("log.wandb", "")).log.wandb == ""
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: object())
+    assert parse(changed("log.wandb", "score")).log.wandb == "score"
 
 
 @pytest.mark.parametrize("case", WRONG)

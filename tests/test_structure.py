@@ -15,7 +15,7 @@ import score_jax
 
 PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
-    {"records", "types", "keys", "numerics", "intervals", "signals", "files", "terminal"},
+    {"records", "types", "keys", "numerics", "intervals", "signals", "files", "terminal", "checks"},
     {"sharding", "hosts", "text", "rewards", "page", "metrics", "filters"},
     {"tasks", "model", "watchdog"},
     {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},
@@ -143,6 +143,23 @@ def test_functions_stay_short(name):
         documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
         start = first.end_lineno + 1 if documented else node.lineno
         assert node.end_lineno - start < 80, f"{name}.{node.name} is long; split it"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_text_files_name_their_encoding(name):
+    """The locale's own is another on some machines, and then reads what it can't write."""
+    for node in ast.walk(tree(name)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        binary = called == "os.open" or any("b" in str(mode) for mode in modes)
+        opens = called == "open" or called.endswith(
+            (".open", ".fdopen", ".read_text", ".write_text")
+        )
+        runs = called.startswith("subprocess.") and "text" in words
+        assert "encoding" in words or not (runs or (opens and not binary)), f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("name", MODULES)

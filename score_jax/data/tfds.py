@@ -56,7 +56,7 @@ def problems(*, path: str, split: str, name: str = "") -> Lazy:
         raise ValueError("data.source is 'tfds'; install tensorflow-datasets, array-record")
     folder = _folder(path, name)
     try:
-        info = json.loads((folder / INFO).read_text())
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
         found, version, form = info["name"], info["version"], info["fileFormat"]
         splits = [entry["name"] for entry in info["splits"]]
     except (ValueError, LookupError, TypeError) as error:

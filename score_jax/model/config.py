@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from score_jax.checks import Count, Positive, check_fields
+
 Activation = Literal["silu", "gelu_tanh", "gelu"]  # the last: the exact form, by erf
 RopeKind = Literal["linear", "llama3", "yarn"]
 Remat = Literal["none", "dots", "full"]
@@ -25,6 +27,7 @@ class RopeScaling:
     attention_factor: float | None = None  # yarn only; None: 0.1 ln(factor) + 1
 
     def __post_init__(self):
+        check_fields(self, "model.rope_scaling")
         if self.kind not in get_args(RopeKind):
             raise ValueError(
                 f"model.rope_scaling.kind is {self.kind!r}; "
@@ -68,28 +71,29 @@ class ModelConfig:
     head_dim: int
     mlp_dim: int
     activation: Activation = "silu"
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     norm_plus_one: bool = False  # Gemma stores scale - 1
     post_norms: bool = False  # Gemma 2/3: a norm behind attention and MLP as well
     qk_norm: bool = False  # Qwen 3, Gemma 3
     qkv_bias: bool = False  # Qwen 2.5
     tied_embeddings: bool = True
     embedding_scale: bool = False  # Gemma: embeddings times sqrt(width)
-    query_scale: float | None = None  # None: head_dim ** -0.5
-    attention_cap: float | None = None  # soft cap of attention logits; Gemma 2: 50
-    logit_cap: float | None = None  # soft cap of output logits; Gemma 2: 30
-    window: int | None = None  # tokens that a local layer sees, itself included
+    query_scale: Positive | None = None  # None: head_dim ** -0.5
+    attention_cap: Positive | None = None  # soft cap of attention logits; Gemma 2: 50
+    logit_cap: Positive | None = None  # soft cap of output logits; Gemma 2: 30
+    window: Count | None = None  # tokens that a local layer sees, itself included
     local_layers: tuple[bool, ...] | None = None  # which layers are local; None: all, if window
-    rope_base: float = 10_000.0
-    rope_local_base: float | None = None  # Gemma 3's local layers; None: rope_base
+    rope_base: Positive = 10_000.0
+    rope_local_base: Positive | None = None  # Gemma 3's local layers; None: rope_base
     rope_scaling: RopeScaling | None = None  # of global layers; of all without rope_local_base
     rope_local_scaling: RopeScaling | None = None  # of local layers with a rope_local_base
-    max_length: int | None = None  # tokens the model was trained for; None: unlimited
+    max_length: Count | None = None  # tokens the model was trained for; None: unlimited
     dtype: Dtype = "float32"  # of activations; parameters are float32
     unroll: int = 1  # layers per iteration of the scan; all of them is fastest for tiny models
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
 
     def __post_init__(self):
+        check_fields(self, "model")
         for name in (
             "vocab_size",
             "layers",

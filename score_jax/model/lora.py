@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from score_jax.checks import Count, Positive, check_fields
 from score_jax.model.layers import LORA_A, LORA_B
 from score_jax.types import Params
 
@@ -35,15 +36,12 @@ Path = tuple[str, ...]
 class LoraConfig:
     """Which matrices get an adapter, and how large it is."""
 
-    rank: int = 16
-    alpha: float = 32.0  # the product is scaled by alpha / rank
+    rank: Count = 16
+    alpha: Positive = 32.0  # the product is scaled by alpha / rank
     targets: tuple[str, ...] = tuple(INPUT_AXES)
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"lora.rank is {self.rank}; set at least 1")
-        if not math.isfinite(self.alpha) or self.alpha <= 0:
-            raise ValueError(f"lora.alpha is {self.alpha}; set a finite value above 0")
+        check_fields(self, "lora")
         unknown = [name for name in self.targets if name not in INPUT_AXES]
         if unknown or not self.targets:
             raise ValueError(

@@ -57,7 +57,7 @@ def enter_namespaces() -> list[str]:
                 ("uid_map", f"{user} {user} 1"),
                 ("gid_map", f"{group} {group} 1"),
             ):
-                with open(f"/proc/self/{name}", "w") as file:
+                with open(f"/proc/self/{name}", "w", encoding="utf-8") as file:
                     file.write(text)
     except OSError as error:
         return [f"namespaces ({error.strerror})"]

@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.flax import load_file, save_file
 
+from score_jax.files import write_json
 from score_jax.model.config import ModelConfig
 from score_jax.text import tokenizer as tokenizers
 from score_jax.types import Params
@@ -40,7 +41,7 @@ def folder(task: str) -> Path:
 
 def model_config(task: str) -> ModelConfig:
     """The embedded model's shape."""
-    return ModelConfig(**json.loads((folder(task) / "config.json").read_text()))
+    return ModelConfig(**json.loads((folder(task) / "config.json").read_text(encoding="utf-8")))
 
 
 def tokenizer(task: str) -> tokenizers.Tokenizer:
@@ -64,5 +65,5 @@ def save(path: Path, params: Params, config: ModelConfig, tokenizer: tokenizers.
         {name: jnp.asarray(array, jnp.float32) for name, array in flat.items()},
         str(path / "weights.safetensors"),
     )
-    (path / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    write_json(path / "config.json", dataclasses.asdict(config))
     tokenizer.save(path)

@@ -37,7 +37,7 @@ def load_stops(source: str) -> tuple[int, ...]:
 
 def save_stops(folder: Path, stops: Sequence[int]) -> None:
     """Writes the file that `load_stops` reads."""
-    (folder / GENERATION_FILE).write_text(json.dumps({FIELD: list(stops)}) + "\n")
+    (folder / GENERATION_FILE).write_text(json.dumps({FIELD: list(stops)}) + "\n", encoding="utf-8")
 
 
 def read_ids(path: Path) -> tuple[int, ...]:
