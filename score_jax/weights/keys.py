@@ -5,7 +5,6 @@ The tables are held against transformers' config classes in tests/weights/test_k
 and against the table in docs/models.md.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -38,8 +37,13 @@ def is_count(value: Any) -> bool:
 
 
 def is_positive(value: Any) -> bool:
-    """A finite number above 0."""
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    """A number above 0, of a size that exists."""
+    return type(value) in (int, float) and 0 < value < MOST
+
+
+def is_base(value: Any) -> bool:
+    """A number above 1 that float32 holds."""
+    return type(value) in (int, float) and 1 < value < 1e30
 
 
 def are_layer_types(value: Any) -> bool:
@@ -51,7 +55,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "count": (is_count, "set a positive integer"),
     "index": (lambda value: type(value) is int and value >= 0, "set an integer of at least 0"),
     "positive": (is_positive, "set a finite number above 0"),
-    "base": (lambda value: is_positive(value) and value > 1, "set a finite number above 1"),
+    "base": (is_base, "set a finite number above 1"),
     "flag": (lambda value: isinstance(value, bool), "set true or false"),
     "text": (lambda value: isinstance(value, str), "set a name"),
     "layers": (are_layer_types, f"set a list of {' and '.join(LAYER_TYPES)}, one a layer"),

@@ -112,7 +112,7 @@ def read_base(rope: Rope, top: tuple[str, float | None], default: float, where: 
         raise ValueError(f"{where}.rope_theta is {short(inside)}; {wanted}")
     if outside is not None and inside != outside:
         raise ValueError(f"{where}.rope_theta is {inside}, but {name} is {outside}; keep one")
-    return default if inside is None else inside
+    return default if inside is None else float(inside)
 
 
 def read_scaling(
@@ -125,10 +125,10 @@ def read_scaling(
       longest: what that length is where nobody says it, as in transformers.
     """
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("type", kind) != kind:
-        raise ValueError(f"{where}.rope_type is {kind!r}, but type is {rope['type']!r}; keep one")
     if not isinstance(kind, str) or kind not in FIELDS:
         raise ValueError(f"{where}: rope_type is {kind!r}; supported: {', '.join(FIELDS)}")
+    if rope.get("type", kind) != kind:
+        raise ValueError(f"{where}.rope_type is {kind!r}, but type is {rope['type']!r}; keep one")
     for name, value in rope.items():
         check_field(kind, name, value, where)
     lacks = [name for name in FIELDS[kind] if name in NEEDED and rope.get(name) is None]
