@@ -27,8 +27,11 @@ def load_stops(source: str) -> tuple[int, ...]:
     path = locate(source)
     if path.suffix == GGUF:
         metadata = read_header(path).metadata
-        found = [int(metadata[name]) for name in GGUF_FIELDS if name in metadata]
-        return tuple(dict.fromkeys(found))
+        found = {name: metadata[name] for name in GGUF_FIELDS if name in metadata}
+        for name, value in found.items():
+            if type(value) is not int:
+                raise ValueError(f"{path}: {name} is {value!r}; convert the model again")
+        return tuple(dict.fromkeys(found.values()))
     for name in (GENERATION_FILE, CONFIG_FILE):
         if ids := read_ids(path / name):
             return ids

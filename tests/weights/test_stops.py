@@ -70,6 +70,21 @@ def test_stop_ids_of_a_gguf_file(tmp_path):
     assert load_stops(str(path)) == (2, 32, 33)
 
 
+@pytest.mark.parametrize("value", ["2", True, [2, 3]])
+def test_a_stop_of_a_gguf_file_is_an_id(value, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    path, name = tmp_path / "model.gguf", "tokenizer.ggml.eos_token_id"
+    writer = gguf.GGUFWriter(path, "llama")
+    add = {str: writer.add_string, bool: writer.add_bool, list: writer.add_array}[type(value)]
+    add(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=rf"{name} is .*; convert the model again"):
+        load_stops(str(path))
+
+
 def test_a_chats_own_stop_goes_first_and_stands_once():
     tokenizer = make("chatml")
     end, text_end = (tokenizer.marker(name) for name in ("<|im_end|>", "<|endoftext|>"))
