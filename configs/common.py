@@ -22,7 +22,14 @@ def get_config() -> ConfigDict:
     config.gap_limit = 0.1  # nats by which sampler and scorer may differ at any token
 
     config.data = ConfigDict(  # keyword arguments of data.sources.load
-        {"source": "procedural", "split": "train", "count": 0, "task": ""}
+        {
+            "source": "procedural",
+            "split": "train",
+            "count": 0,
+            "task": "",
+            "skip_long": False,  # leave problems out whose prompts pass the limit
+            "skip_bad": False,  # and those whose gold answer their grader does not accept
+        }
     )
     config.practice = ConfigDict(  # PracticeConfig; program "supervised" only
         {
@@ -101,6 +108,7 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict(  # EvaluationConfig
         {
             "task": "",  # "": config.task
+            "prompt_limit": 0,  # tokens; 0: sampling.prompt_limit
             "problems": 1000,
             "batch": 500,
             "turns": 2,

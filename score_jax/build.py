@@ -338,7 +338,14 @@ def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
     """
     sampling = settings.sampling
     limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
-    return replace(sampling, samples=1, branches=1, temperature=0.0, row_limit=limit)
+    return replace(
+        sampling,
+        samples=1,
+        branches=1,
+        temperature=0.0,
+        prompt_limit=settings.measured_prompt_limit,
+        row_limit=limit,
+    )
 
 
 def check_lengths(built: Built) -> None:

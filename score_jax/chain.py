@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 
-from score_jax import ask, evaluate, hosts, identity, report, sharding
+from score_jax import ask, evaluate, hosts, identity, problem_sets, report, sharding
 from score_jax.build import Built, build, load_reference
 from score_jax.checkpoint import fingerprint
-from score_jax.data import sources
 from score_jax.data.stream import Stream
 from score_jax.files import read_json, write_json
 from score_jax.handoff import (
@@ -32,12 +31,13 @@ from score_jax.handoff import (
     told,
 )
 from score_jax.log import Log
+from score_jax.preflight import Checked, check_room, check_stage, select_and_tell, try_row
+from score_jax.problem_sets import ProblemSet
 from score_jax.protocol import digest
-from score_jax.records import Problem, Task
+from score_jax.records import Problem
 from score_jax.rewards.pool import Pool
 from score_jax.settings import Settings
 from score_jax.signals import StopRequest, stop_on_signals
-from score_jax.tasks import registry
 from score_jax.train import (
     Stage,
     imitate,
@@ -71,14 +71,21 @@ def run_mode(
         ask_stage(links[-1], workdir, prompt)
         return
     workdir.mkdir(parents=True, exist_ok=True)
+    record = describe_run(links, config, command)
     if hosts.is_first():
-        write_json(workdir / "run.json", describe_run(links, config, command))
+        write_json(workdir / "run.json", record)
     last = links[-1]
     watch = watch or Watchdog()
     with stop_on_signals() as request:
         if mode == "train":
+            checked = check_chain(links, workdir, watch)
+            counts = {name: stage.counts() for name, stage in checked.items()}
+            if hosts.is_first():
+                write_json(workdir / "run.json", record | {"problems": counts})
             for place, link in enumerate(links):
-                train_stage(link, links[place - 1] if place else None, workdir, request, watch)
+                parent = links[place - 1] if place else None
+                stage = checked.get(link.settings.name)
+                train_stage(link, parent, stage, workdir, request, watch)
         else:
             evaluate_stage(last, links, workdir)
     if last.settings.program == "rl" and hosts.is_first():
@@ -111,30 +118,49 @@ def describe_run(links: list[Link], config: str, command: str) -> dict[str, Any]
     }
 
 
+def check_chain(links: list[Link], workdir: Path, watch: Watchdog) -> dict[str, Checked]:
+    """The preflight of the stages that are not finished yet, by name, before any is trained."""
+    checked: dict[str, Checked] = {}
+    for link in links:
+        name = link.settings.name
+        watch.at(f"preflight of {name}")
+        check_folder(link, workdir / name)
+        if not finished(link, workdir / name):
+            checked[name] = check_stage(link.settings, workdir)
+    check_room([stage.built for stage in checked.values()], workdir)
+    return checked
+
+
 def train_stage(
-    link: Link, parent: Link | None, workdir: Path, request: StopRequest, watch: Watchdog
+    link: Link,
+    parent: Link | None,
+    checked: Checked | None,
+    workdir: Path,
+    request: StopRequest,
+    watch: Watchdog,
 ) -> None:
-    """Brings one stage to its last step and its evaluation, from wherever it stands."""
+    """Brings one stage to its last step and its evaluation, from wherever it stands.
+
+    Args:
+      checked: by the preflight; None: the stage is finished.
+    """
     settings = link.settings
     folder = workdir / settings.name
     watch.at(f"start of {settings.name}")
-    check_folder(link, folder)
     if parent is not None and (note := stale(parent, folder, workdir)):
         hosts.say(f"[{settings.name}] {note}")
-    if finished(link, folder):
+    if checked is None:
         hosts.say(f"[{settings.name}] already in {folder}")
         return
     hosts.say(f"[{settings.name}] {settings.steps} steps in {folder}")
-    built = build(settings)
+    built = checked.built
     if built.chat.more_stops:
         hosts.say(f"[{settings.name}] {built.chat.describe_stops()}")
     sharding.meet(built.mesh)
     reference = load_reference(built)
-    problems = sources.load(**dict(settings.data))
-    registry.of_problems(problems, settings.task)
     beside = parent is not None and parent.settings.program == "rl"  # the same reference
     source = parent_folder(parent, workdir) if beside else None
-    check_contents(built, reference, problems, folder, source)
+    check_contents(built, reference, checked.training.problems, folder, source)
     if hosts.is_first():
         write_json(folder / "config.json", config_fields(link.config))
         built.chat.tokenizer.save(folder / "tokenizer")
@@ -143,9 +169,13 @@ def train_stage(
     def initial() -> Params:
         return built.fresh(reference) if parent is None else take_over(parent, folder, workdir)
 
-    with open_checkpoints(settings, folder) as checkpoints, open_pool(built, problems) as pool:
+    with open_checkpoints(settings, folder) as checkpoints, open_pool(built) as pool:
         notes: list[str] = []
         state, progress = start_state(built, checkpoints, initial, notes.append)
+        if parent is None and not progress.position:
+            watch.at(f"trial row of {settings.name}")
+            gap = try_row(built, checked.evaluation, reference, pool)
+            hosts.say(f"[{settings.name}] a trial row: sampler and scorer agree to {gap:.1g} nats")
         with open_log(settings, folder, progress.position) as log:
             for note in notes:
                 log.say(note)
@@ -153,14 +183,14 @@ def train_stage(
                 built=built,
                 checkpoints=checkpoints,
                 log=log,
-                stream=open_stream(built, problems, draws_before(folder)),
+                stream=open_stream(built, checked.training.problems, draws_before(folder)),
                 grader=pool,
                 reference=reference,
                 state=state,
                 progress=progress,
                 request=request,
                 watch=watch,
-                measure=open_validation(built, reference, pool),
+                measure=open_validation(built, checked.validation, reference, pool),
             ).run(imitate if settings.program == "supervised" else reinforce(built.sampler()))
         step = selected_step(settings, checkpoints)
         assert step is not None, f"{folder} has no final checkpoint after its last step"
@@ -175,7 +205,17 @@ def train_stage(
                 embedded.save(folder / "embedded", whole, config, built.chat.tokenizer)
         before = parent_folder(parent, workdir)
         watch.at(f"evaluation of {settings.name}")
-        evaluate_models(built, folder, before, reference, params, step, pool, selection=selection)
+        evaluate_models(
+            built,
+            checked.evaluation,
+            folder,
+            before,
+            reference,
+            params,
+            step,
+            pool,
+            selection=selection,
+        )
 
 
 def open_stream(built: Built, problems: Sequence[Problem], begin: int) -> Stream:
@@ -200,19 +240,15 @@ def open_log(settings: Settings, folder: Path, step: int) -> Log:
 
 
 def open_validation(
-    built: Built, reference: Params, pool: Pool
+    built: Built, asked: ProblemSet | None, reference: Params, pool: Pool
 ) -> Callable[[Params, int], dict[str, float]] | None:
     """Greedy accuracies on validation problems of what is trained; None: not asked for."""
-    config = built.settings.evaluation
-    if not config.every:
+    if asked is None:
         return None
-    data = dict(built.settings.data) | dict(config.validation)
-    problems = first_problems(sources.load(**data), config.validation_problems)
-    registry.of_problems(problems, built.settings.task, "config.task")
 
     def measure(trained: Params, step: int) -> dict[str, float]:
         policy = built.policy(trained, reference)
-        return evaluate.validate(built, policy, problems, pool, step=step)
+        return evaluate.validate(built, policy, asked.problems, pool, step=step)
 
     return measure
 
@@ -222,39 +258,17 @@ def parent_folder(parent: Link | None, workdir: Path) -> Path | None:
     return None if parent is None else workdir / parent.settings.name
 
 
-def open_pool(built: Built, problems: Any, task: Task | None = None) -> Pool:
-    """Grading workers, tried out on known pairs before they are trusted.
-
-    Args:
-      task: of the problems; None: the stage's.
-    """
-    grading = built.settings.grading
-    pool = Pool(
-        grading.workers,
-        deadline_seconds=grading.deadline_seconds,
-        batch_deadline_seconds=grading.batch_deadline_seconds,
-        recycle_after=grading.recycle_after,
-        cache_size=grading.cache_size,
-    )
-    pool.self_test(task or built.task, [problems[i] for i in range(min(8, len(problems)))])
+def open_pool(built: Built) -> Pool:
+    """Grading workers, tried out on the tasks' known pairs before they are trusted."""
+    pool = problem_sets.open_pool(built.settings.grading)
+    for task in {task.name: task for task in (built.task, built.measured_task)}.values():
+        pool.self_test(task, [])
     return pool
-
-
-def test_problems(settings: Settings) -> list[Problem]:
-    """The held-out problems of config.data under config.evaluation.data."""
-    problems = sources.load(**settings.measured_data)
-    found = first_problems(problems, settings.evaluation.problems)
-    registry.of_problems(found, settings.measured_task, "config.evaluation.task")
-    return found
-
-
-def first_problems(problems: Sequence[Problem], count: int) -> list[Problem]:
-    """The first so many; 0: all."""
-    return [problems[i] for i in range(min(count or len(problems), len(problems)))]
 
 
 def evaluate_models(
     built: Built,
+    asked: ProblemSet,
     folder: Path,
     parent: Path | None,
     reference: Params,
@@ -270,7 +284,7 @@ def evaluate_models(
 
     What is measured is kept until all is: a run that was killed goes on.
     """
-    problems, name, path = test_problems(built.settings), built.settings.name, folder / file
+    problems, name, path = asked.problems, built.settings.name, folder / file
     protocol, base = evaluate.protocol_of(built, problems), int(fingerprint(reference))
     models = {} if parent is None else evaluate.known_models(parent, protocol, base)
     under_way = folder / "measuring"
@@ -295,13 +309,16 @@ def evaluate_models(
             step=step,
             protocol=protocol,
             reference=base,
+            left_out=asked.left_out(),
             selection=selection,
         )
         shutil.rmtree(under_way, ignore_errors=True)
     hosts.barrier()  # what reads it next may be another host
     for model in models:
         say(f"[{name}] {evaluate.summary_line(model, models[model])}")
-    say(f"[{name}] evaluation of step {step} on {len(problems)} problems: {path}")
+    left = sum(map(len, asked.left_out().values()))
+    on = f"{len(problems)} problems" + (f" ({left} left out)" if left else "")
+    say(f"[{name}] evaluation of step {step} on {on}: {path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,10 +368,11 @@ def evaluate_stage(link: Link, links: list[Link], workdir: Path) -> None:
     own = config.get("evaluation.task") or config.get("task", task)
     name = "evaluation" if own == task else f"evaluation_{task}"
     parent = parent_folder(links[-2] if len(links) > 1 else None, workdir)
-    problems = test_problems(link.settings)
-    with open_pool(found.built, problems, found.built.measured_task) as pool:
+    asked = select_and_tell(found.built, problem_sets.measured(link.settings), workdir)
+    with open_pool(found.built) as pool:
         evaluate_models(
             found.built,
+            asked,
             folder,
             parent,
             found.reference,

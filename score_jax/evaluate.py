@@ -259,6 +259,7 @@ def write_evaluation(
     step: int,
     protocol: dict[str, Any],
     reference: int,
+    left_out: dict[str, tuple[str, ...]],
     selection: dict[str, Any] | None = None,
 ) -> None:
     """Writes evaluation.json of a stage, or its like for another task.
@@ -266,6 +267,7 @@ def write_evaluation(
     Args:
       protocol: of `protocol_of`.
       reference: checksum of the base model's parameters.
+      left_out: ids of problems that were not asked, by the reason.
       selection: how the stage's checkpoint was chosen.
     """
 
@@ -279,6 +281,7 @@ def write_evaluation(
         "training_seed": built.settings.seed,
         "task": built.measured_task.name,
         "problems": protocol["problems"],
+        "left_out": left_out,
         "protocol": protocol,
         "reference": reference,
         "selection": selection or {},

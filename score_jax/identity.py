@@ -99,7 +99,7 @@ def of_problems(problems: Sequence[Problem]) -> str:
     usual = {field.name: field.default for field in dataclasses.fields(Problem)}
     seen = hashlib.sha256()
     for problem in problems:
-        told = {name: value for name, value in vars(problem).items() if value != usual[name]}
+        told = {name: value for name, value in problem.contents().items() if value != usual[name]}
         seen.update(json.dumps(told, sort_keys=True).encode() + b"\n")
     return f"{len(problems)} by {seen.hexdigest()[:32]}"
 

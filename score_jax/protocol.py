@@ -34,7 +34,7 @@ def describe(built: Built, problems: Sequence[Problem], sampling: SamplingConfig
     found: dict[str, Any] = {
         "task": task.name,
         "problems": len(problems),
-        "contents": digest(asdict(problem) for problem in problems),
+        "contents": digest(problem.contents() for problem in problems),
         "prompts": digest(chat.encode_prompt(task.ask(problem)) for problem in problems),
         "chat": built.settings.tokenizer.chat,
         "instruction": task.instruction,

@@ -7,7 +7,7 @@ devices are in `types.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crashed"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -24,6 +24,19 @@ class Problem:
     tests: tuple[str, ...] = ()  # programs' assertions; empty where the answer decides
     shown: tuple[str, ...] = ()  # those of them that a prompt may show; the rest is the grader's
     task: str = ""  # name in tasks.registry; "": the one that the config names
+    place: str = ""  # where it was read, "file:line"; "": in no file that people edit
+
+    def contents(self) -> dict[str, Any]:
+        """Its fields, but for what depends on where its file lies."""
+        fields = {name: value for name, value in vars(self).items() if name != "place"}
+        return fields | ({"id": ""} if self.place and self.id == self.place else {})
+
+    @property
+    def named(self) -> str:
+        """What people find it by."""
+        if self.place in ("", self.id):
+            return self.id
+        return f"{self.place} ({self.id})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,7 @@ class EvaluationConfig:
     """What is measured on held-out problems when a stage ends."""
 
     task: str = ""  # that is measured; "": config.task
+    prompt_limit: Natural = 0  # tokens; 0: sampling.prompt_limit
     problems: Natural = 1000  # 0: all
     batch: Count = 500  # problems per sampling call
     turns: int = 2  # attempts in a row, up to 10
@@ -236,6 +237,11 @@ class Settings:
     def measured_task(self) -> str:
         """The task that evaluation asks."""
         return self.evaluation.task or self.task
+
+    @property
+    def measured_prompt_limit(self) -> int:
+        """The most tokens of a prompt of evaluation."""
+        return self.evaluation.prompt_limit or self.sampling.prompt_limit
 
     @property
     def measured_data(self) -> dict[str, Any]:

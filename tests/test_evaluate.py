@@ -14,6 +14,7 @@ from score_jax.evaluate import (
     protocol_of,
     write_evaluation,
 )
+from score_jax.problem_sets import measured, read
 from score_jax.tasks import equations, math
 from tests.chains import links
 from tests.page.test_dialogues import dialogue
@@ -21,12 +22,12 @@ from tests.page.test_dialogues import dialogue
 
 def open_tiny(**fields):
     built = build(links("stage1", evaluation__problems=5, **fields)[-1].settings)
-    return built, load_reference(built), chain.test_problems(built.settings)
+    return built, load_reference(built), read(measured(built.settings))[1]
 
 
 def measure(**fields):
     built, params, problems = open_tiny(**fields)
-    with chain.open_pool(built, problems, built.measured_task) as pool:
+    with chain.open_pool(built) as pool:
         return built, problems, measure_model(built, params, problems, pool, step=3)
 
 
@@ -35,7 +36,7 @@ def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
     for batch in (2, 5):  # 2: the last one is filled up, and what fills it is left out
         built, params, problems = open_tiny(evaluation__batch=batch)
         sampling = replace(built.settings.sampling, samples=3)
-        with chain.open_pool(built, problems) as pool:
+        with chain.open_pool(built) as pool:
             found.append(attempts_of(built, params, problems, pool, sampling=sampling, step=0))
     assert found[0] == found[1]
     assert [t.problem for t in found[0]] == [p.id for p in problems for _ in range(3)]
@@ -74,7 +75,8 @@ def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
     built, problems, found = measure()
     mine = protocol_of(built, problems)
     path = tmp_path / "evaluation.json"
-    write_evaluation(path, built, {"base": found}, step=3, protocol=mine, reference=7)
+    out = {"long": (), "bad": ()}
+    write_evaluation(path, built, {"base": found}, step=3, protocol=mine, reference=7, left_out=out)
     known = known_models(tmp_path, protocol_of(built, list(problems)), 7)
     assert known["base"]["greedy"] == found["greedy"] and known["base"]["step"] == 3
     assert known_models(tmp_path, mine, 8) == {}  # another base model

@@ -21,11 +21,11 @@ FLOORS = (  # a module imports from floors above this line only, or from its own
     {"data", "weights", "sampling", "objectives", "optimizer", "scoring"},
     {"step", "rollout", "checkpoint", "log", "imitation", "grade"},
     {"settings", "report", "supervised"},
-    {"base_model"},
+    {"base_model", "problem_sets"},
     {"build"},
     {"identity"},
     {"kept", "measured", "protocol", "profile", "planning"},
-    {"train", "evaluate", "handoff", "compare", "collect", "plan", "bench", "ask"},
+    {"train", "evaluate", "handoff", "compare", "collect", "plan", "bench", "ask", "preflight"},
     {"chain"},
     {"main"},
 )

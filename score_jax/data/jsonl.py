@@ -155,6 +155,7 @@ def problem(place: str, row: Mapping, *, fields: Mapping[str, str], task: str) -
         tests=tests,
         shown=shown,
         task=optional_text(place, row, name["task"]) or task,
+        place=place,
     )
 
 

@@ -24,6 +24,8 @@ def load(
     pass_rates: str = "",
     pass_rate_range: tuple[float, float] = (0.0, 1.0),
     first_attempts: str = "",
+    skip_long: bool = False,
+    skip_bad: bool = False,
 ) -> Sequence[Problem]:
     """Returns problems with random access.
 
@@ -42,6 +44,9 @@ def load(
       pass_rates: a JSONL file (id, pass_rate) for the filter by difficulty.
       pass_rate_range: smallest and largest rate kept.
       first_attempts: refused: every attempt is sampled so far.
+      skip_long: leave out problems whose prompts pass the limit, which `problem_sets` does: here
+        nothing is known of tokens or grades.
+      skip_bad: likewise those whose gold answer is not accepted.
 
     Raises:
       ValueError: a setting or the data is at fault; the message names field, file and line.
@@ -94,6 +99,10 @@ def _mix(parts: Sequence[Mapping], *, task: str, seed: int) -> Sequence[Problem]
     for number, part in enumerate(parts):
         settings = {"task": task, **dict(part)}
         weights.append(float(settings.pop("weight", 1.0)))
+        if given := settings.keys() & {"skip_long", "skip_bad"}:
+            raise ValueError(
+                f"data.parts[{number}] has {sorted(given)[0]}; set it in config.data, for all parts"
+            )
         try:
             loaded.append(load(**settings))
         except (TypeError, ValueError) as error:

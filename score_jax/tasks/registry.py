@@ -63,7 +63,7 @@ def of_problems(problems: Iterable[Problem], name: str, field: str = "config.tas
     counts: Counter[str] = Counter()
     for problem in problems:
         if problem.task not in ("", name):
-            first.setdefault(problem.task, problem.id)
+            first.setdefault(problem.task, problem.named)
             counts[problem.task] += 1
     if counts:
         told = ", ".join(
