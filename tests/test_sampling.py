@@ -281,7 +281,7 @@ def test_each_span_sees_all_that_may_be_written_in_it():
         ({"samples": 0}, r"sampling.samples is 0; set at least 1"),
         ({"turn_limit": -2}, r"sampling.turn_limit is -2; set at least 1"),
         ({"samples": 4, "branches": 3}, r"sampling.samples is 4; set a multiple .*branches 3"),
-        ({"temperature": -0.5}, r"sampling.temperature is -0.5; set a value >= 0"),
+        ({"temperature": -0.5}, r"sampling.temperature is -0.5; set a finite value >= 0"),
     ],
 )
 def test_impossible_settings_are_named(fields, message):

@@ -121,12 +121,19 @@ def test_mesh_shape_takes_what_is_left():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"fsdp": 3}, {"data": 4}, {"data": 0}, {"fsdp": 0}, {"tensor": 16}, {"swing": 3}],
+    [{"fsdp": 3}, {"data": 4}, {"tensor": 16}, {"swing": 3}],
     ids=str,
 )
 def test_a_mesh_that_does_not_fit_is_refused(fields):
     with pytest.raises(ValueError, match=r"mesh is slices=.* must be the number of devices, 8"):
         MeshConfig(**fields).shape(8)
+
+
+@pytest.mark.parametrize("field", ["slices", "data", "fsdp", "swing", "tensor"])
+@pytest.mark.parametrize("value", [0, -2, 1.5, True])
+def test_an_axis_without_devices_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"mesh.{field} is {value}; set (at least 1|a whole)"):
+        MeshConfig(**{field: value})
 
 
 def test_slices_other_than_the_devices_own_are_refused():
