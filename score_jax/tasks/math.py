@@ -43,7 +43,8 @@ def grade(problem: Problem, response: str) -> Grade:
 
 def state(problem: Problem) -> str:
     """A response that gives the gold answer."""
-    return f"Final Answer: The final answer is ${problem.answer}$. I hope it is correct."
+    answer = " ".join(problem.answer.split())  # one of MATH's runs over two lines
+    return f"Final Answer: The final answer is ${answer}$. I hope it is correct."
 
 
 HALF = Problem(id="math/known", prompt="What is 1/2?", answer=r"\frac{1}{2}")

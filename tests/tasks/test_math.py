@@ -22,6 +22,11 @@ def test_a_problem_without_an_answer_is_an_error():
         math.grade(Problem(id="1", prompt="?"), "The answer is 1.")
 
 
+def test_a_gold_answer_over_two_lines_is_stated_in_one():
+    problem = Problem(id="1", prompt="?", answer="90\\text{ square\nunits}")
+    assert math.grade(problem, math.state(problem)).verdict == "correct"
+
+
 def check_math(count):
     items = random.Random(0).sample(packaged.math_solutions(), count)
     with Pool(2, batch_deadline_seconds=600, cache_size=0) as pool:
