@@ -61,9 +61,10 @@ class Log:
         if not write:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics", "transcripts"):
+        # Metrics count the steps done, a transcript the updates before it was sampled.
+        for name, last in (("metrics", step), ("transcripts", step - 1)):
             path = folder / f"{name}.jsonl"
-            cut_after(path, step)
+            cut_after(path, last)
             self.files[name] = path.open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter

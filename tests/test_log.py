@@ -29,7 +29,7 @@ def write(folder, start, steps, **fields):
     log = open_log(folder, start, **fields)
     for step in range(start + 1, steps + 1):
         log.metrics(step, {"loss": step / 4})
-        log.transcripts([transcript(step), transcript(step)])
+        log.transcripts([transcript(step - 1), transcript(step - 1)])
     log.close()
 
 
