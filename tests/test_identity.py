@@ -14,7 +14,8 @@ from score_jax import hosts, identity
 from score_jax.build import build, load_reference
 from score_jax.data import sources
 from score_jax.data.lazy import Lazy
-from score_jax.handoff import check_contents, check_folder
+from score_jax.files import write_json
+from score_jax.handoff import check_contents, check_folder, config_fields
 from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.records import Problem
 from score_jax.text.tokenizer import JsonTokenizer
@@ -165,12 +166,15 @@ def write_model(folder, seed=0):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, cache):
-    """A model folder, a file of problems, and a stage's folder that was begun with them."""
+def place(tmp_path_factory):
+    """A model folder, a file of problems, and a stage's folder as begun with them."""
     root = tmp_path_factory.mktemp("begun")
     write_model(root / "model")
     problem_file(root / "problems.jsonl")
-    train(root / "runs", steps=2, evaluation__problems=4, **stage(root))
+    link = go_on(root)
+    folder = root / "runs/stage1"
+    write_json(folder / "config.json", config_fields(link.config))
+    (folder / "checkpoints/2").mkdir(parents=True)
     return root
 
 
@@ -236,12 +240,13 @@ OTHERS = {  # what lies under the same names now, and what is said
 
 def go_on(root, **fields):
     """What a stage does before its first step."""
-    link = links("stage1", steps=4, evaluation__problems=4, **stage(root, **fields))[-1]
-    folder = root / "runs" / "stage1"
+    link = links("stage1", steps=4, **stage(root, **fields))[-1]
+    folder = root / "runs/stage1"
     check_folder(link, folder)
     built = build(link.settings)
     problems = sources.load(**dict(link.settings.data))
     check_contents(built, load_reference(built), problems, folder, None)
+    return link
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -258,30 +263,35 @@ def test_other_contents_under_the_same_names_are_refused(case, root):
 
 
 @pytest.mark.parametrize("moved", ["model", "problems.jsonl"])
-def test_the_same_contents_in_another_place_go_on(moved, root, compiled):
+def test_the_same_contents_in_another_place_go_on(moved, root):
     (root / moved).rename(root / f"moved_{moved}")
     field = "weights__source" if moved == "model" else "data__path"
     fields = {field: str(root / f"moved_{moved}")}
-    train(root / "runs", steps=4, evaluation__problems=4, **stage(root, **fields))
-    rows = lines(root / "runs/stage1/metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    go_on(root, **fields)
     told = json.loads((root / "runs/stage1/identity.json").read_text())["sources"]
     assert fields[field] in told.values()
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "export", "ask"])
-def test_a_policy_beside_another_base_model_is_refused(mode, root, compiled):
+def test_a_policy_beside_another_base_model_is_refused(mode, root):
     write_model(root / "model", 1)
     with pytest.raises(ValueError, match=r"config.weights.source is .* but its weights \("):
-        train(root / "runs", mode=mode, prompt="1 + 1?", steps=2, **stage(root))
+        train(root / "runs", mode=mode, prompt="1 + 1?", **stage(root))
 
 
-def test_a_stage_beside_another_reference_than_its_parents_is_refused(root, compiled):
+def test_a_chain_moves_and_its_second_stage_keeps_the_reference(place, tmp_path, compiled):
+    root = tmp_path / "files"
+    shutil.copytree(place, root, ignore=lambda *_: {"runs"})
+    fields = {"steps": 1, "evaluation__problems": 4, "evaluation__samples": 0}
+    train(tmp_path / "runs", **fields, **stage(root))
+    root = root.rename(tmp_path / "moved")
+    train(tmp_path / "runs", **fields | {"steps": 2}, **stage(root))
+    rows = lines(tmp_path / "runs/stage1/metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
     write_model(root / "model", 1)
-    fields = {"steps": 2, "evaluation__problems": 4, **stage(root)}
     with pytest.raises(ValueError, match=r"its weights \(.*/stage1 was begun with"):
-        train(root / "runs", "stage2", **fields)
-    assert not (root / "runs/stage2/checkpoints").exists()
+        train(tmp_path / "runs", "stage2", **fields | {"steps": 2}, **stage(root))
+    assert not (tmp_path / "runs/stage2/checkpoints").exists()
 
 
 def test_a_run_of_an_older_version_goes_by_names(root):
