@@ -194,8 +194,8 @@ def family_of(config: ModelConfig) -> str:
     nearest = min(FAMILY_MARKS, key=lambda family: len(deviations(family)))
     if found := deviations(nearest):
         raise ValueError(
-            f"{'; '.join(found)}: {nearest} is the nearest Hugging Face architecture, and no "
-            "other is made like this model, so it cannot be exported; train without"
+            f"{'; '.join(found)}: {nearest} is the nearest, and no Hugging Face architecture "
+            "is made so, so it cannot be exported; train without"
         )
     return nearest
 

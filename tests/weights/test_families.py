@@ -114,7 +114,3 @@ def test_a_mixture_of_families_cannot_be_exported():
     assert family_of(ModelConfig(**sizes)) == "llama"
     with pytest.raises(ValueError, match="no Hugging Face architecture is made so"):
         to_hf(ModelConfig(**sizes, post_norms=True))
-    with pytest.raises(ValueError, match="have no place in llama"):
-        to_hf(ModelConfig(**sizes, logit_cap=30.0))
-    with pytest.raises(ValueError, match="llama has no local layers"):
-        to_hf(ModelConfig(**sizes, window=4))
