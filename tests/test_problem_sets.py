@@ -164,6 +164,29 @@ def test_a_refused_set_is_not_remembered(tmp_path):
     assert not (tmp_path / problem_sets.FILE).exists()
 
 
+def test_all_hosts_act_on_what_the_first_found(tmp_path, monkeypatch):
+    """A host whose machine is busy may see a timeout where another sees none."""
+    lengths, chat = [FRAME + n for n in (1, 4, 8, 2, 9)], Chat()
+    monkeypatch.setattr(problem_sets.hosts, "is_first", lambda: False)
+    monkeypatch.setattr(problem_sets.hosts, "from_first", lambda _: (lengths, {0: "timeout"}))
+    found = chosen(tmp_path, 4, chat, skip_long=True, skip_bad=True)
+    assert [p.id for p in found.problems] == [f"{tmp_path}/p.jsonl:2", "d"]
+    assert (found.long, found.bad) == (("c", "e"), ("a",))
+    assert chat.asked == 0 and not (tmp_path / problem_sets.FILE).exists()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_hosts_with_different_problems_are_told_so(tmp_path, monkeypatch, place):
+    def gather(keys):
+        other = list(keys)
+        other[place] = "another"
+        return [keys, other]
+
+    monkeypatch.setattr(problem_sets.hosts, "gather", gather)
+    with pytest.raises(ValueError, match="the hosts hold different training problems"):
+        chosen(tmp_path, 9)
+
+
 def test_reference_programs_are_run_where_there_are_some():
     tests = ("assert f(2) == 4",)
     problems = [
