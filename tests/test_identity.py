@@ -160,16 +160,23 @@ def problem_file(path, last="3"):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_model(folder, seed=0):
+def write_models(*folders):
+    """Models of one shape, each with weights of its own."""
     built = build(links("stage1")[-1].settings)
-    export(built.init_params(jax.random.key(seed)), built.decoder.config, built.chat, folder)
+    for seed, folder in enumerate(folders):
+        params = built.init_params(jax.random.key(seed))
+        export(params, built.decoder.config, built.chat, folder)
+
+
+def other_weights(root):
+    shutil.copytree(root / "other", root / "model", dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A model folder, a file of problems, and a stage's folder as begun with them."""
     root = tmp_path_factory.mktemp("begun")
-    write_model(root / "model")
+    write_models(root / "model", root / "other")
     problem_file(root / "problems.jsonl")
     link = go_on(root)
     folder = root / "runs/stage1"
@@ -209,7 +216,7 @@ def other_tokenizer(root):
 
 
 OTHERS = {  # what lies under the same names now, and what is said
-    "weights": (lambda root: write_model(root / "model", 1), "weights.source", r"its weights \("),
+    "weights": (other_weights, "weights.source", r"its weights \("),
     "stops": (
         lambda root: rewrite(
             root / "model" / "generation_config.json", lambda c: c.update(eos_token_id=[3, 11])
@@ -274,11 +281,12 @@ def test_the_same_contents_in_another_place_go_on(moved, root):
 
 @pytest.mark.parametrize("mode", ["evaluate", "export", "ask"])
 def test_a_policy_beside_another_base_model_is_refused(mode, root):
-    write_model(root / "model", 1)
+    other_weights(root)
     with pytest.raises(ValueError, match=r"config.weights.source is .* but its weights \("):
         train(root / "runs", mode=mode, prompt="1 + 1?", **stage(root))
 
 
+@pytest.mark.slow
 def test_a_chain_moves_and_its_second_stage_keeps_the_reference(place, tmp_path, compiled):
     root = tmp_path / "files"
     shutil.copytree(place, root, ignore=lambda *_: {"runs"})
@@ -288,7 +296,7 @@ def test_a_chain_moves_and_its_second_stage_keeps_the_reference(place, tmp_path,
     train(tmp_path / "runs", **fields | {"steps": 2}, **stage(root))
     rows = lines(tmp_path / "runs/stage1/metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
-    write_model(root / "model", 1)
+    other_weights(root)
     with pytest.raises(ValueError, match=r"its weights \(.*/stage1 was begun with"):
         train(tmp_path / "runs", "stage2", **fields | {"steps": 2}, **stage(root))
     assert not (tmp_path / "runs/stage2/checkpoints").exists()
