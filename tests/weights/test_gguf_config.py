@@ -103,7 +103,7 @@ REFUSED = {
     "other values": ("llama", {"attention.value_length": 16}, "attention.value_length is 16; only"),
     "longrope": ("llama", scaling(type="longrope"), "rope.scaling.type is 'longrope'; supp"),
     "linear without factor": ("llama", scaling(type="linear"), "lacks llama.rope.scaling.factor"),
-    "yarn without factor": ("qwen3", scaling(type="yarn"), "lacks qwen3.rope.scaling.factor beside"),
+    "yarn without factor": ("qwen3", scaling(type="yarn"), "lacks qwen3.rope.scaling.factor"),
     "yarn of a Gemma": ("gemma2", YARN, "rope.scaling.type is 'yarn'; supported: none, linear"),
     "factor without type": ("llama", scaling(factor=4.0), "rope.scaling.factor is 4.0; it is not"),
     "factor of none": ("llama", scaling(type="none", factor=4.0), "rope.scaling.factor is 4.0"),
