@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.steps = 100
     config.batch = 64  # problems per step over all hosts
-    config.gap_limit = 0.1  # nats by which sampler and scorer may differ at any token
+    # Nats a token by which sampler and learner may differ on average in a turn; None: by dtype.
+    config.gap_limit = config_dict.placeholder(float)
 
     config.data = ConfigDict(  # keyword arguments of data.sources.load
         {
@@ -76,6 +77,8 @@ def get_config() -> ConfigDict:
             "normalise": False,
             "length_norm": "sum",  # sum, constant, sequence
             "clip": config_dict.placeholder(float),
+            # Of the learner's odds over the sampler's, by token; auto: 2 in bfloat16, else None.
+            "importance_cap": config_dict.FieldReference("auto", field_type=object),
         }
     )
     config.optimizer = ConfigDict(  # OptimizerConfig

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from score_jax import sharding
 from score_jax.base_model import load_chat, model_config
+from score_jax.mismatch import GAP_LIMITS
 from score_jax.model import lora
 from score_jax.model.decoder import Decoder, compute_params
 from score_jax.optimizer import make_optimizer
@@ -71,6 +72,12 @@ class Built:
     model_shardings: Params  # of the whole model, whatever is trained
     sample_shardings: Params
     gathered_shardings: Params  # between the two
+
+    @property
+    def gap_limit(self) -> float:
+        """Nats a token by which sampler and learner may differ on average."""
+        limit = self.settings.gap_limit
+        return GAP_LIMITS[self.decoder.config.dtype] if limit is None else limit
 
     def fresh(self, reference: Params) -> Params:
         """What training begins with: the base model, or an adapter that changes nothing."""
@@ -243,7 +250,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         update,
         decoder,
         optimizer,
-        objective=settings.objective,
+        objective=settings.objective.resolved(config.dtype),
         config=settings.learner,
         samples=settings.sampling.samples,
         branches=settings.sampling.branches,

@@ -63,8 +63,8 @@ def turn_mask(turn: Int[Array, "B T"], turns: int) -> Float[Array, "B R T"]:
 def sum_by_turn(
     values: Float[Array, "B T"], turn: Int[Array, "B T"], turns: int
 ) -> Float[Array, "B R"]:
-    """Sums per-token values over the tokens of each turn."""
-    return jnp.einsum("bt,brt->br", values, turn_mask(turn, turns))
+    """Sums per-token values over the tokens of each turn; no product, which a TPU would round."""
+    return jnp.sum(values[:, None, :] * turn_mask(turn, turns), axis=-1)
 
 
 def spread_to_tokens(values: Float[Array, "B R"], turn: Int[Array, "B T"]) -> Float[Array, "B T"]:

@@ -12,7 +12,8 @@ per turn to the end: one scalar for both would pay a policy to fail first.
 Source: arXiv:2409.12917, sections 4 and 5; docs/method.md derives what alpha does.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never, get_args
 
 import jax
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from score_jax.checks import NotNegative, Share, check_fields
+from score_jax.mismatch import IMPORTANCE_CAPS, ImportanceCap
 from score_jax.numerics import spread_to_tokens, sum_by_turn
 from score_jax.types import Episodes
 
@@ -41,6 +43,7 @@ class Objective:
     normalise: bool = False  # divide by the standard deviation of the unshaped advantages
     length_norm: LengthNorm = "sum"  # a turn's token losses: summed, / limit, / own length
     clip: float | None = None  # PPO clip range of the probability ratio; None: REINFORCE
+    importance_cap: ImportanceCap = None  # of learner / sampler, by token; "auto": by the dtype
 
     def __post_init__(self):
         check_fields(self, "objective")
@@ -51,6 +54,7 @@ class Objective:
             )
         if self.clip is not None and not 0 < self.clip < 1:
             raise ValueError(f"objective.clip is {self.clip}; set a value in (0, 1) or None")
+        self.check_importance_cap()
         for name, choices in (("kl", Kl), ("baseline", Baseline), ("length_norm", LengthNorm)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
@@ -58,10 +62,29 @@ class Objective:
                     f"choose one of {', '.join(get_args(choices))}"
                 )
 
+    def check_importance_cap(self) -> None:
+        """Checks that the cap lets a ratio of 1 pass.
+
+        Raises:
+          ValueError: it does not, or is no number.
+        """
+        cap = self.importance_cap
+        number = isinstance(cap, int | float) and not isinstance(cap, bool)
+        if cap not in (None, "auto") and not (number and math.isfinite(cap) and cap >= 1):
+            raise ValueError(
+                f"objective.importance_cap is {cap!r}; set a finite value >= 1, None or 'auto'"
+            )
+
     @property
     def turns(self) -> int:
         """Number of attempts per dialogue."""
         return len(self.reward_weights)
+
+    def resolved(self, dtype: str) -> "Objective":
+        """The objective of a decoder of this type: "auto" becomes a value."""
+        if self.importance_cap != "auto":
+            return self
+        return replace(self, importance_cap=IMPORTANCE_CAPS[dtype])
 
 
 def discounted(
@@ -214,6 +237,10 @@ def policy_loss(
 ) -> Float[Array, "B T"]:
     """The per-token loss whose gradient is the policy gradient.
 
+    Args:
+      old_logprobs: the learner's before the first update, not the sampler's: what rounding
+        puts between those two is not movement, and has a weight of its own.
+
     Source: arXiv:1707.06347, eq. 7, for the clipped form.
     """
     if objective.clip is None:
@@ -226,5 +253,9 @@ def policy_loss(
 def turn_log_ratio(
     episodes: Episodes, reference_logprobs: Float[Array, "B T"], turns: int
 ) -> Float[Array, "B R"]:
-    """Each turn's summed log pi(y) - log pi_ref(y) of the sampled tokens, in nats."""
+    """Each turn's summed log pi(y) - log pi_ref(y) of the sampled tokens, in nats.
+
+    Args:
+      episodes: with the learner's log-probabilities of the policy, as the reference's are.
+    """
     return sum_by_turn(episodes.logprobs - reference_logprobs, episodes.turn, turns)

@@ -192,7 +192,8 @@ class Settings:
     seed: Seed = 0
     steps: Count
     batch: Count  # problems per step over all hosts (rows for supervised training)
-    gap_limit: Positive = 0.1  # nats; sampler and scorer may differ by this much at any token
+    # Nats a token, mean over a turn; None: as compute.dtype has it.
+    gap_limit: NotNegative | None = None
     data: tuple[tuple[str, Any], ...] = ()
     practice: PracticeConfig = PracticeConfig()  # program "supervised" only
     tokenizer: TokenizerConfig

@@ -6,6 +6,7 @@ whole batch, so minibatches, microbatches and devices only cut it into parts.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from score_jax import numerics
 from score_jax.checks import Count, Decay, check_fields
+from score_jax.mismatch import gap_metrics, gap_sums, importance_weights
 from score_jax.model.decoder import Decoder
 from score_jax.objectives import (
     Objective,
@@ -123,17 +125,20 @@ def batch_loss(
     beta = numerics.spread_to_tokens(
         jnp.broadcast_to(jnp.asarray(objective.beta), episodes.rewards.shape), episodes.turn
     )
-    token_loss = policy_loss(objective, scores.logprobs, episodes.logprobs, batch.advantages)
-    loss = jnp.sum(batch.weights * (token_loss + beta * kl_loss))
+    before = batch.logprobs
+    if before is None:
+        before = jax.lax.stop_gradient(scores.logprobs)
+    importance, capped = importance_weights(before, episodes.logprobs, objective.importance_cap)
+    token_loss = policy_loss(objective, scores.logprobs, before, batch.advantages)
+    loss = jnp.sum(batch.weights * (importance * token_loss + beta * kl_loss))
 
-    own = episodes.turn > 0
-    gap = jnp.abs(scores.logprobs - episodes.logprobs) * own
+    turn, turns = episodes.turn, objective.turns
     return loss, {
         "loss": loss,
-        "kl": numerics.sum_by_turn(kl_estimate, episodes.turn, objective.turns).sum(0),
-        "entropy": numerics.sum_by_turn(scores.entropy, episodes.turn, objective.turns).sum(0),
-        "gap_max": gap.max(),
-        "gap_sum": gap.sum(),
+        "kl": numerics.sum_by_turn(kl_estimate, turn, turns).sum(0),
+        "entropy": numerics.sum_by_turn(scores.entropy, turn, turns).sum(0),
+        "capped": numerics.sum_by_turn(capped, turn, turns).sum(0),
+        **gap_sums(episodes.logprobs, before, turn, turns),
     }
 
 
@@ -200,11 +205,16 @@ def update(
 
     Returns:
       The new state, and metrics per turn: kl (nats per turn), entropy (nats per
-      token), return, advantage_std; logprob_gap/max and /mean between sampler and scorer
-      (of the first minibatch: later ones meet a moved policy).
+      token), return, advantage_std, mismatch.gap_metrics between sampler and learner.
     """
     turns = objective.turns
-    kl = turn_log_ratio(episodes, scores.logprobs, turns)
+    most = min(turns * turn_limit, episodes.tokens.shape[1])
+    before, kl = None, jnp.zeros_like(episodes.rewards)
+    if objective.kl == "reward" or config.minibatches > 1:  # needed before the loss finds them
+        policy = compose(state.params, reference_params)
+        score = partial(score_episodes, decoder, most=most, config=config, keep_hidden=False)
+        before = score(policy, episodes).logprobs
+        kl = turn_log_ratio(episodes.replace(logprobs=before), scores.logprobs, turns)
     running = running_mean(state.baseline, state.step, config.baseline_decay)
     advantages = turn_advantages(
         objective, episodes.rewards, kl, running, samples=samples, branches=branches
@@ -215,6 +225,7 @@ def update(
         advantages=numerics.spread_to_tokens(advantages, episodes.turn),
         # A minibatch's loss is a mean over its own rows.
         weights=token_weights(objective, episodes.turn, limit=turn_limit) * config.minibatches,
+        logprobs=before,
     )
 
     def loss(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -224,7 +235,7 @@ def update(
             reference_params,
             part,
             objective=objective,
-            most=min(turns * turn_limit, episodes.tokens.shape[1]),
+            most=most,
             chunk=config.chunk,
         )
 
@@ -246,7 +257,10 @@ def update(
         opt_state=opt_state,
         baseline=decay * state.baseline + (1 - decay) * returns,
     )
-    return state, summarise(sums, episodes, returns, advantages)
+    metrics = summarise(sums, episodes, returns, advantages)
+    if objective.importance_cap is None:
+        metrics = {k: v for k, v in metrics.items() if not k.startswith("importance_capped/")}
+    return state, metrics
 
 
 def summarise(
@@ -259,14 +273,16 @@ def summarise(
     rows, turns = episodes.rewards.shape
     lengths = numerics.sum_by_turn(jnp.ones(episodes.turn.shape), episodes.turn, turns)
     tokens = jnp.maximum(lengths.sum(0), 1.0)
-    minibatches = sums["loss"].shape[0]
+    whole = {  # over the minibatches
+        name: part.max(0) if name.endswith("_max") else part.sum(0) for name, part in sums.items()
+    }
     right = episodes.rewards >= 1.0
     first, last = right[:, 0], right[:, -1]
     metrics = {
         "loss": sums["loss"].mean(),
         "gradient_norm": sums["gradient_norm"].mean(),
-        "logprob_gap/max": sums["gap_max"][0],
-        "logprob_gap/mean": sums["gap_sum"][0] * minibatches / tokens.sum(),
+        "logprob_gap/max": whole["gap_max"].max(),
+        "logprob_gap/mean": whole["gap_sum"].sum() / tokens.sum(),
         "delta": last.mean() - first.mean(),
         "delta_i_to_c": (last & ~first).mean(),
         "delta_c_to_i": (first & ~last).mean(),
@@ -275,11 +291,13 @@ def summarise(
         "accuracy": right.mean(0),
         "reward": episodes.rewards.mean(0),
         "return": returns,
-        "kl": sums["kl"].sum(0) / rows,
-        "entropy": sums["entropy"].sum(0) / tokens,
+        "kl": whole["kl"] / rows,
+        "entropy": whole["entropy"] / tokens,
         "advantage_std": advantages.std(0),
         "length": lengths.mean(0),
         "truncated": episodes.truncated.mean(0),
+        "importance_capped": whole["capped"] / tokens,
+        **gap_metrics(whole, lengths.sum(0), rows),
     }
     for name, values in per_turn.items():
         for turn in range(turns):

@@ -75,6 +75,8 @@ class Batch(struct.PyTreeNode):
     scores: Scores
     advantages: Float[Array, "B T"]
     weights: Float[Array, "B T"]
+    # The learner's own, before the first update; None: as the loss finds them, at its only one.
+    logprobs: Float[Array, "B T"] | None = None
 
 
 class TrainState(struct.PyTreeNode):

@@ -235,6 +235,14 @@ def test_turn_log_ratio_sums_the_policys_tokens_only():
         ),
         ({"reward_weights": (1.0, float("inf"))}, r"objective.reward_weights is \(1.0, inf\)"),
         ({"clip": 0.0}, r"objective.clip is 0.0; set a value in \(0, 1\) or None"),
+        (
+            {"importance_cap": 0.5},
+            r"objective.importance_cap is 0.5; set a finite value >= 1, None",
+        ),
+        ({"importance_cap": float("nan")}, r"objective.importance_cap is nan"),
+        ({"importance_cap": float("inf")}, r"objective.importance_cap is inf"),
+        ({"importance_cap": "2"}, r"objective.importance_cap is '2'; .* or 'auto'"),
+        ({"importance_cap": True}, r"objective.importance_cap is True"),
         ({"kl": "k1"}, r"objective.kl is 'k1'; choose one of reward, exact, k2, k3"),
         ({"baseline": "mean"}, r"objective.baseline is 'mean'; choose one of none, running"),
         ({"length_norm": "token"}, r"objective.length_norm is 'token'; choose one of sum"),
@@ -243,3 +251,17 @@ def test_turn_log_ratio_sums_the_policys_tokens_only():
 def test_impossible_values_are_named_with_their_remedy(fields, message):
     with pytest.raises(ValueError, match=message):
         value(**fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "cap"),
+    [
+        ("auto", "float32", None),
+        ("auto", "bfloat16", 2.0),
+        (None, "bfloat16", None),
+        (3, "float32", 3),
+        (1.0, "bfloat16", 1.0),
+    ],
+)
+def test_the_importance_cap_is_what_was_set_or_else_the_dtypes(given, dtype, cap):
+    assert value(importance_cap=given).resolved(dtype).importance_cap == cap

@@ -183,7 +183,7 @@ def test_minibatches_are_updates_one_after_the_other():
         params = jax.tree.map(lambda p, g: p - rate * g, params, slope)
     state, metrics = run(clipped, rows, rate, minibatches=2)
     assert_close(state.params, params)
-    assert float(metrics["logprob_gap/max"]) < 1e-4  # of the first, where nothing has moved
+    assert float(metrics["logprob_gap/max"]) < 1e-4  # before the first, where nothing has moved
 
 
 def test_state_counts_steps_and_remembers_returns(whole):
@@ -242,6 +242,98 @@ def test_the_gap_metric_sees_a_sampler_that_lies():
     metrics = run(rows=rows.replace(logprobs=logprobs), chunk=3, microbatches=2)[1]
     assert float(metrics["logprob_gap/max"]) == pytest.approx(0.5, abs=1e-4)
     assert float(metrics["logprob_gap/mean"]) == pytest.approx(0.5 / 21, abs=1e-4)
+    means = [float(metrics[f"logprob_gap/mean/turn{turn}"]) for turn in (1, 2)]
+    assert means == pytest.approx([0.5 / 10, 0.0], abs=1e-4)  # row 2, place 4: of turn 1's 10
+
+
+LIES = np.log([0.25, 0.5, 0.8, 1.0, 1.25, 1.9, 2.5, 8.0])  # learner over sampler, log
+
+
+def lying():
+    """Dialogues whose sampler says other log-probabilities than the learner's."""
+    rows = episodes()
+    off = np.random.default_rng(5).choice(LIES, size=rows.turn.shape) * (np.asarray(rows.turn) > 0)
+    return rows.replace(logprobs=rows.logprobs - off), off
+
+
+def weighed_slope(rows, off, cap, advantages, part):
+    """Gradient of the plain policy gradient with each token weighed by hand."""
+    weight = np.minimum(np.exp(off), cap)[part][:, 1:]
+    owner = np.asarray(rows.turn)[part][:, 1:]
+    gain = np.where(owner == 1, advantages[part, :1], advantages[part, 1:]) * (owner > 0)
+
+    def loss(params):
+        logprobs = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens[part]))[:, :-1]
+        chosen = jnp.take_along_axis(logprobs, rows.tokens[part][:, 1:, None], -1)[..., 0]
+        return -jnp.sum(weight * gain * chosen) / len(part)
+
+    return jax.jit(jax.value_and_grad(loss))(random_params(MODEL))
+
+
+NO_KL = dataclasses.replace(STAGE_TWO, beta=(0.0, 0.0), kl="k2")
+RETURNS = np.stack([REWARDS[:, 0], 3 * REWARDS[:, 1] - 2 * REWARDS[:, 0]], 1)
+ADVANTAGES = RETURNS - RETURNS[[1, 0, 3, 2]]
+ALL = np.arange(4)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2], ids=["reinforce", "clip"])
+@pytest.mark.parametrize("cap", [1.0, 2.0, 100.0, None], ids=str)
+def test_importance_cap_weighs_each_tokens_loss(cap, clip):
+    """With a clip range too: what rounding moved is not what an update has moved."""
+    rows, off = lying()
+    objective = dataclasses.replace(NO_KL, importance_cap=cap, clip=clip)
+    state, metrics = run(objective, rows, chunk=3, microbatches=2)
+    by_hand = off if cap is not None else 0 * off
+    loss, slope = weighed_slope(rows, by_hand, cap or 1.0, ADVANTAGES, ALL)
+    assert_close(gradient(state), slope)
+    if clip is None:
+        assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
+    for turn in (1, 2):
+        share = (np.exp(off[np.asarray(rows.turn) == turn]) > (cap or np.inf)).mean()
+        name = f"importance_capped/turn{turn}"
+        assert (name in metrics) == (cap is not None)
+        assert float(metrics.get(name, share)) == pytest.approx(share)
+
+
+def test_later_minibatches_keep_the_weights_of_the_policy_before_the_first():
+    """Weighed by learner / sampler before any update, clipped by what updates have moved."""
+    rows, off = lying()
+    objective = dataclasses.replace(NO_KL, importance_cap=2.0, clip=0.2)
+    rate, params, owner = 0.05, random_params(MODEL), np.asarray(rows.turn)
+    before = np.asarray(rows.logprobs) + off
+
+    def loss(params, part):
+        logprobs = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens[part]))[:, :-1]
+        chosen = jnp.take_along_axis(logprobs, rows.tokens[part][:, 1:, None], -1)[..., 0]
+        ratio, weight = jnp.exp(chosen - before[part][:, 1:]), np.minimum(np.exp(off), 2.0)
+        total = 0.0
+        for turn in (1, 2):
+            gain = ADVANTAGES[part, turn - 1][:, None]
+            pessimist = jnp.minimum(ratio * gain, jnp.clip(ratio, 0.8, 1.2) * gain)
+            own = owner[part][:, 1:] == turn
+            total -= jnp.sum(jnp.where(own, weight[part][:, 1:] * pessimist, 0.0))
+        return total / len(part)
+
+    for part in ([0, 2], [1, 3]):
+        slope = jax.jit(jax.grad(partial(loss, part=np.array(part))))(params)
+        params = jax.tree.map(lambda p, g: p - rate * g, params, slope)
+    state, metrics = run(objective, rows, rate, minibatches=2)
+    assert_close(state.params, params)
+    own = owner > 0
+    assert float(metrics["logprob_gap/mean"]) == pytest.approx(np.abs(off[own]).mean(), abs=1e-4)
+
+
+def test_the_kl_in_the_return_is_the_learners_not_the_samplers():
+    objective = dataclasses.replace(STAGE_TWO, kl="reward")
+    rows, off = lying()
+    (honest, true), (state, metrics) = (
+        run(objective, x, microbatches=2) for x in (episodes(), rows)
+    )
+    for turn in (1, 2):
+        assert np.abs((off * (np.asarray(rows.turn) == turn)).sum(1)).max() > 0.5
+        name = f"return/turn{turn}"
+        assert float(metrics[name]) == pytest.approx(float(true[name]), abs=1e-5)
+    assert_close(state, honest)
 
 
 def test_rows_are_dealt_out_and_joined_again():

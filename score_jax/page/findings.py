@@ -23,7 +23,6 @@ FLAT = 0.01  # accuracy; a smaller delta is no self-correction
 TRUNCATED = 0.10  # share of attempts cut at the limit that bends lengths and rewards
 UNGRADED = 0.01  # share of timeouts and crashes above which they steer the training
 NO_SIGNAL = 0.02  # accuracy below which rewards teach nothing
-GAP_LIMIT = 0.1  # nats; used where the config states no gap_limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,17 +199,24 @@ def _training_collapse(stage: Stage) -> Iterator[Finding]:
 
 
 def _gap(stage: Stage) -> Iterator[Finding]:
-    limit = stage.config.get("gap_limit", GAP_LIMIT)
-    limit = limit if isinstance(limit, int | float) else GAP_LIMIT
-    gaps = np.asarray(stage.column("logprob_gap/max")[1])
-    if not len(gaps) or not np.nanmax(gaps, initial=0.0) > limit / 2:
+    limits = stage.column("logprob_gap/limit")[1]
+    gaps = {
+        turn: float(np.nanmax(stage.column(f"logprob_gap/trimmed/turn{turn}")[1], initial=0.0))
+        for turn in _turns(stage, "logprob_gap/trimmed")
+    }
+    if not limits or not gaps:
         return
-    worst = float(np.nanmax(gaps))
+    worst, turn = max((gap, turn) for turn, gap in gaps.items())
+    limit = limits[-1]
+    if not worst > limit / 2:
+        return
     yield Finding(
         level="alarm" if worst > limit else "note",
-        title=f"{stage_label(stage.name)}: sampler and scorer disagree by {worst:.2g} nats",
-        text=f"The limit is {limit:g} at any token. Beyond it the policy that is trained is not "
-        "the one that was sampled; compare precisions and attention kernels of both.",
+        title=f"{stage_label(stage.name)}: sampler and learner disagree by {worst:.2g} nats a "
+        f"token in turn {turn}",
+        text=f"On average, in the worst step; the limit is {limit:g}. Beyond it the policy that is "
+        "trained is not the one that was sampled: compare weights, positions, masks and precision "
+        "of both.",
     )
 
 

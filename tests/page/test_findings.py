@@ -38,7 +38,10 @@ HEALTHY = {
     "delta": 0.08,
     "truncated/turn1": 0.01,
     "truncated/turn2": 0.02,
-    "logprob_gap/max": 1e-5,
+    "logprob_gap/max": 0.4,  # one token; says nothing
+    "logprob_gap/trimmed/turn1": 0.01,
+    "logprob_gap/trimmed/turn2": 0.012,
+    "logprob_gap/limit": 0.05,
     "verdict/timeout": 0.0,
     "verdict/crashed": 0.0,
 }
@@ -136,12 +139,17 @@ def test_held_out_copies_and_harm_are_alarms():
     ]
 
 
-def test_logprob_gap_is_held_against_the_runs_own_limit():
-    rows = [HEALTHY] * 9 + [HEALTHY | {"logprob_gap/max": 0.03}]
-    assert titles(run_of(rows)) == []
-    close = titles(run_of(rows, config={"gap_limit": 0.05}))
-    assert close == [("note", "Stage II: sampler and scorer disagree by 0.03 nats")]
-    assert titles(run_of(rows, config={"gap_limit": 0.02}))[0][0] == "alarm"
+def test_each_turns_mean_gap_is_held_against_the_runs_own_limit():
+    def seen(**gap):
+        last = {f"logprob_gap/{name}": value for name, value in gap.items()}
+        return titles(run_of([HEALTHY] * 9 + [HEALTHY | last]))
+
+    close = "Stage II: sampler and learner disagree by 0.03 nats a token in turn 2"
+    assert seen() == [] == seen(max=7.0)
+    assert seen(**{"trimmed/turn2": 0.03}) == [("note", close)]
+    assert seen(**{"trimmed/turn2": 0.03, "limit": 0.1}) == []
+    assert seen(**{"trimmed/turn2": 0.03, "limit": 0.02}) == [("alarm", close)]
+    assert seen(**{"trimmed/turn1": 0.06})[0][1].endswith("by 0.06 nats a token in turn 1")
 
 
 def test_truncation_above_a_tenth_is_an_alarm_for_its_turn():
@@ -172,7 +180,7 @@ def test_alarms_come_before_notes():
 
 
 def test_nan_metrics_do_not_hide_or_raise_alarms():
-    rows = [HEALTHY | {"logprob_gap/max": math.nan, "answer_changed": math.nan}] * 10
+    rows = [HEALTHY | {"logprob_gap/trimmed/turn1": math.nan, "answer_changed": math.nan}] * 10
     assert titles(run_of(rows)) == []
 
 

@@ -1,0 +1,178 @@
+"""Faults planted between sampler and learner stop a run by the mean of the turn they touch.
+
+On the embedded model and dialogues that it draws, in both types: rounding alone never does.
+"""
+
+import dataclasses
+from functools import lru_cache, partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage2
+from score_jax import step
+from score_jax.build import Built, Program, build, load_reference
+from score_jax.data import sources
+from score_jax.mismatch import gap_metrics, gap_sums
+from score_jax.model.decoder import Decoder, forward
+from score_jax.model.lora import LoraConfig, init_lora, merge
+from score_jax.rollout import encode_prompts
+from score_jax.scoring import score_tokens
+from score_jax.settings import parse
+from score_jax.train import Stage, TrainingError
+from tests.chains import train
+from tests.tiny_stages import lines
+
+TYPES = ("float32", "bfloat16")
+
+
+@lru_cache
+def drawn(dtype):
+    """A stage's programs, the base model, and 128 dialogues of two turns that it drew."""
+    config = stage2.get_config()
+    config.batch = 32
+    config.compute.dtype = dtype
+    built = build(parse(config))
+    settings, params = built.settings, load_reference(built)
+    problems = sources.load(**dict(settings.data))[:32]
+    prompts = encode_prompts(
+        built.chat, built.task, np.arange(32), problems, settings.sampling.prompt_limit
+    )
+    sample = built.sample(settings.sampling, 2)
+    key = jax.random.key(1)
+    return built, params, sample(built.for_sampling(params), built.to_global(prompts), key)
+
+
+def scored(decoder, params, episodes, positions=None):
+    """The learner's log-probabilities, at other positions if given."""
+    positions = jnp.arange(episodes.tokens.shape[1]) if positions is None else positions
+    positions = jnp.broadcast_to(positions, episodes.tokens.shape)
+    hidden, _ = forward(decoder, params, episodes.tokens, positions)
+    return score_tokens(decoder, params, hidden, episodes, most=100, chunk=128).logprobs
+
+
+def checked(dtype, learner):
+    """Checks a step whose learner has these log-probabilities, as training does."""
+    built, _, episodes = drawn(dtype)
+    sums = jax.jit(gap_sums, static_argnums=3)(episodes.logprobs, learner, episodes.turn, 2)
+    tokens = jnp.stack([(episodes.turn == turn).sum() for turn in (1, 2)]).astype(jnp.float32)
+    values = {"loss": 0.0, "gradient_norm": 0.0}
+    for name, of_turns in gap_metrics(sums, tokens, len(episodes.tokens)).items():
+        values |= {f"{name}/turn{turn}": float(x) for turn, x in enumerate(of_turns, 1)}
+    stage = SimpleNamespace(built=built, last_saved=lambda: "nothing is saved")
+    stage.gap_remedy = partial(Stage.gap_remedy, stage)
+    Stage.check(stage, 3, values)
+    return values
+
+
+def learner(dtype, *, positions=None, change=lambda params: params, **fields):
+    """Scores of a learner whose model, parameters or positions are not the sampler's."""
+    built, params, episodes = drawn(dtype)
+    decoder = Decoder(dataclasses.replace(built.decoder.config, **fields))
+    score = Program(jax.jit(partial(scored, decoder)), built.mesh)
+    return score(change(params), episodes, positions)
+
+
+def shifted(dtype):
+    """Positions that are one too high from where turn 2 begins."""
+    turn = drawn(dtype)[2].turn
+    return jnp.arange(turn.shape[1]) + (jnp.cumsum(turn == 2, axis=1) > 0)
+
+
+def moved_by_adapter(params, dtype):
+    """The base with an adapter that the sampler has not heard of."""
+    built, config = drawn(dtype)[0], LoraConfig(rank=4)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    boxed = jax.eval_shape(built.decoder.init, jax.random.key(0), tokens, tokens)["params"]
+    fresh = jax.tree.map(lambda x: x.value, init_lora(jax.random.key(2), boxed, config),
+                         is_leaf=lambda x: hasattr(x, "value"))  # fmt: skip
+    noisy = jax.tree.map(lambda x: x + 0.01 * jax.random.normal(jax.random.key(3), x.shape), fresh)
+    return merge(params, noisy, config)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rounding_alone_stops_nothing(dtype):
+    values = checked(dtype, learner(dtype))
+    limit = drawn(dtype)[0].gap_limit
+    for turn in (1, 2):
+        assert values[f"logprob_gap/mean/turn{turn}"] < limit / 4
+
+
+def test_in_bfloat16_single_tokens_are_far_beyond_the_limit():
+    """Which is why no token's gap may stop a run."""
+    values = checked("bfloat16", learner("bfloat16"))
+    assert values["logprob_gap/max/turn1"] > drawn("bfloat16")[0].gap_limit
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_one_lying_token_stops_nothing(dtype):
+    scores = learner(dtype)
+    at = tuple(np.argwhere(np.asarray(drawn(dtype)[2].turn) == 2)[7])
+    values = checked(dtype, scores.at[at].add(-40.0))
+    assert values["logprob_gap/max/turn2"] == pytest.approx(40.0, abs=0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_token_that_is_not_finite_stops_the_run(value):
+    at = tuple(np.argwhere(np.asarray(drawn("bfloat16")[2].turn) == 2)[7])
+    with pytest.raises(TrainingError, match=r"step 3: .* nan nats a token in turn 2"):
+        checked("bfloat16", learner("bfloat16").at[at].set(value))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("fault", ["rope", "positions", "window", "adapter"])
+def test_a_planted_fault_stops_the_run_by_its_own_turns_mean(fault, dtype):
+    layers = drawn(dtype)[0].decoder.config.layers
+    base = drawn(dtype)[0].decoder.config.rope_base
+    last = tuple(layer == layers - 1 for layer in range(layers))
+    plant = {
+        "rope": {"rope_base": 10 * base},
+        "positions": {"positions": shifted(dtype)},
+        "window": {"window": 32, "local_layers": last},  # turn 1 ends before it bites
+        "adapter": {"change": lambda params: moved_by_adapter(params, dtype)},
+    }
+    turn = {"rope": 1, "positions": 2, "window": 2, "adapter": 1}[fault]
+    limit = drawn(dtype)[0].gap_limit
+    message = rf"differ by .* nats a token in turn {turn}, more than config.gap_limit {limit};"
+    with pytest.raises(TrainingError, match=message):
+        checked(dtype, learner(dtype, **plant[fault]))
+
+
+def test_the_advice_names_a_field_that_exists_and_helps():
+    scores = learner("bfloat16").at[:].add(-0.2)
+    with pytest.raises(TrainingError, match=r"Use compute.dtype='float32': .* may be raised"):
+        checked("bfloat16", scores)
+    config = stage2.get_config()
+    config.compute.dtype, config.gap_limit = "float32", 0.3
+    assert build(parse(config)).gap_limit == 0.3
+    with pytest.raises(TrainingError, match=r"They compute two policies, which is a fault; raise"):
+        checked("float32", learner("float32") - 0.2)
+
+
+def test_a_run_whose_learner_turns_otherwise_stops_at_its_first_step(tmp_path, cache, monkeypatch):
+    real = step.hidden_states
+
+    def turned(decoder, *rest):
+        return real(Decoder(dataclasses.replace(decoder.config, rope_base=1e5)), *rest)
+
+    monkeypatch.setattr(step, "hidden_states", turned)
+    with pytest.raises(TrainingError, match=r"step 1: sampler and scorer differ by .* in turn \d"):
+        train(tmp_path)
+
+
+def test_a_run_that_samples_from_a_stale_adapter_stops(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(Built, "policy", lambda self, trained, reference: reference)
+    with pytest.raises(TrainingError, match=r"step 2: sampler and scorer differ by .* in turn \d"):
+        train(tmp_path, lora__rank=2)
+    assert len(lines(tmp_path / "stage1/metrics.jsonl")) == 1  # an adapter that changed nothing
+
+
+def test_a_run_in_bfloat16_goes_to_its_end(tmp_path, cache):
+    train(tmp_path, compute__dtype="bfloat16", evaluation__problems=4)
+    rows = lines(tmp_path / "stage1/metrics.jsonl")
+    assert len(rows) == 6
+    assert all(row["logprob_gap/limit"] == 0.03 for row in rows)
+    assert all(0 <= row[f"importance_capped/turn{turn}"] < 0.05 for row in rows for turn in (1, 2))
