@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict
 
-from score_jax.checks import Count, Natural, Positive, Seed, Share, check_fields
+from score_jax.checks import Count, Natural, NotNegative, Positive, Seed, Share, check_fields
 from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.model.lora import LoraConfig
 from score_jax.objectives import Objective

@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, com
 
 
 def test_a_gap_between_sampler_and_scorer_stops_the_run(copy, compiled):
-    message = r"step 5: sampler and scorer differ by .* in turn 1, .* config.gap_limit 0.0; the last .* step 4"
+    message = r"step 5: sampler and scorer differ by .* in turn 1, .* 0.0; the last .* step 4"
     with pytest.raises(TrainingError, match=message):
         train(copy, "stage2", steps=6, gap_limit=0.0)
     assert len(lines(copy / "stage2/metrics.jsonl")) == 4

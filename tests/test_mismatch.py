@@ -105,7 +105,7 @@ def test_weights_are_the_learners_odds_over_the_samplers_up_to_the_cap():
 
 
 def test_without_a_cap_all_weights_are_one():
-    turn, sampler, learner = drawn(scale=1.0)
+    _, sampler, learner = drawn(scale=1.0)
     weights, capped = mismatch.importance_weights(jnp.asarray(learner), jnp.asarray(sampler), None)
     assert (np.asarray(weights) == 1).all() and not np.asarray(capped).any()
 
