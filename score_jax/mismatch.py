@@ -23,7 +23,7 @@ from score_jax.numerics import k3, sum_by_turn, turn_mask
 ImportanceCap = float | Literal["auto"] | None
 
 # By the decoder's type. docs/method.md has the gaps of sound and of faulty runs, as measured.
-GAP_LIMITS: dict[str, float] = {"float32": 0.001, "bfloat16": 0.03}  # nats a token
+GAP_LIMITS: dict[str, float] = {"float32": 0.001, "bfloat16": 0.05}  # nats a token
 IMPORTANCE_CAPS: dict[str, float | None] = {"float32": None, "bfloat16": 2.0}
 TAIL = 0.001  # share of tokens above the 99.9th percentile
 EDGES = np.geomspace(1e-7, 10.0, 8 * 24 + 1, dtype=np.float32)  # nats; steps of 10%

@@ -31,18 +31,17 @@ TYPES = ("float32", "bfloat16")
 
 @lru_cache
 def drawn(dtype):
-    """A stage's programs, the base model, and 128 dialogues of two turns that it drew."""
+    """A stage's programs, the base model, and 256 dialogues of two turns that it drew."""
     config = stage2.get_config()
-    config.batch = 32
     config.compute.dtype = dtype
     built = build(parse(config))
     settings, params = built.settings, load_reference(built)
-    problems = sources.load(**dict(settings.data))[:32]
+    problems = sources.load(**dict(settings.data))[:64]
     prompts = encode_prompts(
-        built.chat, built.task, np.arange(32), problems, settings.sampling.prompt_limit
+        built.chat, built.task, np.arange(64), problems, settings.sampling.prompt_limit
     )
     sample = built.sample(settings.sampling, 2)
-    key = jax.random.key(1)
+    key = jax.random.fold_in(jax.random.key(1), 0)
     return built, params, sample(built.for_sampling(params), built.to_global(prompts), key)
 
 
@@ -174,5 +173,5 @@ def test_a_run_in_bfloat16_goes_to_its_end(tmp_path, cache):
     train(tmp_path, compute__dtype="bfloat16", evaluation__problems=4)
     rows = lines(tmp_path / "stage1/metrics.jsonl")
     assert len(rows) == 6
-    assert all(row["logprob_gap/limit"] == 0.03 for row in rows)
+    assert all(row["logprob_gap/limit"] == 0.05 for row in rows)
     assert all(0 <= row[f"importance_capped/turn{turn}"] < 0.05 for row in rows for turn in (1, 2))
