@@ -73,8 +73,8 @@ def gap_metrics(
 
     Returns:
       mean; trimmed, the mean of all tokens but the worst, by which a run is stopped; p99.9,
-      the percentile to within 10%; max; and kl, an estimate of KL(sampler || learner) of a
-      whole turn.
+      the percentile to within 10% below 10 nats; max; and kl, an estimate of
+      KL(sampler || learner) of a whole turn.
     """
     total, largest = sums["gap_sum"], sums["gap_max"]
     within = sums["gap_above"] <= TAIL * tokens[:, None]  # R E, False then True
