@@ -128,7 +128,9 @@ def batch_loss(
     before = batch.logprobs
     if before is None:
         before = jax.lax.stop_gradient(scores.logprobs)
-    importance, capped = importance_weights(before, episodes.logprobs, objective.importance_cap)
+    cap = objective.importance_cap
+    assert cap != "auto", "an objective is resolved before it is built into a program"
+    importance, capped = importance_weights(before, episodes.logprobs, cap)
     token_loss = policy_loss(objective, scores.logprobs, before, batch.advantages)
     loss = jnp.sum(batch.weights * (importance * token_loss + beta * kl_loss))
 

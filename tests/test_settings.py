@@ -139,9 +139,9 @@ WRONG = {
     "too many turns": ("evaluation.turns", 11, r"evaluation\.turns is 11; set 1 to 10"),
     "empty batches": ("evaluation.batch", 0, r"evaluation\.batch is 0; set at least 1"),
     "odd heads": ("model.kv_heads", 3, r"model\.heads is 2; set a multiple of model\.kv_heads 3"),
-    "negative gap": ("gap_limit", -0.1, r"config\.gap_limit is -0\.1; set a finite value >= 0 or None"),
+    "negative gap": ("gap_limit", -0.1, r"config\.gap_limit is -0\.1; set a finite value >= 0"),
     "boundless gap": ("gap_limit", float("inf"), r"config\.gap_limit is inf; .* or None"),
-    "no gap": ("gap_limit", float("nan"), r"config\.gap_limit is nan; set finite"),
+    "no gap": ("gap_limit", float("nan"), r"config\.gap_limit is nan; set a finite"),
     "no learning": ("optimizer.learning_rate", 0.0, r"learning_rate is 0\.0; set a value > 0"),
 }
 
