@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
             "careful_at_last": 0.12,
             "settling": 0.2,  # share of the steps that end with the latter
             "right": 0.25,  # share of right first attempts; wrong ones are not learnt
+            "weight_noise": 0.0,  # random step before each gradient, of each tensor's norm
         }
     )
     config.tokenizer = ConfigDict({"source": "embedded", "chat": "plain"})  # TokenizerConfig

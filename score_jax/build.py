@@ -257,7 +257,15 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         turn_limit=settings.sampling.turn_limit,
         compose=adapter.attach if adapter else all_trained,
     )
-    imitate = partial(supervised_update, decoder, optimizer, config=settings.learner, most=most)
+    imitate = partial(
+        supervised_update,
+        decoder,
+        optimizer,
+        config=settings.learner,
+        most=most,
+        noise=settings.practice.weight_noise,
+        seed=settings.seed,
+    )
     built = Built(
         settings=settings,
         mesh=mesh,

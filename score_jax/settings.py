@@ -176,6 +176,8 @@ class PracticeConfig:
     careful_at_last: Share = 0.12  # the same while habits settle
     settling: Share = 0.2  # share of the steps, at the end, over which they do
     right: Share = 0.25  # share of first attempts that are right, and learnt
+    # Of each tensor's norm: the random step at whose end gradients are taken, for a wide optimum
+    weight_noise: Share = 0.0
 
     def __post_init__(self):
         check_fields(self, "practice")

@@ -130,6 +130,11 @@ WRONG = {
         2,
         r"learner\.minibatches is 2; .* set objective\.clip, or minibatches to 1",
     ),
+    "a step beyond the weights": (
+        "practice.weight_noise",
+        1.5,
+        r"practice\.weight_noise is 1\.5; set a value in 0\.\.1",
+    ),
     "never saved": ("checkpoint.every", 0, r"checkpoint\.every is 0; set at least 1"),
     "unknown choice": (
         "checkpoint.select",

@@ -1,40 +1,75 @@
 """Supervised training follows the cross-entropy of the tokens that are to be learnt."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from score_jax.step import LearnerConfig
-from score_jax.supervised import supervised_update
+from score_jax.supervised import random_move, supervised_update
 from score_jax.types import TrainState
 from tests.test_step import DECODER, LIMIT, assert_close, episodes, gradient
 from tests.tiny import MODEL, random_params, row_logits
 
 
-def test_supervised_update_follows_the_mean_cross_entropy():
-    rows, params = episodes(), random_params(MODEL)
+@jax.jit
+def loss(params, rows):
+    logprobs = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens))[:, :-1]
+    chosen = jnp.take_along_axis(logprobs, rows.tokens[:, 1:, None], -1)[..., 0]
+    own = rows.turn[:, 1:] > 0
+    return -jnp.sum(jnp.where(own, chosen, 0.0)) / 21
 
-    def loss(params):
-        logprobs = jax.nn.log_softmax(row_logits(MODEL)(params, rows.tokens))[:, :-1]
-        chosen = jnp.take_along_axis(logprobs, rows.tokens[:, 1:, None], -1)[..., 0]
-        own = rows.turn[:, 1:] > 0
-        return -jnp.sum(jnp.where(own, chosen, 0.0)) / 21
 
-    value, slope = jax.jit(jax.value_and_grad(loss))(params)
+def updated(params, rows, *, step=0, **options):
+    """The state and metrics after one update by a learning rate of 1."""
     sgd = optax.sgd(1.0)
     state = TrainState(
-        step=jnp.array(0), params=params, opt_state=sgd.init(params), baseline=jnp.zeros(2)
+        step=jnp.array(step), params=params, opt_state=sgd.init(params), baseline=jnp.zeros(2)
     )
     config = LearnerConfig(microbatches=2, chunk=3)
-    new, metrics = jax.jit(
-        lambda state, rows: supervised_update(
-            DECODER, sgd, state, rows, config=config, most=2 * LIMIT
-        )
-    )(state, rows)
+    update = partial(supervised_update, DECODER, sgd, config=config, most=2 * LIMIT, **options)
+    return jax.jit(update)(state, rows)
+
+
+def test_supervised_update_follows_the_mean_cross_entropy():
+    rows, params = episodes(), random_params(MODEL)
+    value, slope = jax.value_and_grad(loss)(params, rows)
+    new, metrics = updated(params, rows)
     assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-5)
     assert_close(gradient(new), slope)
     assert int(new.step) == 1
+
+
+def test_noise_takes_the_gradient_a_step_away_and_leaves_the_weights_where_they_are():
+    rows, params = episodes(), random_params(MODEL)
+    key = jax.random.fold_in(jax.random.key(5), 3)  # seed, step
+    value, slope = jax.value_and_grad(loss)(random_move(params, key, 0.1), rows)
+    assert abs(float(value) - float(loss(params, rows))) > 0.01
+    new, metrics = updated(params, rows, step=3, noise=0.1, seed=5)
+    assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-5)
+    assert_close(gradient(new), slope)  # from params, not from where the gradient was taken
+
+
+def test_each_tensor_moves_by_its_share_and_on_its_own():
+    rng = np.random.default_rng(0)
+    sizes = {"small": 0.01, "large": 30.0, "wide": 1.0}
+    tensors = {name: size * rng.normal(size=(40, 50)) for name, size in sizes.items()}
+    moved = random_move(tensors, jax.random.key(0), 0.02)
+    steps = {name: np.asarray(moved[name]) - tensors[name] for name in tensors}
+    for name, step in steps.items():
+        share = np.linalg.norm(step) / np.linalg.norm(tensors[name])
+        assert share == pytest.approx(0.02, rel=0.07)  # 2,000 draws: 1.6% standard deviation
+    directions = [step.ravel() / np.linalg.norm(step) for step in steps.values()]
+    assert np.allclose(directions @ np.transpose(directions), np.eye(3), atol=0.1)
+
+
+def test_no_step_is_no_step():
+    tensors = {"a": jnp.ones((3, 2)), "b": jnp.zeros(4)}
+    moved = random_move(tensors, jax.random.key(0), 0.0)
+    assert all(np.array_equal(moved[name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize("field", ["microbatches", "minibatches", "chunk"])
