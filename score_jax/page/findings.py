@@ -201,7 +201,7 @@ def _training_collapse(stage: Stage) -> Iterator[Finding]:
 def _gap(stage: Stage) -> Iterator[Finding]:
     limits = stage.column("logprob_gap/limit")[1]
     gaps = {
-        turn: float(np.nanmax(stage.column(f"logprob_gap/trimmed/turn{turn}")[1], initial=0.0))
+        turn: float(np.fmax.reduce(stage.column(f"logprob_gap/trimmed/turn{turn}")[1], initial=0))
         for turn in _turns(stage, "logprob_gap/trimmed")
     }
     if not limits or not gaps:
