@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from score_jax import sharding
@@ -257,15 +258,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         turn_limit=settings.sampling.turn_limit,
         compose=adapter.attach if adapter else all_trained,
     )
-    imitate = partial(
-        supervised_update,
-        decoder,
-        optimizer,
-        config=settings.learner,
-        most=most,
-        noise=settings.practice.weight_noise,
-        seed=settings.seed,
-    )
+    imitate = supervised_function(settings, decoder, optimizer, most)
     built = Built(
         settings=settings,
         mesh=mesh,
@@ -288,6 +281,21 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     )
     check_lengths(built)
     return built
+
+
+def supervised_function(
+    settings: Settings, decoder: Decoder, optimizer: optax.GradientTransformation, most: int
+) -> Callable:
+    """The update of supervised training: (state, episodes) -> state, metrics."""
+    return partial(
+        supervised_update,
+        decoder,
+        optimizer,
+        config=settings.learner,
+        most=most,
+        noise=settings.practice.weight_noise,
+        seed=settings.seed,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -323,7 +324,11 @@ def recall(path: Path) -> dict[str, Any]:
 
 
 def note(path: Path, found: dict[str, Any]) -> None:
-    """Remembers what was found, beside what was known."""
+    """Remembers what was found, beside what was known.
+
+    Where that can't be written the next run looks again: nothing is lost but time.
+    """
     known = recall(path)
     if any(key not in known for key in found):
-        write_json(path, known | found)
+        with suppress(OSError):
+            write_json(path, known | found)

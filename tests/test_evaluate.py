@@ -161,7 +161,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
             asked.append({problem.id for problem, _ in items})
             return self.pool.submit(task, items, cut)
 
-    with chain.open_pool(built, problems) as pool:
+    with chain.open_pool(built) as pool:
 
         def run(grader, kept=None):
             options = {"sampling": sampling, "step": 0, "kept": kept}

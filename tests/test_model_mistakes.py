@@ -14,6 +14,7 @@ from tests.tiny_stages import FILE, refuse
 gguf = pytest.importorskip("gguf")
 REAL = [  # a model and the tokenizer beside it
     "--config=configs/stage1.py", "--config.tokenizer.source=", "--config.tokenizer.chat=chatml",
+    "--config.sampling.prompt_limit=64",
 ]  # fmt: skip
 REFUSED = {  # flags, and what stderr says in one line, with exit code 2
     "more pieces than embeddings": (

@@ -88,7 +88,7 @@ def moved_by_adapter(params, dtype):
     boxed = jax.eval_shape(built.decoder.init, jax.random.key(0), tokens, tokens)["params"]
     fresh = jax.tree.map(lambda x: x.value, init_lora(jax.random.key(2), boxed, config),
                          is_leaf=lambda x: hasattr(x, "value"))  # fmt: skip
-    noisy = jax.tree.map(lambda x: x + 0.01 * jax.random.normal(jax.random.key(3), x.shape), fresh)
+    noisy = jax.tree.map(lambda x: x + 0.03 * jax.random.normal(jax.random.key(3), x.shape), fresh)
     return merge(params, noisy, config)
 
 
