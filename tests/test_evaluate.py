@@ -65,8 +65,9 @@ def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
     if turns == 1:
         assert not greedy.get("delta")
         return
-    gained = sum(d["rewards"][-1] >= 1 > d["rewards"][0] for d in dialogues)
-    lost = sum(d["rewards"][0] >= 1 > d["rewards"][-1] for d in dialogues)
+    # From turn 1 to turn 2, however many follow (metrics.measure).
+    gained = sum(d["rewards"][1] >= 1 > d["rewards"][0] for d in dialogues)
+    lost = sum(d["rewards"][0] >= 1 > d["rewards"][1] for d in dialogues)
     assert greedy["delta"]["value"] == pytest.approx((gained - lost) / 5)
     assert built.settings.objective.turns == 2  # trained for two, measured over more
 
