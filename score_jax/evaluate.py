@@ -116,9 +116,10 @@ def one_batch(
       params: of `Built.for_sampling`.
       batch: problems that are drawn at once; where there are fewer, rows are filled up.
     """
-    own = [places[row] for row in own_rows(built.mesh, batch) if row < len(places)]
+    rows_here = own_rows(built.mesh, batch)
+    own = [places[row] for row in rows_here if row < len(places)]
     part = [problems[place] for place in own]
-    missing = len(own_rows(built.mesh, batch)) - len(own)
+    missing = len(rows_here) - len(own)
     prompts = encode_prompts(
         built.chat,
         task,

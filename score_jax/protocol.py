@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from score_jax.build import Built
+from score_jax.identity import of_problems
 from score_jax.records import Problem
 from score_jax.sampling import SamplingConfig
 
@@ -34,7 +35,7 @@ def describe(built: Built, problems: Sequence[Problem], sampling: SamplingConfig
     found: dict[str, Any] = {
         "task": task.name,
         "problems": len(problems),
-        "contents": digest(problem.contents() for problem in problems),
+        "contents": of_problems(problems),
         "prompts": digest(chat.encode_prompt(task.ask(problem)) for problem in problems),
         "chat": built.settings.tokenizer.chat,
         "instruction": task.instruction,
