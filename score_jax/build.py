@@ -4,7 +4,8 @@ Training, evaluation and planning all run what is built here.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -43,13 +44,23 @@ class Program:
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs it."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+        with self.traced():
             return self.jitted(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
         """Lowers it for shapes instead of arrays."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+        with self.traced():
             return self.jitted.lower(*arguments)
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        """What holds while it is traced; float32 factors outside the model are float32 too."""
+        with (
+            jax.set_mesh(self.mesh),
+            nn.logical_axis_rules(self.rules),
+            jax.default_matmul_precision("highest"),
+        ):
+            yield
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from score_jax.model.config import ModelConfig
-from score_jax.model.layers import RmsNorm, rotate, soft_cap, vector, weight
+from score_jax.model.layers import RmsNorm, product, rotate, soft_cap, vector, weight
 
 KeysValues = tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]
 Cached = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         shape = (config.width, heads, config.head_dim)
         axes = ("embed", axis, "head_dim")
         matrix = weight(self, name, shape, axes, config.width, x.dtype)
-        y = jnp.einsum("BTD,DNH->BTNH", x, matrix)
+        y = product("BTD,DNH->BTNH", x, matrix)
         if config.qkv_bias:
             size = heads * config.head_dim
             bias = vector(self, f"{name}_bias", size, (axis,), 0.0)
@@ -86,14 +86,14 @@ class Attention(nn.Module):
             scores = jnp.concatenate([old, scores], axis=-1)  # B K G T S+T
         probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         block = x.shape[1]
-        mixed = jnp.einsum("BKGTS,BKSH->BTKGH", probs[..., -block:], value)
+        mixed = product("BKGTS,BKSH->BTKGH", probs[..., -block:], value)
         if cached is not None:
-            mixed += jnp.einsum("BKGTS,BKSH->BTKGH", probs[..., :-block], cached[1])
+            mixed += product("BKGTS,BKSH->BTKGH", probs[..., :-block], cached[1])
         heads = mixed.reshape(*x.shape[:2], config.heads, config.head_dim)
         shape = (config.heads, config.head_dim, config.width)
         fan_in = config.heads * config.head_dim
         out = weight(self, "out", shape, ("heads", "head_dim", "embed"), fan_in, x.dtype)
-        return jnp.einsum("BTNH,NHD->BTD", heads, out), (key, value)
+        return product("BTNH,NHD->BTD", heads, out), (key, value)
 
     def scores(
         self, query: Array, key: Array, mask: Bool[Array, "B T S"]
@@ -102,8 +102,6 @@ class Attention(nn.Module):
         config = self.config
         scale = config.query_scale or config.head_dim**-0.5
         grouped = query.reshape(*query.shape[:2], config.kv_heads, -1, config.head_dim)
-        logits = jnp.einsum(
-            "BTKGH,BKSH->BKGTS", grouped * scale, key, preferred_element_type=jnp.float32
-        )
+        logits = product("BTKGH,BKSH->BKGTS", grouped * scale, key, jnp.float32)
         logits = soft_cap(logits, config.attention_cap)
         return jnp.where(mask[:, None, None], logits, -1e30)

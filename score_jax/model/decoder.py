@@ -20,6 +20,7 @@ from score_jax.model.layers import (
     RmsNorm,
     layer_frequencies,
     layer_magnitudes,
+    product,
     soft_cap,
     weight,
 )
@@ -158,9 +159,7 @@ def vocabulary_logits(
     """
     between = (None,) * (hidden.ndim - 2)
     hidden = with_logical_constraint(hidden, ("logit_batch", *between, "embed_out"))
-    logits = jnp.einsum(
-        "...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    logits = product("...D,VD->...V", hidden, table.astype(hidden.dtype), jnp.float32)
     logits = with_logical_constraint(logits, ("logit_batch", *between, "vocab_out"))
     return soft_cap(logits, config.logit_cap)
 

@@ -1,0 +1,97 @@
+"""What the programs ask of TPUs and GPUs, read from what is lowered for them."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from score_jax.build import build
+from score_jax.model import lora
+from score_jax.model.decoder import Decoder
+from score_jax.model.layers import product
+from tests.chains import links
+from tests.tiny import GEMMA, MODEL, random_params, rows_of
+
+PLATFORMS = ("tpu", "cuda")
+DOT = re.compile(r"stablehlo\.dot_general.*?: \((.*?)\) -> (\S+)")
+
+
+def dots(text):
+    """(line, types of the factors, type of the result) of each product."""
+    found = []
+    for line in text.splitlines():
+        if match := DOT.search(line):
+            factors = set(re.findall(r"x(bf16|f32)>", match[1]))
+            found.append((line, factors, re.findall(r"x(bf16|f32)>", match[2])[0]))
+    return found
+
+
+def lowered(config, dtype, platform):
+    """A gradient through the whole decoder."""
+    decoder = Decoder(dataclasses.replace(config, dtype=dtype))
+    tokens = jnp.zeros((2, 8), jnp.int32)
+
+    def loss(params):
+        positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
+        hidden, _ = decoder.apply({"params": params}, tokens, positions)
+        return jnp.square(decoder.apply({"params": params}, hidden, method="logits")).sum()
+
+    exported = export.export(jax.jit(jax.grad(loss)), platforms=[platform])
+    return exported(random_params(config)).mlir_module()
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("config", [MODEL, GEMMA], ids=["llama", "gemma"])
+def test_float32_means_float32(config, platform):
+    found = dots(lowered(config, "float32", platform))
+    assert len(found) > 20
+    for line, factors, result in found:
+        assert factors == {"f32"} and result == "f32"
+        assert "precision = [HIGHEST, HIGHEST]" in line
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("config", [MODEL, GEMMA], ids=["llama", "gemma"])
+def test_bfloat16_is_multiplied_at_its_own_price(config, platform):
+    """Nothing is asked for at float32's; logits come out as float32."""
+    found = dots(lowered(config, "bfloat16", platform))
+    assert len(found) > 20
+    assert not [line for line, *_ in found if "HIGHEST" in line]
+    wide = [line for line, factors, result in found if factors == {"bf16"} and result == "f32"]
+    assert len(wide) >= 2  # attention's logits and the vocabulary's
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_outside_the_model_is_float32_too(dtype):
+    """The adapter's product, and the optimiser's."""
+    fields = {"compute__dtype": dtype, "lora__rank": 2, "optimizer__kind": "muon"}
+    built = build(links(**fields)[-1].settings)
+    base = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
+    adapter = jax.eval_shape(built.init_adapter.jitted)
+    rows = rows_of([([3, 1, 2, 0, 7, 8, 2, 0], [0, 1, 1, 1, 0, 0, 2, 2])] * 8, 2)
+    with built.score.traced():
+        scores = jax.eval_shape(built.score.jitted, base, rows)
+        # For a TPU: where a CPU lacks products of bfloat16, its factors are made float32 before.
+        merge = built.merge.jitted.trace(base, adapter).lower(lowering_platforms=("tpu",))
+        traced = built.update.jitted.trace(built.abstract_state(), base, rows, scores)
+        update = traced.lower(lowering_platforms=("tpu",))
+    for program in (merge, update):
+        found = [line for line, factors, _ in dots(program.as_text()) if factors == {"f32"}]
+        assert found and not [line for line in found if "HIGHEST" not in line]
+
+
+def test_sums_of_bfloat16_products_keep_small_terms():
+    """256 and 64 ones: in bfloat16, with steps of 2 above 256, ones would be lost."""
+    row = jnp.asarray([[256.0, *[1.0] * 64]], jnp.bfloat16)
+    got = product("ij,kj->ik", row, jnp.ones((1, 65), jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16 and float(got[0, 0]) == 320.0
+
+
+def test_an_adapters_product_is_exact():
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    got = jax.vmap(lora.multiply)(a, b.swapaxes(1, 2))
+    np.testing.assert_allclose(got, a @ b.swapaxes(1, 2), rtol=1e-5, atol=1e-6)
