@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
         {
             "kind": "adam",  # or "muon"
             "adam_share": 0.2,  # of muon's learning rate, for what Adam updates beside it
-            "learning_rate": 4e-4,
+            "learning_rate": 2e-4,
             "schedule": "constant",  # constant, cosine, linear
             "warmup": 5,  # updates; the first has a fifth of the rate
             "b1": 0.9,

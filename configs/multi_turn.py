@@ -4,8 +4,8 @@ The reward of the second attempt is credited to the tokens of both attempts alik
 (gamma = 1), as a trainer that sees one episode with one reward does.
 
 Run:     python -m score_jax.main --config=configs/multi_turn.py
-Expect:  on the embedded task it learns to correct too, at the cost of its first attempt;
-         at a rate of 1e-4 it copies, as the paper saw on MATH (docs/results.md).
+Expect:  on the embedded task it learns to correct too; at a rate of 1e-4 it copies its
+         first attempt, as the paper saw on MATH (docs/results.md).
 Source:  arXiv:2409.12917, section 4; as many steps and samples as both stages.
 """
 

@@ -19,10 +19,8 @@ def get_config(preset: str = "") -> ConfigDict:
     config.name = "stage2"
     config.parent = "configs/stage1.py"
     config.steps = 40
-    # Rate and first beta are the embedded model's (docs/embedded_task.md): at 2e-4 and the
-    # paper's 0.01, which the presets of published models keep, its first attempt suffers.
-    config.optimizer.learning_rate = 1e-4
     config.objective.reward_weights = (1.0, 1.0)
+    # The embedded model's (docs/embedded_task.md); presets of published models keep the paper's.
     config.objective.beta = (0.05, 0.01)
     config.objective.alpha = 10.0
     return presets.apply(config, preset)
