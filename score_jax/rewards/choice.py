@@ -1,6 +1,7 @@
 """Reads the letter of a multiple-choice answer; a response that hedges has none."""
 
 import re
+from functools import lru_cache
 
 from score_jax.records import Grade, Problem
 from score_jax.rewards import plain
@@ -23,6 +24,7 @@ _OTHER = re.compile(  # another letter behind the first one
 SHORTEST = 4  # characters that may stand alone, without a marker: "(B)."
 
 
+@lru_cache(maxsize=4096)
 def letter(answer: str) -> str | None:
     r"""Returns the letter of an answer such as `B`, `(b)`, `B. Battery`, `\text{(B)}`, or None."""
     answer = plain.peel(plain.characters(answer).rstrip("!"))

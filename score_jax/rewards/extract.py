@@ -8,7 +8,7 @@ the answer ("The answer is correct.") states none, nor does an answer that is de
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from score_jax.rewards import plain
 from score_jax.rewards.statement import Marker, Reading, read
@@ -47,6 +47,7 @@ _SEPARATOR = re.compile(
 _EMPTY_LINES = re.compile(r"(?:[ \t>*_]*\n|[ \t>]*(?:-{3,}|={3,})[ \t]*\n)+")
 _BULLET = re.compile(r"[ \t>]*(?:(?:[-*+•]|\d+[.)])[ \t]+(?=\S))?")
 _OPENED = {"$$": "$$", r"\[": r"\]", "```": "\n```"}
+_OPENING_OF = re.compile(r"\$\$|\\\[|```")
 _WORDED = re.compile(r"(?:\\(?:text|textbf|mbox|mathrm)\s*\{)?[A-Za-z][A-Za-z ,.'-]+\}?")
 _QUOTED = re.compile(
     r"(?:\bnot|\binstead of|\brather than|\b(?:I|we|it) (?:wrote|said|gave|got|had|stated|claimed)"
@@ -59,8 +60,7 @@ _OLD = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Statement:
+class Statement(NamedTuple):
     """One place where a response states an answer, or seems to."""
 
     start: int  # of the marker or box
@@ -109,8 +109,8 @@ def _box(text: str, match: re.Match) -> Statement | None:
 
 def _marker(text: str, named: re.Match) -> tuple[int, Marker] | None:
     """Where a marker ends, and its kind; None if an answer is only spoken of."""
-    end = named.end()
-    if text[named.start() - 1 : named.start()].isalpha():  # unanswer
+    start, end = named.span()
+    if text[start - 1 : start].isalpha():  # unanswer
         return None
     if named[1] is None:
         return None if _STEP.match(text, end) else (end, "hashes")
@@ -119,7 +119,7 @@ def _marker(text: str, named: re.Match) -> tuple[int, Marker] | None:
         return verb.end(), "verb"
     if named[1] not in ("answer", "ans", "result"):
         return None
-    before = text[text.rfind("\n", 0, named.start()) + 1 : named.start()]
+    before = text[text.rfind("\n", 0, start) + 1 : start]
     if named[1] == "result" and not _OPENING.search(before):
         return None
     line_end, alone = _LINE_END.match(text, end), _ALONE.match(before)
@@ -145,11 +145,11 @@ def _behind(text: str, marker_end: int) -> tuple[int, int, bool]:
         start = bullet.end()
     while text[start : start + 1] in (" ", "\t"):
         start += 1
-    for opening, closing in _OPENED.items():
-        if text.startswith(opening, start):
-            end = text.find(closing, start + len(opening))
-            if end >= 0:
-                return start, end + len(closing), bool(below)
+    if opened := _OPENING_OF.match(text, start):
+        closing = _OPENED[opened.group()]
+        end = text.find(closing, opened.end())
+        if end >= 0:
+            return start, end + len(closing), bool(below)
     end = text.find("\n", start)
     return start, len(text) if end < 0 else end, bool(below)
 

@@ -50,6 +50,14 @@ _SHARE = re.compile(
     r"|(?P<basispoint>‱|bps?\b|basis points?\b)",
     re.IGNORECASE,
 )
+_BARE = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # of another script
+_FRACTIONS = re.compile("[½¼¾⅐-⅞]")
+_WORDS_OF_LATEX = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}")
+_FRAC = re.compile(r"\\(?:d|t|c)frac")
+_GAPS = re.compile(r"\\[,;: ]|~|\\quad")
+_LOSS = re.compile(rf"\(\s*({_DIGITS})(\s*[a-zA-Z%]*)\s*\)\s*(.*)")
+_SIGN = re.compile(r"[+-]\s*")
 _NAMED = re.compile(r"[a-zA-Z][a-zA-Z_ ]*[=≈]\s*|[=≈~]\s*")
 
 
@@ -88,19 +96,20 @@ def parse(text: str) -> Quantity | None:
     Args:
       text: the whole answer; words before the number are not allowed, words after are its unit.
     """
-    if re.search(r"(?![0-9])\d", text):
-        return None  # other scripts' digits
-    text = re.sub("[½¼¾⅐-⅞]", _written_out, plain.characters(text))
-    text = text.replace("–", "-").replace("{,}", ",").replace(r"\!", "").strip()
-    text = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"\\(?:d|t|c)frac", r"\\frac", text)
-    text = re.sub(r"\\[,;: ]|~|\\quad", " ", text)
-    money = bool(_CURRENCY.search(text) or _MONEY.search(text))
-    text = _CURRENCY.sub("", text).strip()
-    loss = re.fullmatch(rf"\(\s*({_DIGITS})(\s*[a-zA-Z%]*)\s*\)\s*(.*)", text)
+    if _BARE.fullmatch(text) and len(text) <= LONGEST_NUMBER:  # most gold answers
+        return Quantity(value=Fraction(text))
+    if not text.isascii():
+        if _OTHER_DIGIT.search(text):
+            return None
+        text = _FRACTIONS.sub(_written_out, text)
+    text = _without_latex(plain.characters(text))
+    text, currencies = _CURRENCY.subn("", text)
+    money = bool(currencies or _MONEY.search(text))
+    text = text.strip()
+    loss = _LOSS.fullmatch(text)
     if loss and len(loss[1]) > 1:  # (1) is a number in parentheses, (1,234) a loss
         text = f"-{loss[1]}{loss[2]} {loss[3]}"
-    sign = re.match(r"[+-]\s*", text)
+    sign = _SIGN.match(text)
     body = text[sign.end() :] if sign else text
     for pattern, read in ((_RATIO, _ratio), (_POWER, _decimal), (_DECIMAL, _decimal)):
         match = pattern.match(body)
@@ -112,6 +121,14 @@ def parse(text: str) -> Quantity | None:
             negative = sign is not None and sign.group().startswith("-")
             return _with_unit(-value if negative else value, body[match.end() :], money=money)
     return None
+
+
+def _without_latex(text: str) -> str:
+    """The number without LaTeX's words and gaps; its fractions stay."""
+    text = text.replace("–", "-").replace("{,}", ",").replace(r"\!", "").strip()
+    if "\\" in text or "~" in text:
+        text = _GAPS.sub(" ", _FRAC.sub(r"\\frac", _WORDS_OF_LATEX.sub(r" \1 ", text)))
+    return text
 
 
 def _written_out(match: re.Match) -> str:

@@ -1,8 +1,7 @@
 """Reads what stands behind a marker: where the answer ends, and whether it is one."""
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from score_jax.rewards import plain
 
@@ -67,8 +66,7 @@ _OPTION = re.compile(r"[(\[]?\s*[A-Za-z]\s*[)\].:]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What was made of a text behind a marker."""
 
     answer: str
