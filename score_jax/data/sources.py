@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from score_jax.checks import Natural, Seed, unmet
 from score_jax.data import jsonl, mixture, packaged
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
@@ -56,6 +57,9 @@ def load(
             f"data.first_attempts is {first_attempts!r}; every attempt is sampled so far: leave "
             "it out"
         )
+    for field, hint, value in (("count", Natural, count), ("seed", Seed, seed)):
+        if demand := unmet(hint, value):
+            raise ValueError(f"data.{field} is {value!r}; set {demand}")
     problems: Sequence[Problem]
     if source == "mixture":
         problems = _mix(parts, task=task, seed=seed)

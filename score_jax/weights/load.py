@@ -9,6 +9,7 @@ little else is in memory, so that the buffer in flight never tops the finished t
 """
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,12 +118,18 @@ def model_config(source: str) -> ModelConfig:
     if config.tied_embeddings and holds_weights(path):
         tensors = SafetensorsFolder(path)
         if differing_head(tensors):
-            hosts.say(
-                f"{path}: its {HEAD} differs from the embeddings and is used, although "
-                "tie_word_embeddings is true"
-            )
+            tell_head(path)
             config = replace(config, tied_embeddings=False)
     return config
+
+
+@cache  # a run reads its config many times
+def tell_head(path: Path) -> None:
+    """Says once of a folder that its unembedding is not the embedding, whatever its config says."""
+    hosts.say(
+        f"{path}: its {HEAD} differs from the embeddings and is used, although "
+        "tie_word_embeddings is true"
+    )
 
 
 def load_tokenizer(source: str) -> Tokenizer:

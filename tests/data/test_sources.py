@@ -80,6 +80,24 @@ def test_an_unknown_source_is_refused():
 
 @needs_package
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("count", -1),
+        ("count", 2.5),
+        ("count", "all"),
+        ("count", True),
+        ("seed", -1),
+        ("seed", 2**70),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name(field, value):
+    for source in ("procedural", "words"):
+        with pytest.raises(ValueError, match=rf"^data.{field} is .*; set ") as told:
+            sources.load(source=source, **{field: value})
+        assert repr(value) in str(told.value)
+
+
+@pytest.mark.parametrize(
     ("name", "split", "size"),
     [
         ("math", "train", 4500),

@@ -155,6 +155,8 @@ def test_an_output_table_that_differs_is_used_and_that_is_said(name, folder, cap
     assert re.search(
         "lm_head.weight differs from the embeddings and is used", capsys.readouterr().out
     )
+    load.model_config(str(folder))
+    assert not capsys.readouterr().out  # said once, however often a run reads its config
     np.testing.assert_array_equal(load.load_params(str(folder), config)["unembedding"], head)
     with pytest.raises(ValueError, match=r"tied_embeddings is True, but the lm_head.weight of"):
         load.load_params(str(folder), tied)
