@@ -20,7 +20,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.parent = "configs/stage1.py"
     config.steps = 40
     config.objective.reward_weights = (1.0, 1.0)
-    # The embedded model's (docs/embedded_task.md); presets of published models keep the paper's.
+    # Chosen on validation, docs/results.md; presets of published models keep the paper's.
     config.objective.beta = (0.05, 0.01)
     config.objective.alpha = 10.0
     return presets.apply(config, preset)
