@@ -78,7 +78,6 @@ def test_an_unknown_source_is_refused():
         sources.load(source="sql")
 
 
-@needs_package
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -97,6 +96,7 @@ def test_a_number_out_of_range_is_refused_by_name(field, value):
         assert repr(value) in str(told.value)
 
 
+@needs_package
 @pytest.mark.parametrize(
     ("name", "split", "size"),
     [
