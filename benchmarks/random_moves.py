@@ -6,7 +6,7 @@ all 836 validation problems, where the weights stand and after random moves of o
 Gaussian directions over all weights alike ("all"), or each tensor by the same share of its
 own norm ("each tensor").
 
-    python -m benchmarks.random_moves            # 1.2% of the norm, as far as Stage I goes
+    python -m benchmarks.random_moves            # 1.2% of the norm, about as far as RL goes
     python -m benchmarks.random_moves 0.03 40    # another length, more draws
 """
 

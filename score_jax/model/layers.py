@@ -55,6 +55,11 @@ def product(equation: str, x: Array, y: Array, out: Any = None) -> Array:
     return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=out or x.dtype)
 
 
+def adapter_product(a: Array, b: Array) -> Array:
+    """The product of an adapter's halves, in float32 on every backend."""
+    return jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
 def weight(
     module: nn.Module,
     name: str,
@@ -77,8 +82,7 @@ def weight(
     value = module.param(name, boxed, shape, jnp.float32)
     if module.has_variable("params", name + LORA_A):
         down = module.get_variable("params", name + LORA_A)
-        up = module.get_variable("params", name + LORA_B)
-        value += jnp.tensordot(down, up, axes=1, precision=jax.lax.Precision.HIGHEST)
+        value += adapter_product(down, module.get_variable("params", name + LORA_B))
     return value if dtype is None else gather(value.astype(dtype), axes)
 
 

@@ -22,10 +22,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jaxtyping import Array
 
 from score_jax.checks import Count, Positive, check_fields
-from score_jax.model.layers import LORA_A, LORA_B
+from score_jax.model.layers import LORA_A, LORA_B, adapter_product
 from score_jax.types import Params
 
 # Targets, and how many of their axes (behind that of layers) the input has.
@@ -97,14 +96,9 @@ def merge(base: Params, adapter: Params, config: LoraConfig) -> Params:
     """The base with the adapter added: a plain tree of the base's shape."""
     tree, pairs = flat(base), flat(adapter)
     for path in {path[:-1] for path in pairs}:
-        delta = jax.vmap(multiply)(pairs[*path, "a"], pairs[*path, "b"])  # over layers
+        delta = jax.vmap(adapter_product)(pairs[*path, "a"], pairs[*path, "b"])  # over layers
         tree[path] = tree[path] + (config.scale * delta).astype(tree[path].dtype)
     return traverse_util.unflatten_dict(tree)
-
-
-def multiply(a: Array, b: Array) -> Array:
-    """The product of an adapter's halves, in float32 on every backend."""
-    return jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
 def flat(tree: Params) -> dict[Path, Any]:

@@ -47,7 +47,7 @@ _SEPARATOR = re.compile(
 _EMPTY_LINES = re.compile(r"(?:[ \t>*_]*\n|[ \t>]*(?:-{3,}|={3,})[ \t]*\n)+")
 _BULLET = re.compile(r"[ \t>]*(?:(?:[-*+•]|\d+[.)])[ \t]+(?=\S))?")
 _OPENED = {"$$": "$$", r"\[": r"\]", "```": "\n```"}
-_OPENING_OF = re.compile(r"\$\$|\\\[|```")
+_OPENING_OF = re.compile("|".join(map(re.escape, _OPENED)))
 _WORDED = re.compile(r"(?:\\(?:text|textbf|mbox|mathrm)\s*\{)?[A-Za-z][A-Za-z ,.'-]+\}?")
 _QUOTED = re.compile(
     r"(?:\bnot|\binstead of|\brather than|\b(?:I|we|it) (?:wrote|said|gave|got|had|stated|claimed)"

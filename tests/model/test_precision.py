@@ -10,9 +10,8 @@ import pytest
 from jax import export
 
 from score_jax.build import build
-from score_jax.model import lora
 from score_jax.model.decoder import Decoder
-from score_jax.model.layers import product
+from score_jax.model.layers import adapter_product, product
 from tests.chains import links
 from tests.tiny import GEMMA, MODEL, random_params, rows_of
 
@@ -93,5 +92,5 @@ def test_sums_of_bfloat16_products_keep_small_terms():
 
 def test_an_adapters_product_is_exact():
     a, b = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
-    got = jax.vmap(lora.multiply)(a, b.swapaxes(1, 2))
+    got = jax.vmap(adapter_product)(a, b.swapaxes(1, 2))
     np.testing.assert_allclose(got, a @ b.swapaxes(1, 2), rtol=1e-5, atol=1e-6)
