@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
+from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
 from score_jax import hosts, terminal
@@ -246,6 +247,16 @@ def tell(error: BaseException) -> None:
     print(f"{hosts.label()}error: {one_line(error)}{note}", file=sys.stderr, flush=True)
 
 
+def memory_error(error: BaseException) -> RuntimeError:
+    """What to change where a device has no room for a program or its arrays."""
+    advised = RuntimeError(
+        f"the device's memory is full ({one_line(error)}); the update takes less with a larger "
+        "learner.microbatches and with compute.remat=full, sampling with fewer batch x "
+        "sampling.samples, measuring with a smaller evaluation.batch"
+    )
+    return advised.with_traceback(error.__traceback__)
+
+
 def is_ours(error: BaseException) -> bool:
     """Whether this package raised an error itself, rather than a library that it called."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -287,6 +298,11 @@ def run() -> None:
     except HostLost as error:
         tell(error)
         hosts.leave(error.code)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        tell(memory_error(error))
+        hosts.leave(2)
     except OSError as error:
         if error.errno in DISK_FULL:
             error = StorageError(f"{error}; make room and run the same command again")

@@ -6,7 +6,9 @@ import os
 import re
 import resource
 
+import jax.numpy as jnp
 import pytest
+from jax.errors import JaxRuntimeError
 
 from score_jax import main
 from score_jax.build import build
@@ -323,3 +325,21 @@ def test_a_defect_of_ours_is_not_called_a_mistake(monkeypatch, capsys):
         main.run()
     assert end.value.code == 1
     assert "a.jsonl'; make room and run the same command again" in capsys.readouterr().err
+
+
+def test_a_full_device_says_what_to_change(monkeypatch, capsys):
+    """An array of a petabyte; other errors of the runtime are no such thing."""
+    monkeypatch.setattr(main.app, "run", lambda *_, **__: jnp.zeros(2**50, jnp.int8))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the device's memory is full (RESOURCE_EXHAUSTED: Out of memory")
+    assert "learner.microbatches" in told and "compute.remat=full" in told
+
+    def fail(*_, **__):
+        raise JaxRuntimeError("INTERNAL: x")
+
+    monkeypatch.setattr(main.app, "run", fail)
+    with pytest.raises(JaxRuntimeError, match="INTERNAL"):
+        main.run()
