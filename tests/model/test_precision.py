@@ -53,6 +53,32 @@ def test_float32_means_float32(config, platform):
         assert "precision = [HIGHEST, HIGHEST]" in line
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [MODEL, GEMMA], ids=["llama", "gemma"])
+def test_a_gpus_float32_is_a_cpus(config):
+    """Logits and gradients; products in TF32 would be off by some 3e-4. JAX_PLATFORMS=cuda,cpu."""
+    decoder = Decoder(dataclasses.replace(config, dtype="float32"))
+    tokens = jax.random.randint(jax.random.key(1), (4, 64), 0, config.vocab_size)
+    positions = jnp.broadcast_to(jnp.arange(64), (4, 64))
+
+    def logits(params):
+        hidden, _ = decoder.apply({"params": params}, tokens, positions)
+        return decoder.apply({"params": params}, hidden, method="logits")
+
+    def loss(params):
+        return jnp.square(logits(params)).mean()
+
+    run = jax.jit(lambda params: (logits(params), jax.grad(loss)(params)))
+    found = {}
+    for platform in ("cpu", "gpu"):
+        with jax.default_device(jax.devices(platform)[0]):
+            found[platform] = jax.tree.leaves(run(random_params(config)))
+    for here, there in zip(found["cpu"], found["gpu"], strict=True):
+        assert {device.platform for device in there.devices()} == {"gpu"}
+        wrong = np.linalg.norm(np.asarray(here) - np.asarray(there))
+        assert wrong <= 2e-5 * np.linalg.norm(np.asarray(here))
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("config", [MODEL, GEMMA], ids=["llama", "gemma"])
 def test_bfloat16_is_multiplied_at_its_own_price(config, platform):
