@@ -213,9 +213,18 @@ def load(folder: Path) -> Tokenizer:
     """
     if (path := folder / JSON_FILE).is_file():
         model = read_json(path).get("model")
-        if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocab, dict | list) or not vocab:
             raise ValueError(f"{path} has no model with a vocab; fetch it again")
-        return JsonTokenizer(read_text(path))
+        try:
+            return JsonTokenizer(read_text(path))
+        except ValueError:
+            raise
+        except Exception as error:  # the library's errors have no class of their own
+            raise ValueError(
+                f"{path} is damaged, or of a newer kind than the installed tokenizers library "
+                f"knows ({error}); fetch it again or update the library"
+            ) from error
     if (path := folder / SENTENCEPIECE_FILE).is_file():
         check_fetched(path)
         try:

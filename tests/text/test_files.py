@@ -49,6 +49,20 @@ TOKENIZERS = {
     "cut": ("tokenizer.json", b'{"model": {"vocab": {"a"', "tokenizer.json is cut short"),
     "other": ("tokenizer.json", b'{"a": 1}', "tokenizer.json has no model with a vocab"),
     "list": ("tokenizer.json", b'{"model": []}', "tokenizer.json has no model with a vocab"),
+    "no vocabulary": ("tokenizer.json", b'{"model": {"vocab": {}}}', "has no model with a vocab"),
+    **{
+        name: ("tokenizer.json", json.dumps(content).encode(), "tokenizer.json is damaged")
+        for name, content in {
+            "no ids": {"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}},
+            "lost merge": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}},
+            "merges of a wrong type": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": 7}},
+            "unknown model": {"model": {"type": "New", "vocab": {"a": 0}}},
+            "unknown splits": {
+                "pre_tokenizer": {"type": "New"},
+                "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+            },
+        }.items()
+    },
     "pointer to pieces": ("tokenizer.model", POINTER, "tokenizer.model is a git-lfs pointer"),
     "no pieces": ("tokenizer.model", b"", "tokenizer.model is empty"),
     "broken pieces": ("tokenizer.model", b"\n\x05abc", "tokenizer.model is no SentencePiece"),
