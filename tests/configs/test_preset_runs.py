@@ -104,7 +104,6 @@ def shrunken(model, task, folder):
     config.model = ConfigDict(dataclasses.asdict(small))
     config.weights.source, config.tokenizer.source = "random", str(folder)
     config.compute.dtype = "bfloat16"
-    config.gap_limit = 10.0  # the rule itself has tests of its own
     config.steps, config.batch, config.data.count = 1, 2, 4
     config.sampling.update({"samples": 2, "turn_limit": 8, "prompt_limit": 4096})
     config.learner.microbatches = 2
