@@ -91,10 +91,12 @@ def shrunken(model, task, folder):
     config = stage1.get_config(f"{model}_{task}")
     tokenizer = make(FAMILIES.get(config.tokenizer.chat, "chatml"))
     tokenizer.save(folder)
+    whole = by_hub_id(HUB_IDS[model])
     small = dataclasses.replace(
-        by_hub_id(HUB_IDS[model]),
+        whole,
         vocab_size=tokenizer.vocab_size,
         layers=2,
+        local_layers=whole.local_layers[4:6],  # of Gemma's, a local and a global one
         width=32,
         heads=2,
         kv_heads=1,
