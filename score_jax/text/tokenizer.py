@@ -87,15 +87,25 @@ class SentencePieceTokenizer:
 class JsonTokenizer:
     """A Hugging Face `tokenizer.json`, run by the tokenizers library."""
 
-    def __init__(self, content: str):
-        """Args: content: the text of the file."""
+    def __init__(self, content: str, path: str = JSON_FILE):
+        """Takes the text of a file, and its name for what has to be said of it.
+
+        Raises:
+          ValueError: the library is not installed, or can't read the text.
+        """
         # Not in every install: the extra [hf] brings it.
         try:
             from tokenizers import Tokenizer as Engine
         except ImportError as error:
             raise ValueError(f"{JSON_FILE} needs the extra: pip install score_jax[hf]") from error
         self.content = content
-        self.engine = Engine.from_str(content)
+        try:
+            self.engine = Engine.from_buffer(content.encode())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged, or of a newer kind than the installed tokenizers library "
+                f"knows ({error}); fetch it again or update the library"
+            ) from error
         self.engine.no_truncation()
         self.engine.no_padding()
         self.engine.encode_special_tokens = True  # markers inside a text stay text
@@ -216,15 +226,7 @@ def load(folder: Path) -> Tokenizer:
         vocab = model.get("vocab") if isinstance(model, dict) else None
         if not isinstance(vocab, dict | list) or not vocab:
             raise ValueError(f"{path} has no model with a vocab; fetch it again")
-        try:
-            return JsonTokenizer(read_text(path))
-        except ValueError:
-            raise
-        except Exception as error:  # the library's errors have no class of their own
-            raise ValueError(
-                f"{path} is damaged, or of a newer kind than the installed tokenizers library "
-                f"knows ({error}); fetch it again or update the library"
-            ) from error
+        return JsonTokenizer(read_text(path), str(path))
     if (path := folder / SENTENCEPIECE_FILE).is_file():
         check_fetched(path)
         try:
