@@ -250,7 +250,8 @@ def test_the_gap_metric_sees_a_sampler_that_lies():
     assert means == pytest.approx([0.5 / 10, 0.0], abs=1e-4)  # row 2, place 4: of turn 1's 10
 
 
-LIES = np.log([0.25, 0.5, 0.8, 1.0, 1.25, 1.9, 2.5, 8.0])  # learner over sampler, log
+# Learner over sampler, log; none lies at a cap that is tried, where rounding would decide.
+LIES = np.log([0.25, 0.5, 0.8, 0.98, 1.02, 1.25, 1.9, 2.5, 8.0])
 
 
 def lying():
@@ -281,7 +282,7 @@ ALL = np.arange(4)
 
 
 @pytest.mark.parametrize("clip", [None, 0.2], ids=["reinforce", "clip"])
-@pytest.mark.parametrize("cap", [1.5, 2.0, 100.0, None], ids=str)
+@pytest.mark.parametrize("cap", [1.0, 2.0, 100.0, None], ids=str)
 def test_importance_cap_weighs_each_tokens_loss(cap, clip):
     """With a clip range too: what rounding moved is not what an update has moved."""
     rows, off = lying()
