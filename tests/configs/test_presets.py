@@ -45,6 +45,17 @@ def test_the_parent_gets_the_same_preset():
     assert config.tokenizer.chat == "gemma"
 
 
+@pytest.mark.parametrize("stage", [stage1, stage2, single_turn, multi_turn])
+def test_long_turns_are_recomputed(stage):
+    """What their attention takes fits no device; an override still has the last word."""
+    found = {task: parse(stage.get_config(f"gemma2_2b_{task}")).compute for task in presets.TASKS}
+    assert {task for task, compute in found.items() if compute.remat == "full"} == {"math", "code"}
+    config = stage.get_config("gemma2_2b_math")
+    config.compute.remat = "dots"
+    assert parse(config).compute.remat == "dots"
+    assert stage.get_config("gemma2_2b_code").compute.remat == "full"  # of its own
+
+
 def test_the_papers_numbers_are_in():
     first = presets.apply(stage1.get_config(), "gemma2_2b_math")
     second = presets.apply(stage2.get_config(), "gemma2_2b_math")

@@ -83,6 +83,25 @@ def test_remat_changes_no_gradient(variables, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, plain)
 
 
+def test_remat_keeps_less_for_the_backward_pass():
+    """Nothing of the layers; then the products of weights, but no attention; then all of it."""
+    config = replace(CONFIG, layers=4, window=None, local_layers=None)
+    tokens = jnp.zeros((4, 64), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(64), tokens.shape)
+
+    def kept(remat):
+        def loss(params):
+            decoder = Decoder(replace(config, remat=remat))
+            return jnp.sum(decoder.apply({"params": params}, tokens, positions)[0] ** 2)
+
+        params = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, positions)
+        compiled = jax.jit(jax.grad(loss)).lower(params["params"]).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    attention = 4 * 4 * config.heads * 64 * 64 * 4  # bytes: of all layers, rows and heads
+    assert kept("full") < kept("dots") < kept("none") - attention / 2
+
+
 def test_a_block_is_written_at_each_rows_own_place():
     cache = Cache(keys=jnp.zeros((2, 2, 1, 5, 1)), values=jnp.zeros((2, 2, 1, 5, 1)))
     block = jnp.arange(8.0).reshape(2, 2, 1, 2, 1) + 1
