@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from configs import common
-from score_jax.build import Built, build, load_reference
-from score_jax.data import procedural
+from score_jax.data import equations
 from score_jax.records import Problem
-from score_jax.rollout import encode_prompts
-from score_jax.settings import parse
+from score_jax.rl.rollout import encode_prompts
+from score_jax.stages.build import Built, build, load_reference
+from score_jax.stages.settings import parse
 from score_jax.types import Params
 
 
@@ -68,7 +68,7 @@ def main(share: float = 0.012, draws: int = 20) -> None:
     config = common.get_config()
     config.name = "random_moves"
     built = build(parse(config))
-    problems = list(procedural.problems("equations", "validation", 0, 0))
+    problems = list(equations.problems("equations", "validation", 0, 0))
     params = jax.device_get(load_reference(built))
     measure = first_attempts(built, problems)
     start = measure(params)

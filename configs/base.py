@@ -4,10 +4,10 @@ Skills: to solve equations in one go as well as it can, to check any guess, and 
 from a check. Then, from those, a wide optimum: gradients are taken a random step of the
 weights away while the learning rate falls a second time, so that whatever moves the weights
 later does not harm by itself; and the habit of repeating the first attempt settles. The
-weights ship in score_jax/embedded/equations, so nothing runs this unless asked to.
+weights ship in score_jax/model/weights/bundled/equations, so nothing runs this unless asked to.
 
 Run:     python -m score_jax.main --config=configs/base.py
-Then:    cp runs/base/base/embedded/* score_jax/embedded/equations/
+Then:    cp runs/base/base/embedded/* score_jax/model/weights/bundled/equations/
 Expect:  greedy accuracy about 0.51 at both turns, copying; see docs/embedded_task.md.
 """
 

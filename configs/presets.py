@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_jax.model.presets import HUB_IDS
+from score_jax.model.published import HUB_IDS
 
 MODELS = {  # name: chat format, task when none is named
     "smollm2_135m": ("smollm2", "words"),

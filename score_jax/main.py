@@ -25,15 +25,16 @@ from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
-from score_jax import hosts, terminal
-from score_jax.chain import run_mode
-from score_jax.checkpoint import StorageError
-from score_jax.handoff import Link
-from score_jax.plan import run_plan
-from score_jax.settings import parse
-from score_jax.signals import Interrupted
-from score_jax.train import TrainingError
-from score_jax.watchdog import HostLost, Watchdog
+from score_jax.distributed import processes
+from score_jax.distributed.signals import Interrupted
+from score_jax.distributed.watchdog import HostLost, Watchdog
+from score_jax.planning.command import run_plan
+from score_jax.stages.chain import run_mode
+from score_jax.stages.checkpoint import StorageError
+from score_jax.stages.handoff import Link
+from score_jax.stages.settings import parse
+from score_jax.stages.train import TrainingError
+from score_jax.text import terminal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:preset] of the stage to reach")
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/<config name>")
@@ -207,7 +208,7 @@ def main(_: list[str]) -> None:
     overrides = config_flags.get_override_values(flag) | nulls(sys.argv)
     links = resolve_chain(CONFIG.value, overrides, path)
     if MODE.value in OVER_HOSTS:
-        hosts.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watch:
         run_mode(
             MODE.value,
@@ -240,11 +241,11 @@ def tell(error: BaseException) -> None:
     """Prints one line; the traceback goes beside the run, if that has begun."""
     note = ""
     with suppress(OSError, flags.Error):  # no run, or no room
-        path = workdir() / hosts.own_file("traceback.txt")
+        path = workdir() / processes.own_file("traceback.txt")
         if path.parent.is_dir():
             path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             note = f" (traceback in {path})"
-    print(f"{hosts.label()}error: {one_line(error)}{note}", file=sys.stderr, flush=True)
+    print(f"{processes.label()}error: {one_line(error)}{note}", file=sys.stderr, flush=True)
 
 
 def memory_error(error: BaseException) -> RuntimeError:
@@ -280,34 +281,34 @@ def run() -> None:
     in one line as well (1); whatever else comes is a defect and shows its traceback.
     """
     terminal.open_to_all_text()
-    sys.excepthook = hosts.show_and_leave
+    sys.excepthook = processes.show_and_leave
     sys.unraisablehook = without_late_writes
     try:
         app.run(main, flags_parser=parse_flags)
     except Interrupted as stop:
-        print(f"{hosts.label()}stopped: {stop}", file=sys.stderr, flush=True)
-        hosts.leave(stop.code)
+        print(f"{processes.label()}stopped: {stop}", file=sys.stderr, flush=True)
+        processes.leave(stop.code)
     except ValueError as error:
         if not is_ours(error):
             raise
         tell(error)
-        hosts.leave(2)
+        processes.leave(2)
     except (TrainingError, StorageError) as error:
         tell(error)
-        hosts.leave(1)
+        processes.leave(1)
     except HostLost as error:
         tell(error)
-        hosts.leave(error.code)
+        processes.leave(error.code)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         tell(memory_error(error))
-        hosts.leave(2)
+        processes.leave(2)
     except OSError as error:
         if error.errno in DISK_FULL:
             error = StorageError(f"{error}; make room and run the same command again")
         tell(error)
-        hosts.leave(1)
+        processes.leave(1)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from score_jax.chain import run_mode
 from score_jax.main import resolve_chain
+from score_jax.stages.chain import run_mode
 from tests.tiny_stages import FILE, get_config
 
 

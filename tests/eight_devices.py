@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.build import build
-from score_jax.settings import parse
-from score_jax.sharding import local_rows
+from score_jax.distributed.sharding import local_rows
+from score_jax.stages.build import build
+from score_jax.stages.settings import parse
 from score_jax.types import Prompts
 
 MESHES = {

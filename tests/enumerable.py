@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_jax import step
+from score_jax.rl import learner
 from score_jax.types import Episodes, TrainState
 
 STOP = 0
@@ -162,25 +162,25 @@ def slope(function, table, size=1e-5):
     return out
 
 
-def ascents(world, table, reference, rewards, objective, groups, *, branches=1, learner=None):
+def ascents(world, table, reference, rewards, objective, groups, *, branches=1, config=None):
     """The direction in which one `update` moves the table, for each batch of rows.
 
     Args:
       groups: i[M G], the rows of each of M batches.
     """
     decoder, sgd = world.decoder(), optax.sgd(1.0)
-    learner = learner or step.LearnerConfig(chunk=3)
+    config = config or learner.LearnerConfig(chunk=3)
     most = 2 * world.limit
     fixed = {"table": jnp.asarray(reference, jnp.float32)}
     start = {"table": jnp.asarray(table, jnp.float32)}
 
     def one(episodes):
-        scores = step.score_episodes(
+        scores = learner.score_episodes(
             decoder,
             fixed,
             episodes,
             most=most,
-            config=learner,
+            config=config,
             keep_hidden=objective.kl == "exact",
         )
         state = TrainState(
@@ -189,7 +189,7 @@ def ascents(world, table, reference, rewards, objective, groups, *, branches=1, 
             opt_state=sgd.init(start),
             baseline=jnp.zeros(2),
         )
-        state, _ = step.update(
+        state, _ = learner.update(
             decoder,
             sgd,
             state,
@@ -197,7 +197,7 @@ def ascents(world, table, reference, rewards, objective, groups, *, branches=1, 
             episodes,
             scores,
             objective=objective,
-            config=learner,
+            config=config,
             samples=groups.shape[1],
             branches=branches,
             turn_limit=world.limit,

@@ -16,8 +16,9 @@ import time
 
 import psutil
 
-from score_jax import main, rollout
-from score_jax.train import Stage
+from score_jax import main
+from score_jax.rl import rollout
+from score_jax.stages.train import Stage
 
 WHAT, MOMENT, STEP = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -31,7 +32,7 @@ def strike():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
     elif WHAT == "HANG":
         for child in psutil.Process().children():
-            if "score_jax.rewards.worker" in child.cmdline():
+            if "score_jax.tasks.grading.worker" in child.cmdline():
                 child.suspend()
     else:
         os.kill(os.getpid(), signal.Signals[f"SIG{WHAT}"])

@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 
-from score_jax import main, rollout
-from score_jax.checkpoint import Checkpoints
-from score_jax.train import Stage
+from score_jax import main
+from score_jax.rl import rollout
+from score_jax.stages.checkpoint import Checkpoints
+from score_jax.stages.train import Stage
 
 GIVEN, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 

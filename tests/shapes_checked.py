@@ -10,15 +10,15 @@ import jaxtyping
 CHECKED = [
     f"score_jax.{name}"
     for name in (
-        "numerics", "objectives", "scoring", "step", "sampling", "supervised", "intervals",
-        "model.attention", "model.layers", "model.decoder",
+        "rl.logprobs", "rl.objectives", "rl.scoring", "rl.learner", "rl.sampling", "rl.sft",
+        "report.intervals", "model.attention", "model.layers", "model.decoder",
     )
 ]  # fmt: skip
 
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
-    from score_jax import numerics
-    from score_jax.build import build
     from score_jax.planning.programs import calls, result
+    from score_jax.rl import logprobs
+    from score_jax.stages.build import build
     from tests.chains import links
 
 VARIANTS = (
@@ -47,7 +47,7 @@ def main():
         trace(**fields)
         print("traced", fields)
     try:
-        numerics.sum_by_turn(jnp.zeros((2, 3)), jnp.zeros((2, 4), jnp.int32), 2)
+        logprobs.sum_by_turn(jnp.zeros((2, 3)), jnp.zeros((2, 4), jnp.int32), 2)
     except jaxtyping.TypeCheckError:
         print("noticed")
 

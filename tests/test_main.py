@@ -11,9 +11,9 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from score_jax import main
-from score_jax.build import build
-from score_jax.handoff import open_checkpoints
-from score_jax.train import TrainingError
+from score_jax.stages.build import build
+from score_jax.stages.handoff import open_checkpoints
+from score_jax.stages.train import TrainingError
 from tests import tiny_stages
 from tests.chains import links
 from tests.tiny_stages import ROOT, command, finish, lines, refuse

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from configs import stage2
-from score_jax import step
-from score_jax.build import Built, Program, build, load_reference
 from score_jax.data import sources
-from score_jax.mismatch import gap_metrics, gap_sums
 from score_jax.model.decoder import Decoder, forward
 from score_jax.model.lora import LoraConfig, init_lora, merge
-from score_jax.rollout import encode_prompts
-from score_jax.scoring import score_tokens
-from score_jax.settings import parse
-from score_jax.train import Stage, TrainingError
+from score_jax.rl import learner
+from score_jax.rl.mismatch import gap_metrics, gap_sums
+from score_jax.rl.rollout import encode_prompts
+from score_jax.rl.scoring import score_tokens
+from score_jax.stages.build import Built, Program, build, load_reference
+from score_jax.stages.settings import parse
+from score_jax.stages.train import Stage, TrainingError
 from tests.chains import train
 from tests.tiny_stages import lines
 
@@ -53,10 +53,10 @@ def scored(decoder, params, episodes, positions=None):
     return score_tokens(decoder, params, hidden, episodes, most=100, chunk=128).logprobs
 
 
-def checked(dtype, learner):
+def checked(dtype, rescored):
     """Checks a step whose learner has these log-probabilities, as training does."""
     built, _, episodes = drawn(dtype)
-    sums = jax.jit(gap_sums, static_argnums=3)(episodes.logprobs, learner, episodes.turn, 2)
+    sums = jax.jit(gap_sums, static_argnums=3)(episodes.logprobs, rescored, episodes.turn, 2)
     tokens = jnp.stack([(episodes.turn == turn).sum() for turn in (1, 2)]).astype(jnp.float32)
     values = {"loss": 0.0, "gradient_norm": 0.0}
     for name, of_turns in gap_metrics(sums, tokens, len(episodes.tokens)).items():
@@ -67,7 +67,7 @@ def checked(dtype, learner):
     return values
 
 
-def learner(dtype, *, positions=None, change=lambda params: params, **fields):
+def learner_scores(dtype, *, positions=None, change=lambda params: params, **fields):
     """Scores of a learner whose model, parameters or positions are not the sampler's."""
     built, params, episodes = drawn(dtype)
     decoder = Decoder(dataclasses.replace(built.decoder.config, **fields))
@@ -94,7 +94,7 @@ def moved_by_adapter(params, dtype):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rounding_alone_stops_nothing(dtype):
-    values = checked(dtype, learner(dtype))
+    values = checked(dtype, learner_scores(dtype))
     limit = drawn(dtype)[0].gap_limit
     for turn in (1, 2):
         assert values[f"logprob_gap/mean/turn{turn}"] < limit / 4
@@ -102,13 +102,13 @@ def test_rounding_alone_stops_nothing(dtype):
 
 def test_in_bfloat16_single_tokens_are_far_beyond_the_limit():
     """Which is why no token's gap may stop a run."""
-    values = checked("bfloat16", learner("bfloat16"))
+    values = checked("bfloat16", learner_scores("bfloat16"))
     assert values["logprob_gap/max/turn1"] > drawn("bfloat16")[0].gap_limit
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_one_lying_token_stops_nothing(dtype):
-    scores = learner(dtype)
+    scores = learner_scores(dtype)
     at = tuple(np.argwhere(np.asarray(drawn(dtype)[2].turn) == 2)[7])
     values = checked(dtype, scores.at[at].add(-40.0))
     assert values["logprob_gap/max/turn2"] == pytest.approx(40.0, abs=0.5)
@@ -118,7 +118,7 @@ def test_one_lying_token_stops_nothing(dtype):
 def test_a_token_that_is_not_finite_stops_the_run(value):
     at = tuple(np.argwhere(np.asarray(drawn("bfloat16")[2].turn) == 2)[7])
     with pytest.raises(TrainingError, match=r"step 3: .* nan nats a token in turn 2"):
-        checked("bfloat16", learner("bfloat16").at[at].set(value))
+        checked("bfloat16", learner_scores("bfloat16").at[at].set(value))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -137,27 +137,27 @@ def test_a_planted_fault_stops_the_run_by_its_own_turns_mean(fault, dtype):
     limit = drawn(dtype)[0].gap_limit
     message = rf"differ by .* nats a token in turn {turn}, more than config.gap_limit {limit};"
     with pytest.raises(TrainingError, match=message):
-        checked(dtype, learner(dtype, **plant[fault]))
+        checked(dtype, learner_scores(dtype, **plant[fault]))
 
 
 def test_the_advice_names_a_field_that_exists_and_helps():
-    scores = learner("bfloat16").at[:].add(-0.2)
+    scores = learner_scores("bfloat16").at[:].add(-0.2)
     with pytest.raises(TrainingError, match=r"Use compute.dtype='float32': .* may be raised"):
         checked("bfloat16", scores)
     config = stage2.get_config()
     config.compute.dtype, config.gap_limit = "float32", 0.3
     assert build(parse(config)).gap_limit == 0.3
     with pytest.raises(TrainingError, match=r"They compute two policies, which is a fault; raise"):
-        checked("float32", learner("float32") - 0.2)
+        checked("float32", learner_scores("float32") - 0.2)
 
 
 def test_a_run_whose_learner_turns_otherwise_stops_at_its_first_step(tmp_path, cache, monkeypatch):
-    real = step.hidden_states
+    real = learner.hidden_states
 
     def turned(decoder, *rest):
         return real(Decoder(dataclasses.replace(decoder.config, rope_base=1e5)), *rest)
 
-    monkeypatch.setattr(step, "hidden_states", turned)
+    monkeypatch.setattr(learner, "hidden_states", turned)
     with pytest.raises(TrainingError, match=r"step 1: sampler and scorer differ by .* in turn \d"):
         train(tmp_path)
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from configs.presets import installed
-from score_jax.chain import find_policy
 from score_jax.main import load_config, resolve_chain
 from score_jax.model.decoder import Decoder
+from score_jax.stages.chain import find_policy
 from tests.tiny_stages import ROOT
 
 pytestmark = pytest.mark.slow

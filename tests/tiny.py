@@ -10,7 +10,7 @@ import numpy as np
 
 from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import Decoder
-from score_jax.sampling import SamplingConfig, Script
+from score_jax.rl.sampling import SamplingConfig, Script
 from score_jax.types import Episodes, Prompts
 
 MODEL = ModelConfig(vocab_size=9, layers=2, width=16, heads=4, kv_heads=2, head_dim=4, mlp_dim=24)

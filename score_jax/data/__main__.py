@@ -8,9 +8,9 @@ import argparse
 import runpy
 import sys
 
-from score_jax import terminal
 from score_jax.data import sources
 from score_jax.tasks import registry
+from score_jax.text import terminal
 
 
 def show(path: str, count: int) -> None:

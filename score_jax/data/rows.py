@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from score_jax.records import Problem
-from score_jax.rewards.extract import last_boxed
+from score_jax.tasks.grading.extract import last_boxed
 
 
 def math(row: Mapping, identifier: str) -> Problem:

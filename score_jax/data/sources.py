@@ -68,13 +68,13 @@ def load(
     elif source == "packaged":
         problems = packaged.problems(name, split)
     elif source == "procedural":
-        from score_jax.data import procedural
+        from score_jax.data import equations
 
-        problems = procedural.problems(task, split, count, seed)
+        problems = equations.problems(task, split, count, seed)
     elif source == "words":
-        from score_jax.data import words
+        from score_jax.data import word_problems
 
-        problems = words.problems(split, count, seed)
+        problems = word_problems.problems(split, count, seed)
     elif source == "reasoning_gym":
         from score_jax.data import reasoning
 

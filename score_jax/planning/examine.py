@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 from jax.errors import JaxRuntimeError
 
-from score_jax.build import Built, build
 from score_jax.planning import flops, hlo, programs, roofline, tpu, traffic
 from score_jax.planning.chips import Topology
 from score_jax.planning.programs import Call
-from score_jax.settings import Settings
+from score_jax.stages.build import Built, build
+from score_jax.stages.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

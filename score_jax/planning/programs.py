@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_jax import sharding
-from score_jax.build import Built, Program
+from score_jax.distributed import sharding
+from score_jax.stages.build import Built, Program
 from score_jax.types import Prompts
 
 

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from score_jax.distributed.sharding import MeshConfig
 from score_jax.planning.chips import GIB, Topology
 from score_jax.planning.examine import Examined, Plan, make_plan
-from score_jax.settings import Settings
-from score_jax.sharding import MeshConfig
+from score_jax.stages.settings import Settings
 
 
 def meshes(settings: Settings, topology: Topology) -> Iterator[MeshConfig]:

@@ -1,7 +1,7 @@
 """Multiple-choice questions: law, medicine, exams. The prompt holds the lettered options."""
 
 from score_jax.records import Problem, Task, Verdict
-from score_jax.rewards import choice
+from score_jax.tasks.grading import letters
 
 INSTRUCTION = (
     "There might be an error in the reasoning above. Please correct the error, if any, and rewrite "
@@ -31,7 +31,7 @@ TASK = Task(
     name="choice",
     prompt=prompt,
     instruction=INSTRUCTION,
-    grade=choice.grade,
+    grade=letters.grade,
     state=state,
     known=KNOWN,
 )

@@ -4,7 +4,7 @@ Source: arXiv:2409.12917, appendix (prompts); arXiv:2108.07732, section 2.1 (the
 """
 
 from score_jax.records import Grade, Problem, Task, Verdict
-from score_jax.rewards import programs
+from score_jax.tasks.grading import programs
 
 SHOTS = """You are an expert Python programmer, and here is your task: Write a function to find \
 the similar elements from the given two tuple lists. Your code should pass these tests:

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from score_jax.records import Grade, Problem
-from score_jax.rewards import programs
 from score_jax.tasks import code
+from score_jax.tasks.grading import programs
 
 
 def grade(problem: Problem, response: str) -> Grade:

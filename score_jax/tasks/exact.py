@@ -1,8 +1,8 @@
 """Answers that must agree letter by letter, but for outer spaces."""
 
 from score_jax.records import Grade, Problem, Task, Verdict
-from score_jax.rewards import plain
-from score_jax.rewards.extract import spellings, spellings_of_lines
+from score_jax.tasks.grading import plain
+from score_jax.tasks.grading.extract import spellings, spellings_of_lines
 
 INSTRUCTION = (
     "There might be an error in the answer above. Please correct the error, if any, and rewrite "

@@ -4,8 +4,8 @@ Source: arXiv:2107.03374, section 2; arXiv:2409.12917, section 6.
 """
 
 from score_jax.records import Grade, Problem, Task, Verdict
-from score_jax.rewards import programs
 from score_jax.tasks.code import INSTRUCTION
+from score_jax.tasks.grading import programs
 
 
 def prompt(problem: Problem) -> str:

@@ -4,7 +4,7 @@ Source: arXiv:2409.12917, appendix (prompts).
 """
 
 from score_jax.records import Grade, Problem, Task, Verdict
-from score_jax.rewards.extract import final_answer
+from score_jax.tasks.grading.extract import final_answer
 
 PROMPT = (
     "You are a math expert. When you respond, respond only with the Solution of the final "
@@ -30,7 +30,7 @@ def grade(problem: Problem, response: str) -> Grade:
     Raises:
       ValueError: there is no gold answer.
     """
-    from score_jax.rewards import algebra  # SymPy: half a second that only graders pay
+    from score_jax.tasks.grading import algebra  # SymPy: half a second that only graders pay
 
     if not problem.answer.strip():
         raise ValueError(f"problem {problem.id!r} has no answer to compare with")

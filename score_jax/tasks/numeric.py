@@ -5,7 +5,7 @@ Within 0.01% of the gold value, or the tolerance that the gold answer names
 """
 
 from score_jax.records import Problem, Task, Verdict
-from score_jax.rewards import numeric
+from score_jax.tasks.grading import quantities
 
 INSTRUCTION = (
     "There might be an error in the solution above. Please correct the error, if any, and rewrite "
@@ -23,7 +23,7 @@ def prompt(problem: Problem) -> str:
 
 def state(problem: Problem) -> str:
     """A response that gives the gold answer, without its tolerance."""
-    return f"Final Answer: {numeric.without_tolerance(problem.answer)}"
+    return f"Final Answer: {quantities.without_tolerance(problem.answer)}"
 
 
 LOSS = Problem(id="numeric/known", prompt="Net income?", answer="-$1.5 million")
@@ -36,7 +36,7 @@ TASK = Task(
     name="numeric",
     prompt=prompt,
     instruction=INSTRUCTION,
-    grade=numeric.grade,
+    grade=quantities.grade,
     state=state,
     known=KNOWN,
 )

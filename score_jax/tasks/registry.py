@@ -12,12 +12,13 @@ from pathlib import Path
 from score_jax.records import Problem, Task
 
 _HERE = Path(__file__).parent
+_NO_TASKS = ("registry", "__main__")
 
 
 def names() -> list[str]:
     """Lists the built-in tasks."""
-    found = (module.name for module in pkgutil.iter_modules([str(_HERE)]))
-    return sorted(name for name in found if name != "registry")
+    found = pkgutil.iter_modules([str(_HERE)])  # folders hold graders, not tasks
+    return sorted(one.name for one in found if not one.ispkg and one.name not in _NO_TASKS)
 
 
 def get(name: str) -> Task:

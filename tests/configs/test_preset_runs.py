@@ -15,13 +15,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import presets, stage1, stage2
-from score_jax import chain
 from score_jax.data import packaged
 from score_jax.main import resolve_chain
-from score_jax.model.presets import HUB_IDS, by_hub_id
-from score_jax.problem_sets import measured, select, trained
+from score_jax.model.published import HUB_IDS, by_hub_id
+from score_jax.model.weights.load import load_tokenizer
+from score_jax.stages import chain
+from score_jax.stages.problem_sets import measured, select, trained
 from score_jax.text.chat import Chat, get_format
-from score_jax.weights.load import load_tokenizer
 from tests.small_tokenizers import make
 from tests.tiny_stages import lines
 

@@ -4,7 +4,7 @@ import pytest
 
 from configs import multi_turn, presets, single_turn, stage1, stage2
 from score_jax.main import resolve_chain
-from score_jax.settings import parse
+from score_jax.stages.settings import parse
 
 
 @pytest.mark.parametrize("task", presets.TASKS)

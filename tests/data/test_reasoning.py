@@ -46,8 +46,8 @@ def test_splits_and_seeds_differ():
 
 @needs_package
 def test_gold_answers_pass_the_self_test():
-    from score_jax.rewards.pool import Pool
     from score_jax.tasks import registry
+    from score_jax.tasks.grading.pool import Pool
 
     found = {"math": [], "exact": []}
     for name, task in reasoning.GRADERS.items():

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from score_jax.model.decoder import Decoder
-from score_jax.weights.load import load_params, model_config
+from score_jax.model.weights.load import load_params, model_config
 from tests.reference_models import FAMILIES, PINNED, fill, pinned_tokens
 
 

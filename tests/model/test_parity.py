@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from score_jax.model.decoder import Decoder, write_cache
+from score_jax.model.weights.load import load_params, model_config
 from score_jax.types import Cache
-from score_jax.weights.load import load_params, model_config
 from tests.reference_models import FAMILIES, build
 
 torch = pytest.importorskip("torch")

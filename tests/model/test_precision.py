@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax import export
 
-from score_jax.build import build
 from score_jax.model.decoder import Decoder
 from score_jax.model.layers import adapter_product, product
+from score_jax.stages.build import build
 from tests.chains import links
 from tests.tiny import GEMMA, MODEL, random_params, rows_of
 

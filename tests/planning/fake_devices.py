@@ -14,8 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from score_jax.build import build
 from score_jax.planning import hlo, programs
+from score_jax.stages.build import build
 from tests import eight_devices
 
 MESHES = {"fsdp": {"fsdp": 8}, "swing": {"data": 2, "fsdp": 2, "swing": 2}}

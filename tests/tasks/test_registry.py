@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from score_jax.records import Problem, Task
-from score_jax.rewards.pool import Pool
 from score_jax.tasks import registry
+from score_jax.tasks.grading.pool import Pool
 
 
 def test_every_listed_task_is_one():

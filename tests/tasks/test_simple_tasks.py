@@ -36,7 +36,7 @@ def test_code_prompts_hold_three_shots_and_the_asserts():
 
 def test_the_three_shots_are_right():
     """Each shot's program passes the asserts printed above it."""
-    from score_jax.rewards.sandbox import Limits, run
+    from score_jax.tasks.sandbox.sandbox import Limits, run
 
     for shot in code.SHOTS.split("[DONE]")[:3]:
         above, program = shot.split("[BEGIN]")

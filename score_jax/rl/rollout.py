@@ -1,0 +1,264 @@
+"""From problems to graded dialogues: encode, sample, grade both turns, score.
+
+Grading runs in worker processes while the device scores the dialogues under the
+reference model, which needs no rewards.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Any, Protocol
+
+import numpy as np
+
+from score_jax.distributed import processes
+from score_jax.distributed.sharding import local_rows
+from score_jax.records import LOST, VERDICTS, Grade, Problem, Task, Transcript
+from score_jax.text.chat import Chat
+from score_jax.types import Episodes, Params, Prompts, Scores
+
+
+class Pending(Protocol):
+    """Grades under way."""
+
+    def result(self) -> list[Grade]:
+        """Waits for them; late ones are `timeout`."""
+        ...
+
+
+class Grader(Protocol):
+    """What a rollout asks of tasks.grading.pool.Pool."""
+
+    def submit(
+        self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool]
+    ) -> Pending:
+        """Starts grading answers; `cut` says of each whether it reached its length limit."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """This host's part of a rollout, as people and files see it."""
+
+    attempts: list[tuple[str, ...]]  # per row, one text per turn
+    grades: list[tuple[Grade, ...]]  # per row, one grade per turn
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time per phase
+
+
+def encode_prompts(
+    chat: Chat, task: Task, draws: np.ndarray, problems: Sequence[Problem], limit: int
+) -> Prompts:
+    """Encodes problems, with their ordinals in the stream, as right-padded rows.
+
+    Raises:
+      ValueError: a prompt is longer than the limit.
+    """
+    tokens = np.zeros((len(problems), limit), np.int32)
+    lengths = np.zeros(len(problems), np.int32)
+    for row, problem in enumerate(problems):
+        ids = chat.encode_prompt(task.ask(problem))
+        if len(ids) > limit:
+            raise ValueError(
+                f"sampling.prompt_limit is {limit}; problem {problem.id!r} has {len(ids)} tokens: "
+                "raise the limit or leave the problem out"
+            )
+        tokens[row, : len(ids)] = ids
+        lengths[row] = len(ids)
+    columns: dict[str, Any] = {  # numpy until they are made global
+        "tokens": tokens,
+        "length": lengths,
+        "draw": np.asarray(draws, np.int32),
+    }
+    return Prompts(**columns)
+
+
+def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str, ...]]:
+    """Each row's attempts as text, up to what ended them: nothing behind a stop is graded."""
+    tokens, turn = np.asarray(episodes.tokens), np.asarray(episodes.turn)
+    stops = frozenset(chat.stops)
+
+    def going_on(token: int) -> bool:
+        return token not in stops
+
+    texts = []
+    for row, owner in zip(tokens, turn, strict=True):
+        turns_ids = (row[owner == number].tolist() for number in range(1, turns + 1))
+        texts.append(tuple(chat.decode(list(takewhile(going_on, ids))) for ids in turns_ids))
+    return texts
+
+
+def by_row(values: Sequence, turns: int) -> list[tuple]:
+    """Groups a flat list, row by row, into one tuple per row."""
+    return [tuple(values[i : i + turns]) for i in range(0, len(values), turns)]
+
+
+def reward_array(grades: Sequence[Sequence[Grade]]) -> np.ndarray:
+    """Rewards f32[B R]."""
+    return np.asarray([[grade.reward for grade in row] for row in grades], np.float32)
+
+
+def grade_rollout(
+    chat: Chat,
+    task: Task,
+    grader: Grader,
+    problems: Sequence[Problem],
+    episodes: Episodes,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Graded:
+    """Grades every turn of this host's rows; `meanwhile` starts device work.
+
+    Of a turn that was cut, only an answer that was closed before the cut counts.
+
+    Args:
+      problems: one per group of G adjacent rows.
+      episodes: host arrays.
+    """
+    start = time.monotonic()
+    turns = episodes.rewards.shape[1]
+    samples = len(episodes.tokens) // len(problems)
+    attempts = attempt_texts(chat, episodes, turns)
+    items = [
+        (problems[row // samples], text) for row, texts in enumerate(attempts) for text in texts
+    ]
+    pending = grader.submit(task.name, items, np.asarray(episodes.truncated).ravel().tolist())
+    meanwhile()
+    grades = by_row(pending.result(), turns)
+    return Graded(attempts=attempts, grades=grades, seconds={"grade": time.monotonic() - start})
+
+
+def settle(
+    parts: Sequence[tuple[Sequence[int], Sequence[tuple[Grade, ...]]]],
+) -> dict[int, tuple[Grade, ...]]:
+    """One grade for each turn of each row, where several hosts hold the row.
+
+    Hosts that split a model between them (`tensor`) grade the same answers, and one may be
+    out of time where another is not. They must learn from the same reward.
+
+    Args:
+      parts: per host, its rows and their grades; the first that has a verdict decides.
+    """
+    found: dict[int, tuple[Grade, ...]] = {}
+    for rows, graded in parts:
+        for row, grades in zip(rows, graded, strict=True):
+            known = found.get(row, grades)
+            found[row] = tuple(
+                b if a.verdict in LOST and b.verdict not in LOST else a
+                for a, b in zip(known, grades, strict=True)
+            )
+    return found
+
+
+def transcripts(
+    task: Task,
+    problems: Sequence[Problem],
+    episodes: Episodes,
+    graded: Graded,
+    *,
+    step: int,
+    rows: Sequence[int],
+) -> list[Transcript]:
+    """Records of the given rows for files and people; `episodes` are host arrays."""
+    samples = len(graded.attempts) // len(problems)
+    turns = range(1, episodes.rewards.shape[1] + 1)
+    out = []
+    for row in rows:
+        problem, grades = problems[row // samples], graded.grades[row]
+        out.append(
+            Transcript(
+                step=step,
+                problem=problem.id,
+                prompt=task.ask(problem),
+                answer=problem.answer,
+                attempts=graded.attempts[row],
+                verdicts=tuple(grade.verdict for grade in grades),
+                rewards=tuple(grade.reward for grade in grades),
+                lengths=tuple(int((episodes.turn[row] == turn).sum()) for turn in turns),
+                truncated=tuple(bool(cut) for cut in episodes.truncated[row]),
+                extracted=tuple(grade.extracted for grade in grades),
+            )
+        )
+    return out
+
+
+def grading_metrics(graded: Graded) -> dict[str, float]:
+    """Shares of verdicts over all turns, and of rows whose final answer changed."""
+    counts = Counter(grade.verdict for row in graded.grades for grade in row)
+    total = max(1, sum(counts.values()))
+    metrics = {f"verdict/{verdict}": counts[verdict] / total for verdict in VERDICTS}
+    changed = [row[0].extracted != row[-1].extracted for row in graded.grades]
+    metrics["answer_changed"] = float(np.mean(changed))
+    return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Graded dialogues on the devices, with what the host knows of them."""
+
+    episodes: Episodes  # global device arrays, rewards set
+    scores: Scores
+    local: Episodes  # this host's rows as numpy
+    graded: Graded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """The device programs that a rollout runs, and how its host data reach them."""
+
+    to_global: Callable  # this host's rows -> global arrays
+    own_rows: Callable  # rows that every host has -> those that this one holds
+    prepare: Callable[[Params], Params]  # params -> what `sample` reads
+    sample: Callable[..., Episodes]  # (prepared params, prompts, key)
+    score: Callable[..., Scores]  # (reference_params, episodes)
+
+
+def collect_rollout(
+    sampler: Sampler,
+    chat: Chat,
+    task: Task,
+    grader: Grader,
+    *,
+    params: Params,
+    reference: Params,
+    key: object,
+    draws: np.ndarray,
+    problems: Sequence[Problem],
+    prompt_limit: int,
+    begin: Callable[[str], None] = lambda phase: None,
+) -> Rollout:
+    """Samples, grades and scores one batch of problems.
+
+    Args:
+      key: of `keys.run_key`.
+      draws: ordinals of the problems in the run's stream.
+      begin: is told of each phase.
+    """
+    start = time.monotonic()
+    begin("sample")
+    prompts = encode_prompts(chat, task, draws, problems, prompt_limit)
+    episodes = sampler.sample(sampler.prepare(params), sampler.to_global(prompts), key)
+    local = local_rows(episodes)
+    sampled = time.monotonic()
+    scores: list[Scores] = []
+    begin("grade")
+    graded = grade_rollout(
+        chat,
+        task,
+        grader,
+        problems,
+        local,
+        meanwhile=lambda: scores.append(sampler.score(reference, episodes)),
+    )
+    begin("share verdicts")
+    rows = sampler.own_rows(np.arange(len(episodes.tokens))).tolist()
+    settled = settle(processes.gather((rows, graded.grades)))
+    seconds = {"sample": sampled - start, **graded.seconds}
+    graded = replace(graded, grades=[settled[row] for row in rows], seconds=seconds)
+    rewards = reward_array(graded.grades)
+    return Rollout(
+        episodes=episodes.replace(rewards=sampler.to_global(rewards)),
+        scores=scores[0],
+        local=local.replace(rewards=rewards),
+        graded=graded,
+    )

@@ -1,0 +1,258 @@
+"""The two-turn sampling loop: one program from prompts to finished dialogues.
+
+The prompt is prefilled once per problem and fanned out to G rows. Then every row
+goes its own way, one token per iteration: it draws turn 1 up to the stop token, is
+fed the instruction (its next tokens are forced instead of drawn), draws turn 2. The
+loop ends when every row has. A row writes keys, values and tokens at its own
+length, so rows stay contiguous and go to the learner as they are:
+
+    iteration   0  1  2  3  4  5  6  7  8
+    row 0       y  y  #  i  i  y  y  #  .
+    row 1       y  y  y  y  #  i  i  y  #
+
+Long dialogues are drawn in spans, loops one after the other: no row is longer than the
+prompt's limit and the steps taken, so the first span reads only the front of the cache.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.linen.spmd import with_logical_constraint
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from score_jax.checks import Count, Natural, NotNegative, check_fields
+from score_jax.model.decoder import (
+    Decoder,
+    forward,
+    output_table,
+    vocabulary_logits,
+    write_cache,
+)
+from score_jax.rl.keys import row_keys, token_keys
+from score_jax.rl.logprobs import log_softmax, select_logprob
+from score_jax.types import Cache, Episodes, Params, Prompts
+
+TILE = 16  # slots that a TPU reads together, in bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How dialogues are drawn."""
+
+    samples: Count = 8  # G, dialogues per problem
+    branches: Count = 1  # second attempts drawn from each first attempt; divides samples
+    prompt_limit: Count = 64  # tokens; longer prompts are refused
+    turn_limit: Count = 64  # tokens of one turn, its stop token included
+    row_limit: Natural = 0  # tokens of a whole dialogue; 0: all that the other limits allow
+    temperature: NotNegative = 1.0  # 0: greedy
+    spans: Count = 1  # loops one after the other, each with more of the cache in sight
+
+    def __post_init__(self):
+        check_fields(self, "sampling")
+        if self.samples % self.branches:
+            raise ValueError(
+                f"sampling.samples is {self.samples}; "
+                f"set a multiple of sampling.branches {self.branches}"
+            )
+        if 0 < self.row_limit <= self.prompt_limit:
+            raise ValueError(
+                f"sampling.row_limit is {self.row_limit}; set more than sampling.prompt_limit "
+                f"{self.prompt_limit}, or 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What stands between turns, and what ends one."""
+
+    stops: tuple[int, ...]  # ids that end a turn; the first is the format's own, which is forced
+    instruction: tuple[int, ...]  # ids from behind the stop token to where the next turn begins
+    turns: int = 2  # R, attempts per dialogue
+
+    def row_length(self, config: SamplingConfig) -> int:
+        """T: the most tokens that a dialogue can take."""
+        whole = config.prompt_limit + self.steps(config)
+        return min(whole, config.row_limit or whole)
+
+    def steps(self, config: SamplingConfig) -> int:
+        """The most tokens that a dialogue can take behind its prompt, of one token at least."""
+        whole = self.turns * config.turn_limit + (self.turns - 1) * (len(self.instruction) + 1)
+        return min(whole, (config.row_limit or whole + 1) - 1)
+
+    def sights(self, config: SamplingConfig) -> list[tuple[int, int]]:
+        """For each span, the step before which it ends and the slots in sight until then."""
+        ends = [self.steps(config) * n // config.spans for n in range(1, config.spans + 1)]
+        slots = [-(-(config.prompt_limit + end) // TILE) * TILE for end in ends]
+        return [(e, min(s, self.row_length(config))) for e, s in zip(ends, slots, strict=True)]
+
+
+class Loop(struct.PyTreeNode):
+    """State of the sampling loop."""
+
+    tokens: Int[Array, "B T"]
+    turn_ids: Int[Array, "B T"]
+    logprobs: Float[Array, "B T"]
+    truncated: Bool[Array, "B R"]
+    length: Int[Array, "B"]  # tokens so far
+    turn: Int[Array, "B"]  # the turn being drawn or about to be, 1..R
+    used: Int[Array, "B"]  # tokens drawn in that turn
+    forced: Int[Array, "B"]  # next forced token's place in the script; behind its end: draw
+    done: Bool[Array, "B"]
+    hidden: Float[Array, "B D"]  # of the last token
+    cache: Cache | None  # None: apart from the rest, which is split otherwise
+
+
+def draw(keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float) -> Int[Array, "B"]:
+    """One token per row, each from its own key."""
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
+
+
+def by_row(tree: Any) -> Any:
+    """Keeps arrays split by row as sampling splits them.
+
+    Unasked, the partitioner takes the finer split of the episodes that come out, into the
+    loop, and then gathers rows again for every product.
+    """
+    return jax.tree.map(
+        lambda x: with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1))), tree
+    )
+
+
+def put(row: Array, at: Int[Array, "B"], value: Array, write: Bool[Array, "B"]) -> Array:
+    """Sets one entry of each row where `write`; elementwise, so no scatter is compiled."""
+    here = (jnp.arange(row.shape[1])[None, :] == at[:, None]) & write[:, None]
+    return jnp.where(here, value[:, None], row)
+
+
+def prefill(
+    decoder: Decoder, params: Params, prompts: Prompts, script: Script, config: SamplingConfig
+) -> Loop:
+    """Runs the prompts once per problem and fans them out to G rows each."""
+    problems, width = prompts.tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(width), (problems, width))
+    hidden, new = forward(decoder, params, prompts.tokens, positions)
+    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
+
+    length = script.row_length(config)
+    rows = problems * config.samples
+
+    def fan(x: Array, axis: int = 0) -> Array:
+        return jnp.repeat(x, config.samples, axis=axis)
+
+    def grow(x: Float[Array, "L B K T0 H"]) -> Float[Array, "L B K S H"]:
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, length - width), (0, 0)])
+        return with_logical_constraint(x, ("layers", "batch", "kv_heads", "length", "head_dim"))
+
+    tokens = jnp.pad(fan(prompts.tokens), ((0, 0), (0, length - width)))
+    return Loop(
+        tokens=tokens,
+        turn_ids=jnp.zeros((rows, length), jnp.int32),
+        logprobs=jnp.zeros((rows, length), jnp.float32),
+        truncated=jnp.zeros((rows, script.turns), bool),
+        length=fan(prompts.length),
+        turn=jnp.ones(rows, jnp.int32),
+        used=jnp.zeros(rows, jnp.int32),
+        forced=jnp.full(rows, len(script.instruction) + 1),
+        done=jnp.zeros(rows, bool),
+        hidden=fan(last),
+        cache=Cache(keys=grow(fan(new.keys, 1)), values=grow(fan(new.values, 1))),
+    )
+
+
+def advance(
+    loop: Loop, token: Int[Array, "B"], logprob: Float[Array, "B"], script: Script, limit: int
+) -> Loop:
+    """Appends one token to every row that is not done, and moves rows between turns.
+
+    A turn that reaches its limit is flagged as truncated and closed by a forced stop
+    token, which is not the policy's; a turn that stops itself owns its stop token. A row
+    that is full ends where it is, the turn under way truncated.
+    """
+    forcing = loop.forced <= len(script.instruction)
+    policy = ~forcing & ~loop.done
+    used = loop.used + policy
+    stopped = policy & (token[:, None] == jnp.asarray(script.stops)).any(axis=1)
+    cut = policy & ~stopped & (used >= limit)
+    ended = stopped | cut
+    final = loop.turn == script.turns
+    over = ended & final
+    full = (loop.length + 1 >= loop.tokens.shape[1]) & ~over & ~loop.done
+    this_turn = jnp.arange(1, script.turns + 1)[None, :] == loop.turn[:, None]
+    ahead = jnp.arange(1, script.turns + 1)[None, :] > loop.turn[:, None]
+    lost = (this_turn & ~stopped[:, None]) | ahead  # turns that a full row leaves unfinished
+    forced = jnp.where(forcing, loop.forced + 1, loop.forced)
+    return loop.replace(
+        tokens=put(loop.tokens, loop.length, token, ~loop.done),
+        turn_ids=put(loop.turn_ids, loop.length, loop.turn, policy),
+        logprobs=put(loop.logprobs, loop.length, logprob, policy),
+        truncated=loop.truncated | (this_turn & cut[:, None]) | (lost & full[:, None]),
+        length=loop.length + ~loop.done,
+        turn=jnp.where(ended & ~final, loop.turn + 1, loop.turn),
+        used=jnp.where(ended, 0, used),
+        # The script begins with the stop token, which only a truncated turn still needs.
+        forced=jnp.where(ended & ~final, jnp.where(cut, 0, 1), forced),
+        done=loop.done | over | full,
+    )
+
+
+def sample_dialogues(
+    decoder: Decoder,
+    params: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+    *,
+    script: Script,
+    config: SamplingConfig,
+) -> Episodes:
+    """Draws G dialogues of R turns for each prompt.
+
+    Args:
+      key: of `keys.run_key`; draw, sample, turn and position are folded into it.
+
+    Returns:
+      Episodes whose rows p * G .. p * G + G - 1 belong to problem p, with rewards 0.
+    """
+    rows = row_keys(key, prompts.draw, samples=config.samples, branches=config.branches)
+    first_keys, own_keys = by_row(rows)
+    forced_tokens = jnp.asarray((script.stops[0], *script.instruction, script.stops[0]), jnp.int32)
+    table = output_table(decoder, params)
+
+    def body(loop: Loop, slots: int) -> Loop:
+        logits = vocabulary_logits(decoder.config, table, loop.hidden)
+        keys = token_keys(first_keys, own_keys, loop.turn, loop.length)
+        drawn = draw(keys, logits, config.temperature)
+        forcing = loop.forced <= len(script.instruction)
+        token = jnp.where(forcing, forced_tokens[loop.forced], drawn)
+        logprob = select_logprob(log_softmax(logits), token)
+        at = jnp.minimum(loop.length, loop.tokens.shape[1] - 1)  # done rows may be full
+        assert loop.cache is not None, "the loop begins with the prefilled cache"
+        seen = loop.cache.replace(in_sight=slots)
+        hidden, new = forward(decoder, params, token[:, None], at[:, None], seen)
+        cache = write_cache(loop.cache, new, at)
+        loop = advance(loop.replace(cache=None), token, logprob, script, config.turn_limit)
+        return by_row(loop.replace(hidden=hidden[:, 0])).replace(cache=cache)
+
+    start = prefill(decoder, params, by_row(prompts), script, config)
+    # A row gains at most a token a step, so nobody's length needs to be asked for.
+    end, step = start, jnp.zeros((), jnp.int32)
+    for last, slots in script.sights(config):
+        end, step = jax.lax.while_loop(
+            lambda now, last=last: ~jnp.all(now[0].done) & (now[1] < last),
+            lambda now, slots=slots: (body(now[0], slots), now[1] + 1),
+            (end, step),
+        )
+    episodes = Episodes(
+        tokens=end.tokens,
+        length=end.length,
+        turn=end.turn_ids,
+        logprobs=end.logprobs,
+        truncated=end.truncated,
+        draw=jnp.repeat(prompts.draw, config.samples),
+        rewards=jnp.zeros(end.truncated.shape, jnp.float32),
+    )
+    return by_row(episodes)

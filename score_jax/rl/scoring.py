@@ -1,0 +1,79 @@
+"""Scores of sampled tokens under a model: log-probability, entropy, exact KL.
+
+They are taken at the policy's own tokens only, a chunk of positions at a time, each
+chunk recomputed in the backward pass: `[B T V]` never exists, and neither prompt nor
+instruction positions are expanded.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from score_jax.model.decoder import Decoder, forward, output_table, vocabulary_logits
+from score_jax.rl.logprobs import entropy, exact_kl, log_softmax, select_logprob
+from score_jax.types import Episodes, Params, TokenScores
+
+
+def hidden_states(
+    decoder: Decoder, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Final hidden states of whole rows; causality makes the padding harmless."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return forward(decoder, params, tokens, positions)[0]
+
+
+def policy_positions(turn: Int[Array, "B T"], most: int, chunk: int) -> Int[Array, "C B c"]:
+    """Where the policy's tokens stand, first to last, then other positions, in chunks.
+
+    Args:
+      most: tokens that the policy can have in a row.
+    """
+    chunk = min(chunk, most)
+    order = jnp.argsort(turn == 0, axis=1, stable=True)
+    chunks = -(-most // chunk)
+    padding = max(0, chunks * chunk - order.shape[1])
+    order = jnp.pad(order, ((0, 0), (0, padding)))[:, : chunks * chunk]
+    return order.reshape(order.shape[0], chunks, chunk).swapaxes(0, 1)
+
+
+def score_tokens(
+    decoder: Decoder,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    episodes: Episodes,
+    *,
+    most: int,
+    chunk: int,
+    reference: tuple[Params, Float[Array, "B T D"]] | None = None,
+) -> TokenScores:
+    """Log-probability, entropy and, with a reference, exact KL at the policy's tokens."""
+
+    table = output_table(decoder, params)  # here, so that it is not moved for every chunk
+    base = None if reference is None else (output_table(decoder, reference[0]), reference[1])
+
+    def expand(table: Array, hidden: Array, at: Array) -> Float[Array, "B c V"]:
+        # The token at position t is predicted by the hidden state at t - 1.
+        before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
+        logits = vocabulary_logits(decoder.config, table, before)
+        return log_softmax(logits)
+
+    @jax.checkpoint
+    def one_chunk(table: Array, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
+        logprobs = expand(table, hidden, at)
+        chosen = select_logprob(logprobs, jnp.take_along_axis(episodes.tokens, at, 1))
+        kl = jnp.zeros_like(chosen)
+        if base is not None:
+            kl = exact_kl(logprobs, expand(*base, at))
+        return chosen, entropy(logprobs), kl
+
+    at = policy_positions(episodes.turn, most, chunk)
+    parts = jax.lax.map(lambda at: one_chunk(table, hidden, at), at)
+    flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
+    rows = jnp.arange(flat.shape[0])[:, None]
+
+    def spread(part: Float[Array, "C B c"]) -> Float[Array, "B T"]:
+        own = jnp.take_along_axis(episodes.turn, flat, axis=1) > 0
+        values = jnp.where(own, part.swapaxes(0, 1).reshape(flat.shape), 0.0)
+        return jnp.zeros(episodes.turn.shape).at[rows, flat].add(values)
+
+    return TokenScores(*(spread(part) for part in parts))

@@ -1,0 +1,416 @@
+"""From settings to the jitted programs with their shardings, made in this one place.
+
+Training, evaluation and planning all run what is built here.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from score_jax.distributed import sharding
+from score_jax.model import lora
+from score_jax.model.decoder import Decoder, compute_params
+from score_jax.model.weights import embedded, load
+from score_jax.records import Task
+from score_jax.rl.learner import all_trained, score_episodes, update
+from score_jax.rl.mismatch import GAP_LIMITS
+from score_jax.rl.optimizer import make_optimizer
+from score_jax.rl.rollout import Sampler
+from score_jax.rl.sampling import SamplingConfig, Script, sample_dialogues
+from score_jax.rl.sft import supervised_update
+from score_jax.stages.base_model import load_chat, model_config
+from score_jax.stages.settings import Settings
+from score_jax.tasks import registry
+from score_jax.text.chat import Chat
+from score_jax.types import Params, TrainState
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function that is traced and run on one mesh under one axis table."""
+
+    jitted: Any
+    mesh: Mesh
+    rules: sharding.Rules = sharding.TRAIN_RULES
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs it."""
+        with self.traced():
+            return self.jitted(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """Lowers it for shapes instead of arrays."""
+        with self.traced():
+            return self.jitted.lower(*arguments)
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        """What holds while it is traced; float32 factors outside the model are float32 too."""
+        with (
+            jax.set_mesh(self.mesh),
+            nn.logical_axis_rules(self.rules),
+            jax.default_matmul_precision("highest"),
+        ):
+            yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A stage's programs and what they need from the host."""
+
+    settings: Settings
+    mesh: Mesh
+    decoder: Decoder
+    chat: Chat
+    task: Task
+    measured_task: Task  # that evaluation asks
+    init_params: Program  # (key) -> params of the whole model
+    init_adapter: Program | None  # () -> an adapter that changes nothing; None: no adapter
+    merge: Program | None  # (reference params, adapter) -> params of the whole model
+    init_state: Program  # (what is trained) -> fresh TrainState
+    score: Program  # (reference params, episodes) -> Scores
+    update: Program  # (state donated, reference params, episodes, scores) -> state, metrics
+    supervise: Program  # (state donated, episodes) -> state, metrics
+    state_shardings: TrainState
+    model_shardings: Params  # of the whole model, whatever is trained
+    sample_shardings: Params
+    gathered_shardings: Params  # between the two
+
+    @property
+    def gap_limit(self) -> float:
+        """Nats a token by which sampler and learner may differ on average."""
+        limit = self.settings.gap_limit
+        return GAP_LIMITS[self.decoder.config.dtype] if limit is None else limit
+
+    def fresh(self, reference: Params) -> Params:
+        """What training begins with: the base model, or an adapter that changes nothing."""
+        return reference if self.init_adapter is None else self.init_adapter()
+
+    def policy(self, trained: Params, reference: Params) -> Params:
+        """The whole model, to sample from, measure and export."""
+        return trained if self.merge is None else self.merge(reference, trained)
+
+    @cached_property
+    def reshard(self) -> Program:
+        """The program (params) -> what sampling reads: its split, its type; once per rollout."""
+
+        def convert(params: Params) -> Params:
+            params = compute_params(self.decoder.config, params)
+            return jax.lax.with_sharding_constraint(params, self.gathered_shardings)
+
+        jitted = jax.jit(
+            convert, in_shardings=(self.model_shardings,), out_shardings=self.sample_shardings
+        )
+        return Program(jitted, self.mesh)
+
+    def for_sampling(self, params: Params) -> Params:
+        """Parameters as `sample` takes them; the very same where nothing is to be done."""
+        same = jax.tree.leaves(
+            jax.tree.map(
+                lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
+                params,
+                self.sample_shardings,
+            )
+        )
+        if all(same) and self.decoder.config.dtype == "float32":
+            return params
+        return self.reshard(params)
+
+    @cached_property
+    def samplers(self) -> dict[tuple[SamplingConfig, Script], Program]:
+        """Sampling programs made so far: one is compiled once, however many models it measures."""
+        return {}
+
+    def sample(self, config: SamplingConfig, turns: int, task: Task | None = None) -> Program:
+        """The sampling program (params of `for_sampling`, prompts, key) -> Episodes.
+
+        Args:
+          task: whose instruction stands between the turns; None: the stage's.
+        """
+        script = self.script(turns, task)
+        if (config, script) not in self.samplers:
+            self.samplers[config, script] = self.make_sampler(config, script)
+        return self.samplers[config, script]
+
+    def make_sampler(self, config: SamplingConfig, script: Script) -> Program:
+        """Jits the sampling program."""
+        rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
+        draw = partial(sample_dialogues, self.decoder, script=script, config=config)
+        jitted = jax.jit(
+            draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
+        )
+        return Program(jitted, self.mesh, sharding.SAMPLE_RULES)
+
+    def script(self, turns: int, task: Task | None = None) -> Script:
+        """What stands between the turns of a task's dialogues, the stage's if none is named."""
+        instruction = tuple(self.chat.encode_instruction((task or self.task).instruction))
+        return Script(stops=self.chat.stops, instruction=instruction, turns=turns)
+
+    def sampler(self) -> Sampler:
+        """The programs that a training rollout runs."""
+        settings = self.settings
+        return Sampler(
+            to_global=self.to_global,
+            own_rows=self.own_rows,
+            prepare=self.for_sampling,
+            sample=self.sample(settings.sampling, settings.objective.turns),
+            score=self.score,
+        )
+
+    def to_global(self, rows: Any) -> Any:
+        """This host's rows as part of global arrays."""
+        return sharding.rows_to_global(self.mesh, rows)
+
+    def own_rows(self, rows: Any) -> Any:
+        """This host's part of rows that every host has."""
+        return jax.tree.map(lambda x: x[sharding.own_rows(self.mesh, len(x))], rows)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the train state, for restoring into."""
+        if self.init_adapter is None:
+            trained = jax.eval_shape(self.init_params.jitted, jax.random.key(0))
+        else:
+            trained = jax.eval_shape(self.init_adapter.jitted)
+        shapes = jax.eval_shape(self.init_state.jitted, trained)
+        return jax.tree.map(
+            lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+            shapes,
+            self.state_shardings,
+        )
+
+
+def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainState:
+    """The sharding of every leaf of the train state, from the logical axes of what is trained."""
+    state = jax.eval_shape(init_state, boxed)
+    whole = sharding.replicated(mesh)
+    places: dict[str, Any] = {  # a sharding stands where the state has an array
+        "step": whole,
+        "params": sharding.parameter_shardings(state.params, mesh),
+        "opt_state": sharding.parameter_shardings(state.opt_state, mesh, constants=1),
+        "baseline": whole,
+    }
+    return TrainState(**places)
+
+
+def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
+    """Where sampling reads the parameters, and the place between that and training's."""
+    return {
+        "sample_shardings": sharding.parameter_shardings(boxed, mesh, sharding.SAMPLE_RULES),
+        "gathered_shardings": sharding.parameter_shardings(boxed, mesh, sharding.GATHERED_RULES),
+    }
+
+
+def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
+    """Makes the mesh and the programs of one stage; nothing is compiled yet.
+
+    Raises:
+      ValueError: a setting does not fit the devices, the model or the tokenizer.
+    """
+    mesh = sharding.make_mesh(settings.mesh, devices)
+    config = model_config(settings)
+    chat = load_chat(settings)
+    check_vocabulary(settings, chat, config.vocab_size)
+    check_rows(settings, mesh)
+    decoder = Decoder(config)
+    updates = settings.steps * settings.learner.minibatches
+    optimizer = make_optimizer(settings.optimizer, updates)
+
+    def init_boxed(key: jax.Array) -> Params:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return decoder.init(key, tokens, tokens)["params"]
+
+    def init_params(key: jax.Array) -> Params:
+        return nn.unbox(init_boxed(key))
+
+    def init_state(trained: Params) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=trained,
+            opt_state=optimizer.init(trained),
+            baseline=jnp.zeros(settings.objective.turns),
+        )
+
+    whole_model = jax.eval_shape(init_boxed, jax.random.key(0))
+    model = sharding.parameter_shardings(whole_model, mesh)
+    adapter = adapter_functions(settings, whole_model)
+    boxed = jax.eval_shape(adapter.init) if adapter else whole_model
+    places = state_shardings(boxed, init_state, mesh)
+    rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
+    sampling, turns = settings.sampling, settings.objective.turns
+    most = int(min(turns * sampling.turn_limit, sampling.row_limit or math.inf))
+
+    def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
+        return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)
+
+    score = partial(
+        score_episodes,
+        decoder,
+        most=most,
+        config=settings.learner,
+        keep_hidden=settings.objective.kl == "exact",
+    )
+    learn = partial(
+        update,
+        decoder,
+        optimizer,
+        objective=settings.objective.resolved(config.dtype),
+        config=settings.learner,
+        samples=settings.sampling.samples,
+        branches=settings.sampling.branches,
+        turn_limit=settings.sampling.turn_limit,
+        compose=adapter.attach if adapter else all_trained,
+    )
+    imitate = supervised_function(settings, decoder, optimizer, most)
+    built = Built(
+        settings=settings,
+        mesh=mesh,
+        decoder=decoder,
+        chat=chat,
+        task=registry.get(settings.task),
+        measured_task=registry.get(settings.measured_task),
+        init_params=program(init_params, whole, model),
+        init_adapter=program(lambda: nn.unbox(adapter.init()), (), places.params)
+        if adapter
+        else None,
+        merge=program(adapter.merge, (model, places.params), model) if adapter else None,
+        init_state=program(init_state, (places.params,), places),
+        score=program(score, (model, rows), rows),
+        update=program(learn, (places, model, rows, rows), (places, whole), donate_argnums=0),
+        supervise=program(imitate, (places, rows), (places, whole), donate_argnums=0),
+        state_shardings=places,
+        model_shardings=model,
+        **sampling_shardings(whole_model, mesh),
+    )
+    check_lengths(built)
+    return built
+
+
+def supervised_function(
+    settings: Settings, decoder: Decoder, optimizer: optax.GradientTransformation, most: int
+) -> Callable:
+    """The update of supervised training: (state, episodes) -> state, metrics."""
+    return partial(
+        supervised_update,
+        decoder,
+        optimizer,
+        config=settings.learner,
+        most=most,
+        noise=settings.practice.weight_noise,
+        seed=settings.seed,
+    )
+
+
+@dataclass(frozen=True)
+class AdapterFunctions:
+    """How an adapter is made, and how it joins the base model."""
+
+    init: Callable[[], Params]  # boxed, with logical axes
+    attach: Callable[[Params, Params], Params]  # (adapter, base) -> policy, nothing copied
+    merge: Callable[[Params, Params], Params]  # (base, adapter) -> policy
+
+
+def adapter_functions(settings: Settings, boxed: Params) -> AdapterFunctions | None:
+    """The functions of config.lora for a model of the given boxed shapes; None without it."""
+    config = settings.lora
+    if config is None:
+        return None
+    return AdapterFunctions(
+        init=lambda: lora.init_lora(jax.random.key(settings.seed), boxed, config),
+        attach=lambda adapter, base: lora.attach(base, adapter, config),
+        merge=lambda base, adapter: lora.merge(base, adapter, config),
+    )
+
+
+def check_vocabulary(settings: Settings, chat: Chat, rows: int) -> None:
+    """Checks that the model has an embedding for all that the tokenizer makes.
+
+    Raises:
+      ValueError: it hasn't.
+    """
+    if chat.tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"tokenizer.source is {settings.tokenizer.source!r} with {chat.tokenizer.vocab_size} "
+            f"pieces, but the model has embeddings for {rows}; use the model's own"
+        )
+    if max(chat.stops) >= rows:
+        raise ValueError(
+            f"eos_token_id of weights.source {settings.weights.source!r} is {max(chat.stops)}, but "
+            f"the model has embeddings for {rows}; correct its generation_config.json"
+        )
+
+
+def check_rows(settings: Settings, mesh: Mesh) -> None:
+    """Checks that problems and microbatches divide over the devices.
+
+    Raises:
+      ValueError: they don't.
+    """
+    shards = sharding.row_shards(mesh)
+    samples = settings.sampling.samples if settings.program == "rl" else 1
+    parts = settings.learner.microbatches * settings.learner.minibatches
+    if settings.batch % shards or settings.batch * samples % (shards * parts):
+        raise ValueError(
+            f"config.batch is {settings.batch}; it must divide by the {shards} row shards of "
+            f"mesh data x fsdp, and its {settings.batch * samples} rows by shards x "
+            f"learner.microbatches x learner.minibatches = {shards * parts}"
+        )
+
+
+def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
+    """How a model's likeliest dialogues are drawn.
+
+    config.sampling.row_limit is meant for the attempts of training, or for two.
+    """
+    sampling = settings.sampling
+    limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
+    return replace(
+        sampling,
+        samples=1,
+        branches=1,
+        temperature=0.0,
+        prompt_limit=settings.measured_prompt_limit,
+        row_limit=limit,
+    )
+
+
+def check_lengths(built: Built) -> None:
+    """Checks that the longest dialogues of training and evaluation are within the model's reach.
+
+    Raises:
+      ValueError: they are longer than the longest text that the model was made for.
+    """
+    settings, longest = built.settings, built.decoder.config.max_length
+    asked, turns = registry.get(settings.measured_task), settings.evaluation.turns
+    rows = (
+        ("objective", built.script(settings.objective.turns), settings.sampling),
+        ("evaluation", built.script(turns, asked), greedy_sampling(settings, turns)),
+    )
+    for name, script, sampling in rows:
+        length = script.row_length(sampling)
+        if longest is not None and length > longest:
+            raise ValueError(
+                f"sampling.prompt_limit is {sampling.prompt_limit} and sampling.turn_limit "
+                f"{sampling.turn_limit}, so that {name}.turns {script.turns} may take {length} "
+                f"tokens, but the model's longest text (max_position_embeddings) has {longest}; "
+                "lower one of them, or set sampling.row_limit"
+            )
+
+
+def load_reference(built: Built) -> Params:
+    """The base model's parameters, in their shardings: what KL is measured against."""
+    source = built.settings.weights.source
+    if source == "embedded":
+        params = embedded.load(built.settings.task)
+        return jax.tree.map(jax.device_put, params, built.model_shardings)
+    if source == "random":
+        return built.init_params(jax.random.key(built.settings.seed))
+    return load.load_params(source, built.decoder.config, built.model_shardings)

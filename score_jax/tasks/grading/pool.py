@@ -1,0 +1,302 @@
+"""A pool of grading processes whose answers always come, in order and in time.
+
+Each worker is `python -m score_jax.tasks.grading.worker` on two pipes, served by one
+thread here. The thread hands its worker a chunk of answers and waits for one
+verdict after another; the clock restarts with each. A worker that lets it run
+out is killed (SIGKILL; no alarm signal could interrupt a C loop, or arrive off
+the main thread), the answer becomes `timeout`, and the rest of the chunk goes
+to a new worker. A worker that dies leaves `crashed`. Neither ever raises.
+"""
+
+import hashlib
+import json
+import math
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Sequence
+
+from score_jax.records import LOST, VERDICTS, Grade, Problem, Task
+from score_jax.tasks.grading.process import GraderBroken, WorkerLost, WorkerProcess
+
+LONGEST_RESPONSE = 1_000_000  # characters; a longer one is not sent to a worker at all
+CHUNK_ANSWERS = 64
+CHUNK_CHARACTERS = 1_000_000
+
+LATE = Grade(verdict="timeout", reward=0.0, detail="not graded before the batch's deadline")
+
+
+def count_verdicts(grades: Iterable[Grade]) -> dict[str, int]:
+    """Returns how often each verdict was given, the absent ones as 0."""
+    counts = Counter(grade.verdict for grade in grades)
+    return {verdict: counts[verdict] for verdict in VERDICTS}
+
+
+class Pending:
+    """Grades on their way."""
+
+    def __init__(self, count: int, deadline: float):
+        """Expects `count` grades until `deadline` on the monotonic clock."""
+        self.deadline = deadline
+        self._grades: list[Grade | None] = [None] * count
+        self._missing = count
+        self._lock = threading.Lock()
+        self._complete = threading.Event()
+        if not count:
+            self._complete.set()
+
+    def settle(self, places: Sequence[int], grade: Grade) -> None:
+        """Writes one grade at its places; a place that is already graded keeps its grade."""
+        with self._lock:
+            for place in places:
+                if self._grades[place] is None:
+                    self._grades[place] = grade
+                    self._missing -= 1
+            if not self._missing:
+                self._complete.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+        return self._complete.is_set() or time.monotonic() >= self.deadline
+
+    def result(self) -> list[Grade]:
+        """Waits at most until the batch's deadline; late answers are `timeout`."""
+        self._complete.wait(max(0.0, self.deadline - time.monotonic()))
+        with self._lock:
+            return [LATE if grade is None else grade for grade in self._grades]
+
+
+class _Answer:
+    """One distinct answer of a batch, with every place that it has there."""
+
+    def __init__(self, task: str, key: bytes, payload: str, pending: Pending):
+        self.task, self.key, self.payload, self.pending = task, key, payload, pending
+        self.places: list[int] = []
+
+
+class Pool:
+    """Grades answers in worker processes; a context manager."""
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        deadline_seconds: float = 10.0,
+        batch_deadline_seconds: float = 120.0,
+        recycle_after: int = 2000,
+        cache_size: int = 100_000,
+    ):
+        """Starts the workers.
+
+        Args:
+          workers: processes; there is no in-process grading, since no deadline could end it.
+          deadline_seconds: for one answer, from its start; loading a grader is not counted.
+          batch_deadline_seconds: for all answers of one `submit`, from that call.
+          recycle_after: answers after which a worker is replaced, against leaks in graders.
+          cache_size: grades remembered; 0 remembers none.
+        """
+        for name, value, least in (
+            ("workers", workers, 1),
+            ("recycle_after", recycle_after, 1),
+            ("cache_size", cache_size, 0),
+        ):
+            if value < least:
+                raise ValueError(f"grading.{name} is {value}; set at least {least}")
+        for name, value in (
+            ("deadline_seconds", deadline_seconds),
+            ("batch_deadline_seconds", batch_deadline_seconds),
+        ):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"grading.{name} is {value}; set a finite time above 0")
+        self._deadline_seconds = deadline_seconds
+        self._batch_deadline_seconds = batch_deadline_seconds
+        self._recycle_after = recycle_after
+        self._cache_size = cache_size
+        self._cache: OrderedDict[bytes, Grade] = OrderedDict()
+        self._queue: deque[_Answer] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._processes: dict[int, WorkerProcess] = {}
+        self.killed = 0  # workers that were killed for an answer's sake
+        self._threads = [
+            threading.Thread(target=self._serve, args=(n,), name=f"grader-{n}", daemon=True)
+            for n in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool] = ()
+    ) -> Pending:
+        """Starts grading; returns at once.
+
+        Args:
+          task_name: of the task whose grader is asked.
+          items: problems with responses.
+          cut: per item, whether the response reached its length limit, so that only an answer
+            closed before counts; empty: none did.
+        """
+        if len(cut) not in (0, len(items)):
+            raise ValueError(f"cut has {len(cut)} values for {len(items)} items; give one for each")
+        pending = Pending(len(items), time.monotonic() + self._batch_deadline_seconds)
+        answers: dict[bytes, _Answer] = {}
+        for place, (problem, response) in enumerate(items):
+            if len(response) > LONGEST_RESPONSE:
+                detail = f"the response has {len(response)} characters"
+                grade = Grade(verdict="unparsable", reward=0.0, detail=detail)
+                pending.settle([place], grade)
+                continue
+            payload = json.dumps([vars(problem), response, bool(len(cut) and cut[place])])
+            key = hashlib.blake2b(f"{task_name}\n{payload}".encode("ascii", "replace")).digest()
+            if key not in answers:
+                answers[key] = _Answer(task_name, key, payload, pending)
+            answers[key].places.append(place)
+        with self._changed:
+            if self._closed:
+                raise ValueError("the grading pool is closed; make another one")
+            for key, answer in answers.items():
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    pending.settle(answer.places, self._cache[key])
+                else:
+                    self._queue.append(answer)
+            self._changed.notify_all()
+        return pending
+
+    def grade(
+        self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool] = ()
+    ) -> list[Grade]:
+        """Grades and waits; the arguments are those of `submit`."""
+        return self.submit(task_name, items, cut).result()
+
+    def self_test(self, task: Task, problems: Sequence[Problem]) -> None:
+        """Checks that the grader knows right from wrong before anything is learned from it.
+
+        Each problem's own gold answer must be graded `correct`, and each of the
+        task's known pairs as it says.
+
+        Raises:
+          ValueError: the grader, or a problem's gold answer, is broken; it names up to five.
+        """
+        state = task.state or (lambda problem: problem.answer)
+        cases = [(problem, state(problem), "correct") for problem in problems]
+        cases += list(task.known)
+        grades = self.grade(task.name, [(problem, response) for problem, response, _ in cases])
+        faults = [
+            f"problem {problem.id!r}, answer {problem.answer!r}: {response[-80:]!r} is graded "
+            f"{grade.verdict}, not {expected} ({grade.detail or 'no detail'})"
+            for (problem, response, expected), grade in zip(cases, grades, strict=True)
+            if grade.verdict != expected
+        ]
+        if faults:
+            listed = "\n  ".join(faults[:5])
+            raise ValueError(
+                f"the grader of task {task.name!r} fails {len(faults)} of {len(cases)} self-tests; "
+                f"repair it or these problems:\n  {listed}"
+            )
+
+    def close(self) -> None:
+        """Kills the workers; what is still pending becomes `timeout`. May be called twice."""
+        with self._changed:
+            self._closed = True
+            while self._queue:
+                answer = self._queue.popleft()
+                answer.pending.settle(answer.places, LATE)
+            self._changed.notify_all()
+            for process in self._processes.values():
+                process.kill()
+        for thread in self._threads:
+            thread.join()
+
+    # What follows runs in the threads, one for each worker.
+
+    def _serve(self, number: int) -> None:
+        process = self._start(number)
+        while process is not None:
+            chunk = self._take_chunk()
+            if chunk is None:
+                break
+            if not process.alive():  # killed while it had nothing to do, by no answer's fault
+                process.reap()
+                process = self._start(number)
+                if process is None:
+                    self._drop_late(chunk)
+                    break
+            left = self._grade_chunk(process, self._drop_late(chunk))
+            with self._changed:
+                self._queue.extendleft(reversed(left))
+                self._changed.notify_all()
+            if process.lost or process.graded >= self._recycle_after:
+                process.reap()
+                process = self._start(number)
+        if process is not None:
+            process.reap()
+
+    def _start(self, number: int) -> WorkerProcess | None:
+        with self._changed:  # so that close() sees either no process or all of it
+            if self._closed:
+                return None
+            self._processes[number] = WorkerProcess()
+            return self._processes[number]
+
+    def _take_chunk(self) -> list[_Answer] | None:
+        """Waits for work: a share of what is queued, of one task, bounded in size."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            share = math.ceil(len(self._queue) / (4 * len(self._threads)))
+            chunk: list[_Answer] = []
+            characters = 0
+            while self._queue and len(chunk) < min(share, CHUNK_ANSWERS):
+                answer = self._queue[0]
+                characters += len(answer.payload)
+                if chunk and (answer.task != chunk[0].task or characters > CHUNK_CHARACTERS):
+                    break
+                chunk.append(self._queue.popleft())
+            return chunk
+
+    def _grade_chunk(self, process: WorkerProcess, chunk: list[_Answer]) -> list[_Answer]:
+        """Grades a chunk in order; returns the answers that another worker has to grade."""
+        left = deque(chunk)
+        try:
+            if chunk:
+                process.send(chunk[0].task, [answer.payload for answer in chunk])
+            while left:
+                end = min(time.monotonic() + self._deadline_seconds, left[0].pending.deadline)
+                for grade in process.receive(end):
+                    self._settle(left.popleft(), grade)
+        except WorkerLost as loss:
+            self._settle(left.popleft(), Grade(verdict=loss.verdict, reward=0.0, detail=str(loss)))
+            self.killed += loss.verdict == "timeout"
+        except GraderBroken as fault:
+            for answer in left:
+                self._settle(answer, Grade(verdict="crashed", reward=0.0, detail=str(fault)))
+            left.clear()
+        return self._drop_late(left)
+
+    def _drop_late(self, answers: Iterable[_Answer]) -> list[_Answer]:
+        kept = []
+        for answer in answers:
+            if self._closed or time.monotonic() >= answer.pending.deadline:
+                self._settle(answer, LATE)
+            else:
+                kept.append(answer)
+        return kept
+
+    def _settle(self, answer: _Answer, grade: Grade) -> None:
+        answer.pending.settle(answer.places, grade)
+        if grade.verdict in LOST or not self._cache_size:
+            return  # another time the machine may be less busy
+        with self._changed:
+            self._cache[answer.key] = grade
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)

@@ -1,0 +1,84 @@
+"""The table of runs: numbers in percent, groups by stage, mean and standard error."""
+
+import json
+
+import pytest
+
+from score_jax.report.compare import table
+
+
+def metric(value):
+    return {"value": value, "low": value - 0.01, "high": value + 0.02}
+
+
+PROTOCOL = {"hash": "a", "turn_limit": 50, "chat": "plain"}
+
+
+def write_run(folder, stage, seed, second, outcomes=("01", "10"), protocol=PROTOCOL, reference=7):
+    model = {"greedy": {"accuracy/turn1": metric(0.5), "accuracy/turn2": metric(second)}}
+    model["greedy"]["delta"] = metric(second - 0.5)
+    base = {"greedy": {"accuracy/turn1": metric(0.4), "delta": None}}
+    (folder / stage).mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"stages": [stage]}))
+    value = {
+        "stage": stage,
+        "training_seed": seed,
+        "models": {"base": base, stage: model},
+        "outcomes": {stage: {"greedy": list(outcomes)}},
+        "protocol": protocol,
+        "reference": reference,
+    }
+    (folder / stage / "evaluation.json").write_text(json.dumps(value))
+    return folder
+
+
+def test_rows_stand_by_stage_with_their_mean(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", "stage2", 0, 0.8, ["01", "11", "00", "11"]),
+        write_run(tmp_path / "b", "multi_turn", 0, 0.6),
+        write_run(tmp_path / "c", "stage2", 1, 0.9, ["01", "11", "01", "10"]),
+    ]
+    caption, empty, *lines = table(runs).splitlines()
+    assert "over runs and problems together" in caption and not empty
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert cells[0][:5] == ["model", "seed", "greedy @t1", "greedy @t2", "greedy Delta"]
+    assert [c[:2] for c in cells[2:]] == [
+        ["base", ""],
+        ["stage2", "0"],
+        ["stage2", "1"],
+        ["**stage2**", "mean of 2"],
+        ["multi_turn", "0"],
+    ]
+    assert cells[3][2:5] == ["50.0", "80.0 [79.0, 82.0]", "30.0 [29.0, 32.0]"]
+    # by hand, of eight dialogues: 4 first and 6 second attempts right, 3 gained, 1 lost
+    values = [text.split(" [")[0] for text in cells[5][2:7]]
+    assert values == ["50.0", "75.0", "25.0", "37.5", "12.5"]
+    low, high = (float(part) for part in cells[5][3].split(" [")[1].strip("]").split(", "))
+    assert low < 75 < high
+    assert cells[2][4] == "-" and cells[3][7] == "-"  # undefined, and not measured
+
+
+OTHERS = {
+    "the chat format": ({"protocol": PROTOCOL | {"hash": "b", "chat": "chatml"}}, "chat 'plain'"),
+    "a limit": ({"protocol": PROTOCOL | {"hash": "c", "turn_limit": 64}}, "turn_limit 50 / 64"),
+    "no protocol at all": ({"protocol": {}}, "turn_limit 50 / None"),
+    "the base model": ({"reference": 8}, "another base model"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_runs_that_were_measured_in_other_ways_are_refused(tmp_path, name):
+    fields, told = OTHERS[name]
+    runs = [
+        write_run(tmp_path / "a", "stage2", 0, 0.8),
+        write_run(tmp_path / "b", "stage2", 1, 0.8, **fields),
+    ]
+    with pytest.raises(ValueError, match="measured in different ways") as error:
+        table(runs)
+    assert told in str(error.value)
+    table(runs[:1])
+
+
+def test_a_folder_without_evaluation_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no evaluation.json"):
+        table([tmp_path])

@@ -1,0 +1,122 @@
+"""Tables and charts of a run: the right numbers in the right place."""
+
+import math
+
+import pytest
+
+from score_jax.report import panels
+from score_jax.report.workdir import Run, Stage
+
+
+def triple(value, low, high):
+    return {"value": value, "low": low, "high": high}
+
+
+EVALUATION = {
+    "models": {
+        "base": {"greedy": {"accuracy/turn1": triple(0.5, 0.45, 0.55), "fix_rate": None}},
+        "stage2": {
+            "greedy": {
+                "accuracy/turn1": triple(0.5, 0.45, 0.55),
+                "accuracy/turn2": triple(0.6, 0.55, 0.65),
+                "delta": triple(0.1, 0.05, 0.15),
+                "length/turn1": triple(123.4, 120.0, 126.0),
+                "fix_rate": triple(0.25, 0.2, 0.3),
+            }
+        },
+    },
+    "histogram": {
+        "base": {"edges": [0, 0.25, 0.5, 0.75, 1], "counts": [9, 1, 0, 0]},
+        "stage2": {"edges": [0, 0.25, 0.5, 0.75, 1], "counts": [4, 4, 2, 0]},
+    },
+}
+
+
+def run_of(*stages) -> Run:
+    return Run(stages=stages, chain={}, missing=(), written=0.0)
+
+
+def stage_of(name, rows) -> Stage:
+    return Stage(name=name, rows=tuple({"step": float(n + 1), **row} for n, row in enumerate(rows)))
+
+
+def test_five_metrics_are_points_with_bounds_and_absent_ones_a_dash():
+    ((title, rows),) = panels.results(EVALUATION)
+    assert title == "Greedy"
+    (base, base_cells), (trained, cells) = rows
+    assert (base, trained) == ("Base model", "Stage II")
+    assert [cell["text"] for cell in base_cells] == ["50.0", "–", "–", "–", "–"]
+    assert cells[1] == {"text": "60.0", "bounds": "[55.0, 65.0]", "tone": ""}
+    assert cells[2] == {"text": "+10.0", "bounds": "[5.0, 15.0]", "tone": "good"}
+
+
+@pytest.mark.parametrize(("low", "high", "tone"), [(-0.1, 0.1, ""), (-0.2, -0.1, "bad")])
+def test_a_gain_is_coloured_only_when_its_interval_leaves_out_zero(low, high, tone):
+    assert panels.cell(triple((low + high) / 2, low, high), "delta")["tone"] == tone
+
+
+def test_details_hold_what_the_five_do_not_and_undefined_rates_are_dashes():
+    ((_, models, rows),) = panels.details(EVALUATION)
+    assert models == ["Base model", "Stage II"]
+    table = {key: [cell["text"] for cell in cells] for key, cells in rows}
+    assert table == {"fix_rate": ["–", "25.0"], "length/turn1": ["–", "123"]}
+
+
+def test_only_models_with_both_accuracies_get_a_change_row():
+    ((_, svg),) = panels.change_charts(EVALUATION)
+    assert "Stage II" in svg and "Base model" not in svg and "+10.0" in svg
+
+
+def test_attempts_in_a_row_are_drawn_from_three_on():
+    assert panels.attempts_chart(EVALUATION) is None
+    measured = {f"accuracy/turn{t}": triple(t / 10, 0, 1) for t in range(1, 6)}
+    chart = panels.attempts_chart({"models": {"stage2": {"greedy": measured}}})
+    assert chart is not None and chart.legend == (("Stage II", 9, "50.0%"),)
+
+
+def test_curves_join_stages_and_name_every_unknown_metric():
+    one = stage_of("stage1", [{"accuracy/turn1": 0.2, "accuracy/turn2": 0.3, "odd/thing": 1.0}] * 3)
+    two = stage_of("stage2", [{"accuracy/turn1": 0.4, "accuracy/turn2": 0.6, "step_size": 2.0}] * 2)
+    main, more = panels.curves(run_of(one, two))
+    assert [chart.title for chart in main] == ["Accuracy"]
+    assert main[0].legend == (("turn 1", 1, "40.0%"), ("turn 2", 2, "60.0%"))
+    assert "Stage I<" in main[0].svg and "Stage II step 2" in main[0].svg
+    assert [chart.title for chart in more] == ["Odd", "Step size"]
+
+
+def test_a_metric_that_is_never_a_number_is_not_drawn():
+    main, more = panels.curves(run_of(stage_of("s", [{"entropy/turn1": math.nan}] * 3)))
+    assert (main, more) == ([], [])
+
+
+def test_turns_keep_their_colours_in_every_chart():
+    rows = [{"kl/turn2": 1.0, "length/turn1": 3.0, "length/turn10": 4.0}]
+    main, _ = panels.curves(run_of(stage_of("s", rows)))
+    assert {c.title: [colour for _, colour, _ in c.legend] for c in main} == {
+        "KL to the base model": [2],
+        "Length": [1, 2],
+    }
+
+
+def test_histograms_share_one_axis_cut_behind_the_last_used_bin():
+    base, trained = panels.histograms(EVALUATION)
+    assert base.note.startswith("90% below 0.25")
+    assert base.svg.count("<rect") == trained.svg.count("<rect") == 3
+    assert panels.histograms({"histogram": {"base": None}}) == []
+
+
+def test_timing_gives_medians_shares_and_first_steps():
+    rows = [{"time/sample": 9.0, "time/update": 3.0, "tokens_per_second/sample": 10.0}]
+    rows += [{"time/sample": 1.0, "time/update": 3.0, "tokens_per_second/sample": 5000.0}] * 2
+    table, total = panels.timing(stage_of("s", rows))
+    assert table == [
+        ("sample", "1 s", "25%", "9 s", "5,000", "–"),
+        ("update", "3 s", "75%", "3 s", "–", "–"),
+    ]
+    assert total == "3 logged steps, 0.3 minutes"
+
+
+def test_a_whole_step_time_is_the_total_and_no_share():
+    table, total = panels.timing(stage_of("s", [{"time/sample": 30.0, "time/step": 60.0}] * 2))
+    assert table[1][:3] == ("step", "60 s", "–")
+    assert total == "2 logged steps, 2.0 minutes"

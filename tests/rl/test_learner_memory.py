@@ -1,0 +1,105 @@
+"""No buffer of the compiled programs holds a vocabulary row for every token.
+
+The sizes are chosen so that one would stand out: the vocabulary is a prime, and
+[B T V] outweighs everything else by far.
+"""
+
+import dataclasses
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from score_jax.model.decoder import Decoder
+from score_jax.rl import learner
+from score_jax.rl.learner import LearnerConfig
+from score_jax.rl.objectives import Objective
+from score_jax.rl.sampling import SamplingConfig, Script, sample_dialogues
+from score_jax.types import Prompts, TrainState
+from tests.tiny import MODEL, random_params, rows_of
+
+VOCABULARY = 3001
+CONFIG = dataclasses.replace(MODEL, layers=1, vocab_size=VOCABULARY)
+ROWS, LIMIT, PROMPT = 4, 32, 6
+LINE = ([1] * PROMPT + [2] * LIMIT + [0, 3] + [4] * LIMIT, [0] * PROMPT + [1] * LIMIT + [0, 0])
+WIDTH = len(LINE[0])
+ALL = ROWS * 2 * LIMIT * VOCABULARY  # numbers in [B T V], policy tokens only
+
+
+def compiled_update(chunk, microbatches=1):
+    """The update with exact KL, which needs two vocabulary rows per token."""
+    decoder, adam = Decoder(CONFIG), optax.adam(1e-3)
+    config = LearnerConfig(chunk=chunk, microbatches=microbatches)
+    value = Objective(reward_weights=(1.0, 1.0), beta=(0.1, 0.1), kl="exact")
+
+    def go(params, reference, rows):
+        scores = learner.score_episodes(
+            decoder, reference, rows, most=2 * LIMIT, config=config, keep_hidden=True
+        )
+        state = TrainState(
+            step=jnp.array(0), params=params, opt_state=adam.init(params), baseline=jnp.zeros(2)
+        )
+        return learner.update(
+            decoder,
+            adam,
+            state,
+            reference,
+            rows,
+            scores,
+            objective=value,
+            config=config,
+            samples=2,
+            branches=1,
+            turn_limit=LIMIT,
+        )
+
+    params = random_params(CONFIG)
+    rows = rows_of([(LINE[0], LINE[1] + [2] * LIMIT)] * ROWS, 2)
+    return jax.jit(go).lower(params, params, rows).compile()
+
+
+def largest_with_vocabulary(compiled):
+    """Numbers in the largest array of the program that has a vocabulary dimension."""
+    shapes = re.findall(r"(?:f32|bf16|f16|s32|pred)\[([\d,]+)\]", compiled.as_text())
+    sizes = [[int(n) for n in shape.split(",")] for shape in set(shapes)]
+    return max(math.prod(size) for size in sizes if any(n % VOCABULARY == 0 for n in size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [4])
+def test_the_update_never_holds_the_vocabulary_for_every_token(chunk):
+    compiled = compiled_update(chunk)
+    share = 2 * LIMIT // chunk
+    assert largest_with_vocabulary(compiled) <= max(ALL // share, VOCABULARY * CONFIG.width)
+    # Neither does it keep all chunks for the backward pass.
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * ALL
+
+
+@pytest.mark.slow
+def test_the_measure_sees_such_a_buffer():
+    """With one chunk for all tokens it is there: the test above can fail."""
+    compiled = compiled_update(2 * LIMIT)
+    assert largest_with_vocabulary(compiled) >= ALL
+    assert compiled.memory_analysis().temp_size_in_bytes > 4 * ALL
+
+
+@pytest.mark.slow
+def test_sampling_expands_one_token_per_row():
+    prompts = Prompts(
+        tokens=np.ones((2, PROMPT), np.int32),
+        length=np.full(2, PROMPT, np.int32),
+        draw=np.arange(2, dtype=np.int32),
+    )
+    draw = partial(
+        sample_dialogues,
+        Decoder(CONFIG),
+        script=Script(stops=(0,), instruction=(3,)),
+        config=SamplingConfig(samples=2, prompt_limit=PROMPT, turn_limit=LIMIT),
+    )
+    compiled = jax.jit(draw).lower(random_params(CONFIG), prompts, jax.random.key(0)).compile()
+    assert largest_with_vocabulary(compiled) == max(ROWS, CONFIG.width) * VOCABULARY

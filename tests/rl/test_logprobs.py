@@ -1,0 +1,93 @@
+"""Log-probabilities, KL estimators and per-turn sums against numbers made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_jax.rl import logprobs
+
+P = np.array([0.5, 0.25, 0.25])
+Q = np.array([0.25, 0.25, 0.5])
+LOG_P, LOG_Q = np.log(P), np.log(Q)
+TURN = np.array([[0, 1, 1, 0, 2, 2, 0], [0, 0, 1, 2, 2, 2, 2]])
+
+
+def test_log_softmax_is_float32_whatever_comes_in():
+    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0]])).astype(jnp.bfloat16)
+    got = logprobs.log_softmax(logits + 7)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(np.exp(got), [[0.125, 0.25, 0.625]], atol=0.02)
+    np.testing.assert_allclose(np.exp(got).sum(), 1.0, atol=1e-6)
+
+
+def test_select_logprob_reads_the_tokens_own_entry():
+    table = jnp.asarray([[LOG_P, LOG_Q]])
+    got = logprobs.select_logprob(table, jnp.array([[2, 0]]))
+    np.testing.assert_allclose(got, [[np.log(0.25), np.log(0.25)]], rtol=1e-6)
+
+
+def test_entropy_in_nats():
+    got = logprobs.entropy(jnp.asarray([LOG_P, np.log([0.998, 0.001, 0.001])]))
+    np.testing.assert_allclose(got[0], 1.5 * np.log(2), rtol=1e-6)
+    assert got[1] < 0.02
+
+
+def test_exact_kl_by_hand_and_its_direction():
+    # 1/2 log(2) + 1/4 log(1) + 1/4 log(1/2)
+    assert logprobs.exact_kl(jnp.asarray(LOG_P), jnp.asarray(LOG_Q)) == pytest.approx(
+        0.25 * np.log(2)
+    )
+    skewed = np.log([0.9, 0.05, 0.05])
+    there = sum(np.exp(skewed) * (skewed - LOG_P))
+    assert logprobs.exact_kl(jnp.asarray(skewed), jnp.asarray(LOG_P)) == pytest.approx(there)
+    assert there != pytest.approx(sum(P * (LOG_P - skewed)), rel=0.1)
+
+
+def test_sampled_estimators_by_hand():
+    ratio = np.log(0.5 / 0.25)
+    assert logprobs.k2(LOG_P[0], LOG_Q[0]) == pytest.approx(0.5 * ratio**2)
+    assert logprobs.k3(LOG_P[0], LOG_Q[0]) == pytest.approx(0.5 - 1 + ratio)
+    assert logprobs.k3(LOG_P[1], LOG_Q[1]) == 0
+
+
+def test_k3_is_unbiased_and_never_negative():
+    values = np.asarray(logprobs.k3(jnp.asarray(LOG_P), jnp.asarray(LOG_Q)))
+    assert (values >= 0).all()
+    assert P @ values == pytest.approx(0.25 * np.log(2), rel=1e-5)
+
+
+def test_k3_keeps_its_precision_near_zero():
+    """exp(x) - 1 - x of a small x in float32 would be all rounding error."""
+    got = float(logprobs.k3(jnp.float32(-1.0), jnp.float32(-1.0 + 1e-3)))
+    assert got == pytest.approx(0.5e-6, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "gradient"),
+    [(logprobs.k2, LOG_P - LOG_Q), (logprobs.k3, 1 - Q / P)],
+    ids=["k2", "k3"],
+)
+def test_gradients_of_the_estimators(estimator, gradient):
+    """What multiplies the score: the log-ratio for k2, 1 - q/p for k3."""
+    got = jax.vmap(jax.grad(estimator))(jnp.asarray(LOG_P), jnp.asarray(LOG_Q))
+    np.testing.assert_allclose(got, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_turn_mask_marks_each_turn_once():
+    mask = np.asarray(logprobs.turn_mask(jnp.asarray(TURN), 2))
+    assert mask.shape == (2, 2, 7)
+    assert mask[0, 0].tolist() == [0, 1, 1, 0, 0, 0, 0]
+    assert mask[0, 1].tolist() == [0, 0, 0, 0, 1, 1, 0]
+    assert mask[1, 1].tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_sum_by_turn_leaves_out_prompt_instruction_and_padding():
+    values = np.array([[100, 1, 2, 100, 4, 8, 100], [100, 100, 1, 2, 4, 8, 16]], float)
+    got = logprobs.sum_by_turn(jnp.asarray(values), jnp.asarray(TURN), 2)
+    np.testing.assert_array_equal(got, [[3, 12], [1, 30]])
+
+
+def test_spread_to_tokens_gives_zero_to_tokens_of_no_turn():
+    got = logprobs.spread_to_tokens(jnp.array([[3.0, -5.0], [2.0, 7.0]]), jnp.asarray(TURN))
+    np.testing.assert_array_equal(got, [[0, 3, 3, 0, -5, -5, 0], [0, 0, 2, 7, 7, 7, 7]])

@@ -1,0 +1,102 @@
+"""Scores at the policy's tokens against a full forward pass that expands everything."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_jax.model.decoder import Decoder
+from score_jax.rl.scoring import hidden_states, policy_positions, score_tokens
+from tests.tiny import GEMMA, MODEL, naive_logprobs, random_params, row_logits, rows_of
+
+LINES = [  # tokens, turn
+    ([3, 4, 5, 2, 1, 0, 7, 8, 6, 0], [0, 0, 0, 1, 1, 1, 0, 0, 2, 2]),
+    ([6, 5, 0, 0, 7, 8, 1, 2, 3, 4, 5], [0, 0, 1, 0, 0, 0, 2, 2, 2, 2, 2]),
+    ([1, 2, 3, 4, 5, 7, 8], [0, 1, 1, 1, 1, 0, 0]),
+]
+EPISODES = rows_of(LINES, 2)
+OWN = np.asarray(EPISODES.turn) > 0
+
+
+def scores(config=MODEL, episodes=EPISODES, *, most=10, chunk=4, reference=None):
+    decoder, params = Decoder(config), random_params(config)
+
+    @jax.jit
+    def run(params, fixed, episodes):
+        hidden = hidden_states(decoder, params, episodes.tokens)
+        other = None
+        if fixed is not None:
+            other = (fixed, hidden_states(decoder, fixed, episodes.tokens))
+        return score_tokens(
+            decoder, params, hidden, episodes, most=most, chunk=chunk, reference=other
+        )
+
+    return jax.tree.map(np.asarray, run(params, reference, episodes))
+
+
+def distributions(config, params, tokens):
+    """log p(. | tokens before t) in float64, shifted so that index t predicts token t."""
+    logits = np.asarray(row_logits(config)(params, tokens), np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return np.pad(logprobs, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
+@pytest.mark.parametrize("config", [MODEL, GEMMA], ids=["plain", "gemma"])
+def test_scores_are_those_of_the_full_forward(config):
+    reference = random_params(config, seed=1)
+    got = scores(config, reference=reference)
+    policy = distributions(config, random_params(config), EPISODES.tokens)
+    other = distributions(config, reference, EPISODES.tokens)
+    logprobs = naive_logprobs(config, random_params(config), EPISODES.tokens)
+    entropy = -(np.exp(policy) * policy).sum(-1)
+    kl = (np.exp(policy) * (policy - other)).sum(-1)
+    np.testing.assert_allclose(got.logprobs, np.where(OWN, logprobs, 0), atol=1e-5)
+    np.testing.assert_allclose(got.entropy, np.where(OWN, entropy, 0), atol=1e-5)
+    np.testing.assert_allclose(got.kl, np.where(OWN, kl, 0), atol=1e-5)
+    assert got.kl[OWN].min() > 1e-4
+
+
+@pytest.mark.parametrize(("most", "chunk"), [(10, 1), (10, 3), (10, 100), (30, 7)])
+def test_chunks_do_not_change_the_scores(most, chunk):
+    base, got = scores(), scores(most=most, chunk=chunk)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), base, got)
+
+
+def test_without_a_reference_the_kl_is_zero():
+    assert not scores().kl.any()
+
+
+def test_scores_sampled_dialogues_as_the_sampler_did():
+    from tests.rl.test_sampling import sample
+
+    episodes = sample()
+    got = scores(episodes=jax.tree.map(jnp.asarray, episodes))
+    assert (episodes.turn > 0).sum() > 30
+    np.testing.assert_allclose(got.logprobs, episodes.logprobs, atol=1e-4)
+
+
+def test_padding_is_neither_read_nor_scored():
+    """More of it, and whatever its token: the stop token, too."""
+    base = scores()
+    for padding in (0, 5):
+        wide = scores(episodes=rows_of(LINES, 2, width=16, padding=padding))
+        for name in ("logprobs", "entropy"):
+            narrow, padded = getattr(base, name), getattr(wide, name)
+            np.testing.assert_allclose(padded[:, : narrow.shape[1]], narrow, atol=1e-6)
+            assert not padded[:, narrow.shape[1] :].any()
+
+
+def test_policy_positions_lists_each_rows_own_tokens_first_to_last():
+    chunks = np.asarray(policy_positions(EPISODES.turn, 6, 4))
+    assert chunks.shape == (2, 3, 4)
+    for row, owner in enumerate(np.asarray(EPISODES.turn)):
+        order = chunks[:, row].reshape(-1).tolist()
+        own = np.flatnonzero(owner).tolist()
+        assert order[: len(own)] == own
+        assert len(set(order)) == len(order)
+
+
+def test_policy_positions_pads_when_a_row_is_shorter_than_asked_for():
+    chunks = np.asarray(policy_positions(jnp.array([[0, 1, 1]]), 5, 2))
+    assert chunks.shape == (3, 1, 2)
+    assert chunks.reshape(-1).tolist() == [1, 2, 0, 0, 0, 0]

