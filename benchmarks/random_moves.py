@@ -20,7 +20,7 @@ from configs import common
 from score_jax.data import equations
 from score_jax.records import Problem
 from score_jax.rl.rollout import encode_prompts
-from score_jax.stages.build import Built, build, load_reference
+from score_jax.stages.build import StagePrograms, build, load_reference
 from score_jax.stages.settings import parse
 from score_jax.types import Params
 
@@ -41,21 +41,25 @@ def move(params: Params, rng: np.random.Generator, share: float, *, each: bool) 
     return jax.tree.map(moved, params, noise)
 
 
-def first_attempts(built: Built, problems: list[Problem]):
+def first_attempts(programs: StagePrograms, problems: list[Problem]):
     """The function (params) -> percent of first attempts that are right, greedily."""
     sampling = dataclasses.replace(
-        built.settings.sampling, samples=1, branches=1, temperature=0.0, row_limit=0
+        programs.settings.sampling, group_size=1, second_attempts=1, temperature=0.0, row_limit=0
     )
-    program = built.sample(sampling, turns=1)
+    program = programs.sample(sampling, turns=1)
     places = np.arange(len(problems))
-    prompts = encode_prompts(built.chat, built.task, places, problems, sampling.prompt_limit)
+    prompts = encode_prompts(programs.chat, programs.task, places, problems, sampling.prompt_limit)
 
     def measure(params: Params) -> float:
-        placed = built.for_sampling(jax.tree.map(jax.device_put, params, built.model_shardings))
-        episodes = jax.device_get(program(placed, built.to_global(prompts), jax.random.key(0)))
+        placed = programs.for_sampling(
+            jax.tree.map(jax.device_put, params, programs.model_shardings)
+        )
+        episodes = jax.device_get(program(placed, programs.to_global(prompts), jax.random.key(0)))
         rows = zip(problems, episodes.tokens, episodes.turn, strict=True)
         rewards = [
-            built.task.grade(problem, built.chat.tokenizer.decode(ids[turn == 1].tolist())).reward
+            programs.task.grade(
+                problem, programs.chat.tokenizer.decode(ids[turn == 1].tolist())
+            ).reward
             for problem, ids, turn in rows
         ]
         return 100 * float(np.mean(rewards))
@@ -67,10 +71,10 @@ def main(share: float = 0.012, draws: int = 20) -> None:
     """Prints accuracy, and mean, spread and worst of what the moves cost, in points."""
     config = common.get_config()
     config.name = "random_moves"
-    built = build(parse(config))
+    programs = build(parse(config))
     problems = list(equations.problems("equations", "validation", 0, 0))
-    params = jax.device_get(load_reference(built))
-    measure = first_attempts(built, problems)
+    params = jax.device_get(load_reference(programs))
+    measure = first_attempts(programs, problems)
     start = measure(params)
     print(f"greedy first attempts on {len(problems)} problems: {start:.1f}%")
     for label, each in (("all", False), ("each tensor", True)):

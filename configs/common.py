@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.steps = 100
     config.batch = 64  # problems per step over all hosts
     # Nats a token by which sampler and learner may differ on average in a turn; None: by dtype.
-    config.gap_limit = config_dict.placeholder(float)
+    config.mismatch_limit = config_dict.placeholder(float)
 
     config.data = ConfigDict(  # keyword arguments of data.sources.load
         {
@@ -53,14 +53,14 @@ def get_config() -> ConfigDict:
     )
     config.compute = ConfigDict({"dtype": "", "remat": ""})  # ComputeConfig; "": as the model says
     config.mesh = ConfigDict(  # MeshConfig
-        {"slices": -1, "data": -1, "fsdp": 1, "swing": 1, "tensor": 1}
+        {"slices": -1, "data": -1, "fsdp": 1, "sampling_tensor": 1, "tensor": 1}
     )
 
     config.sampling = ConfigDict(  # SamplingConfig
         {
-            "samples": 4,  # dialogues per problem
-            "branches": 1,  # second attempts per first attempt
-            "spans": 1,  # loops, each with more of the cache in sight; long turns want about 4
+            "group_size": 4,  # dialogues per problem
+            "second_attempts": 1,  # second attempts per first attempt
+            "decode_segments": 1,  # loops, each over more of the cache; long turns want about 4
             "prompt_limit": 12,  # tokens
             "turn_limit": 50,  # tokens of one turn
             "row_limit": 96,  # tokens of a whole dialogue; 0: no further limit
@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.learner = ConfigDict(  # LearnerConfig
-        {"microbatches": 1, "minibatches": 1, "chunk": 128, "baseline_decay": 0.9}
+        {"microbatches": 1, "minibatches": 1, "logits_chunk": 128, "baseline_decay": 0.9}
     )
     config.grading = ConfigDict(  # GradingConfig
         {

@@ -52,7 +52,7 @@ WORDS: dict[str, Any] = {  # arithmetic in words, made on the spot
     },
     "evaluation": {"problems": 200, "batch": 50, "data": {"split": "test", "count": 200}},
     "batch": 8,
-    "sampling": {"samples": 8, "prompt_limit": 384, "turn_limit": 192, "row_limit": 0},
+    "sampling": {"group_size": 8, "prompt_limit": 384, "turn_limit": 192, "row_limit": 0},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 8},
 }
@@ -62,7 +62,7 @@ BRIEF: dict[str, Any] = {  # easier words and just enough of everything to be se
     "evaluation": {"problems": 2, "batch": 2, "samples": 0, "data": {"split": "test", "count": 2}},
     "steps": 2,
     "batch": 2,
-    "sampling": {"samples": 2, "prompt_limit": 360, "turn_limit": 32, "row_limit": 0},
+    "sampling": {"group_size": 2, "prompt_limit": 360, "turn_limit": 32, "row_limit": 0},
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 2},
     "checkpoint": {"every": 2, "keep": 1, "select": "last"},
@@ -79,7 +79,13 @@ MATH: dict[str, Any] = {
     },
     "steps": 1500,  # the paper: 3000 over both stages, the split is not stated
     "batch": 64,  # x 8 samples = the paper's 512, read as dialogues
-    "sampling": {"samples": 8, "prompt_limit": 512, "turn_limit": 1024, "row_limit": 0, "spans": 4},
+    "sampling": {
+        "group_size": 8,
+        "prompt_limit": 512,
+        "turn_limit": 1024,
+        "row_limit": 0,
+        "decode_segments": 4,
+    },
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 16},
     "compute": RECOMPUTED,
@@ -104,7 +110,13 @@ CODE: dict[str, Any] = {
     "steps": 750,  # the paper: 1500 over both stages
     "batch": 16,  # x 8 samples = the paper's 128, read as dialogues
     # Three shots and the asserts take 625 to 763 tokens in half of the problems.
-    "sampling": {"samples": 8, "prompt_limit": 1024, "turn_limit": 512, "row_limit": 0, "spans": 4},
+    "sampling": {
+        "group_size": 8,
+        "prompt_limit": 1024,
+        "turn_limit": 512,
+        "row_limit": 0,
+        "decode_segments": 4,
+    },
     "optimizer": {"learning_rate": 1e-5},
     "learner": {"microbatches": 8},
     "compute": RECOMPUTED,

@@ -31,7 +31,7 @@ from score_jax.distributed.watchdog import HostLost, Watchdog
 from score_jax.planning.command import run_plan
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
-from score_jax.stages.handoff import Link
+from score_jax.stages.handoff import StageConfig
 from score_jax.stages.settings import parse
 from score_jax.stages.train import TrainingError
 from score_jax.text import terminal
@@ -57,7 +57,7 @@ SEARCH = flags.DEFINE_bool("search", False, "of --mode=plan: try meshes and ways
 
 # Overrides of these fields on the command line reach the parent stages as well: they say
 # what is trained and measured, not how a stage goes about it.
-SHARED = (
+SHARED_FIELDS = (
     "seed", "task", "data", "tokenizer", "weights", "model", "lora", "compute", "mesh", "grading",
     "evaluation", "log", "profile",
 )  # fmt: skip
@@ -105,7 +105,9 @@ def find_parent(path: str, child: str) -> str:
     return path
 
 
-def resolve_chain(config: ConfigDict, overrides: Mapping[str, Any], path: str = "") -> list[Link]:
+def resolve_stages(
+    config: ConfigDict, overrides: Mapping[str, Any], path: str = ""
+) -> list[StageConfig]:
     """The stages from the first to the one asked for.
 
     Args:
@@ -115,31 +117,31 @@ def resolve_chain(config: ConfigDict, overrides: Mapping[str, Any], path: str = 
     Raises:
       ValueError: a config is at fault, or its parents lead in a circle.
     """
-    links = [Link(settings=parse(config), config=config)]
+    stages = [StageConfig(settings=parse(config), config=config)]
     child = "" if "parent" in overrides else path  # what people type counts from where they are
-    while parent := links[0].settings.parent:
+    while parent := stages[0].settings.parent:
         child = parent = find_parent(parent, child)
         config = load_config(parent)
-        shared = {name: v for name, v in overrides.items() if name.split(".")[0] in SHARED}
+        shared = {name: v for name, v in overrides.items() if name.split(".")[0] in SHARED_FIELDS}
         try:
             config.update_from_flattened_dict(shared)
         except CONFIG_ERRORS as error:
             raise config_error(f"config.parent {parent!r}", error) from error
-        links.insert(0, Link(settings=parse(config), config=config))
-        names = [link.settings.name for link in links]
+        stages.insert(0, StageConfig(settings=parse(config), config=config))
+        names = [stage.settings.name for stage in stages]
         if len(set(names)) < len(names):
             raise ValueError(f"config.parent leads in a circle: {' -> '.join(names)}")
-        check_adapters(links[0], links[1])
-    return links
+        check_adapters(stages[0], stages[1])
+    return stages
 
 
-def check_adapters(parent: Link, link: Link) -> None:
+def check_adapters(parent: StageConfig, stage: StageConfig) -> None:
     """Checks that a stage can take over what its parent trains.
 
     Raises:
       ValueError: their adapters differ.
     """
-    first, second = parent.settings, link.settings
+    first, second = parent.settings, stage.settings
     if first.lora == second.lora:
         return
     ranks = [0 if settings.lora is None else settings.lora.rank for settings in (second, first)]
@@ -149,13 +151,13 @@ def check_adapters(parent: Link, link: Link) -> None:
     )
 
 
-def nulls(argv: Sequence[str]) -> dict[str, None]:
+def null_overrides(argv: Sequence[str]) -> dict[str, None]:
     """The fields that the command line sets to None, as --config.objective.clip=None does."""
     last = {found[1]: found[2] for arg in argv if (found := OVERRIDE.fullmatch(arg))}
     return {path: None for path, value in last.items() if value == "None"}
 
 
-def is_of(arg: str, fields: Mapping[str, Any]) -> bool:
+def overrides_any(arg: str, fields: Mapping[str, Any]) -> bool:
     """Whether an argument overrides one of these fields."""
     found = OVERRIDE.fullmatch(arg)
     return found is not None and found[1] in fields
@@ -171,8 +173,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         runs here but configs, so whatever fails is theirs.
     """
     try:
-        none = nulls(argv)
-        rest = flags.FLAGS([arg for arg in argv if not is_of(arg, none)])
+        none = null_overrides(argv)
+        rest = flags.FLAGS([arg for arg in argv if not overrides_any(arg, none)])
         fields = CONFIG.value and CONFIG.value.keys()  # fails where no file could be read
         if CONFIG.value is not None:
             CONFIG.value.update_from_flattened_dict(none)
@@ -205,19 +207,19 @@ def main(_: list[str]) -> None:
         run_plan(parse(CONFIG.value), TOPOLOGY.value, workdir(), search=SEARCH.value)
         return
     path = config_flags.get_config_filename(flag)
-    overrides = config_flags.get_override_values(flag) | nulls(sys.argv)
-    links = resolve_chain(CONFIG.value, overrides, path)
+    overrides = config_flags.get_override_values(flag) | null_overrides(sys.argv)
+    stages = resolve_stages(CONFIG.value, overrides, path)
     if MODE.value in OVER_HOSTS:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watch:
+    with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watchdog:
         run_mode(
             MODE.value,
-            links,
+            stages,
             workdir(),
             config=path,
             command=terminal.as_text(" ".join(sys.argv)),
             prompt=terminal.as_text(PROMPT.value),
-            watch=watch,
+            watchdog=watchdog,
         )
 
 
@@ -237,15 +239,15 @@ def config_error(path: str, error: BaseException) -> ValueError:
     return ValueError(f"{path}: {missing}{one_line(error)}")
 
 
-def tell(error: BaseException) -> None:
+def print_error(error: BaseException) -> None:
     """Prints one line; the traceback goes beside the run, if that has begun."""
     note = ""
     with suppress(OSError, flags.Error):  # no run, or no room
-        path = workdir() / processes.own_file("traceback.txt")
+        path = workdir() / processes.file_of_process("traceback.txt")
         if path.parent.is_dir():
             path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             note = f" (traceback in {path})"
-    print(f"{processes.label()}error: {one_line(error)}{note}", file=sys.stderr, flush=True)
+    print(f"{processes.log_prefix()}error: {one_line(error)}{note}", file=sys.stderr, flush=True)
 
 
 def memory_error(error: BaseException) -> RuntimeError:
@@ -253,7 +255,7 @@ def memory_error(error: BaseException) -> RuntimeError:
     advised = RuntimeError(
         f"the device's memory is full ({one_line(error)}); the update takes less with a larger "
         "learner.microbatches and with compute.remat=full, sampling with fewer batch x "
-        "sampling.samples, measuring with a smaller evaluation.batch"
+        "sampling.group_size, measuring with a smaller evaluation.batch"
     )
     return advised.with_traceback(error.__traceback__)
 
@@ -265,7 +267,7 @@ def is_ours(error: BaseException) -> bool:
     return name == "__main__" or name.split(".")[0] in ("score_jax", "configs")
 
 
-def without_late_writes(found: Any) -> None:
+def hide_late_write_errors(found: Any) -> None:
     """Shows what Python can raise nowhere, but for writes that end when a save has failed.
 
     Orbax stops at the first that fails and closes the loop that the others report to.
@@ -281,34 +283,34 @@ def run() -> None:
     in one line as well (1); whatever else comes is a defect and shows its traceback.
     """
     terminal.open_to_all_text()
-    sys.excepthook = processes.show_and_leave
-    sys.unraisablehook = without_late_writes
+    sys.excepthook = processes.exit_with_traceback
+    sys.unraisablehook = hide_late_write_errors
     try:
         app.run(main, flags_parser=parse_flags)
     except Interrupted as stop:
-        print(f"{processes.label()}stopped: {stop}", file=sys.stderr, flush=True)
-        processes.leave(stop.code)
+        print(f"{processes.log_prefix()}stopped: {stop}", file=sys.stderr, flush=True)
+        processes.exit_process(stop.code)
     except ValueError as error:
         if not is_ours(error):
             raise
-        tell(error)
-        processes.leave(2)
+        print_error(error)
+        processes.exit_process(2)
     except (TrainingError, StorageError) as error:
-        tell(error)
-        processes.leave(1)
+        print_error(error)
+        processes.exit_process(1)
     except HostLost as error:
-        tell(error)
-        processes.leave(error.code)
+        print_error(error)
+        processes.exit_process(error.code)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        tell(memory_error(error))
-        processes.leave(2)
+        print_error(memory_error(error))
+        processes.exit_process(2)
     except OSError as error:
         if error.errno in DISK_FULL:
             error = StorageError(f"{error}; make room and run the same command again")
-        tell(error)
-        processes.leave(1)
+        print_error(error)
+        processes.exit_process(1)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crashed"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-LOST = ("timeout", "crashed")  # not the answer's fault alone: another time it may be another
+UNGRADED = ("timeout", "crashed")  # not the answer's fault alone: another time it may be another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Task:
     grade: Callable[[Problem, str], Grade]  # module-level, pure, importable without jax
     # What the start-up self-test needs: a response that states the gold answer (None: the
     # answer alone is one), and (problem, response, verdict) cases that the grader must get right.
-    state: Callable[[Problem], str] | None = None
-    known: tuple[tuple[Problem, str, Verdict], ...] = ()
+    gold_response: Callable[[Problem], str] | None = None
+    self_test_cases: tuple[tuple[Problem, str, Verdict], ...] = ()
     shows_tests: bool = False  # its prompts are not to be understood without `Problem.shown`
 
     def ask(self, problem: Problem) -> str:

@@ -50,7 +50,7 @@ class Cache(struct.PyTreeNode):
     keys: Float[Array, "L B K S H"]
     values: Float[Array, "L B K S H"]
     # The first slots, that are all a block may need to look at; None: all there are.
-    in_sight: int | None = struct.field(pytree_node=False, default=None)
+    attended_slots: int | None = struct.field(pytree_node=False, default=None)
 
 
 class Scores(struct.PyTreeNode):

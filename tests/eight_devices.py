@@ -22,7 +22,7 @@ from score_jax.types import Prompts
 
 MESHES = {
     "many": {"data": 2, "fsdp": 2, "tensor": 2},
-    "swung": {"slices": 2, "fsdp": 2, "swing": 2},
+    "swung": {"slices": 2, "fsdp": 2, "sampling_tensor": 2},
 }
 ESTIMATES = ("k2", "k3", "reward")  # of KL, beside the exact one
 MODEL = {
@@ -47,7 +47,7 @@ def settings(tokenizer, **mesh):
             "weights": {"source": "random"},
             "model": MODEL,
             "mesh": mesh,
-            "sampling": {"samples": 2, "prompt_limit": 6, "turn_limit": 5, "spans": 3},
+            "sampling": {"group_size": 2, "prompt_limit": 6, "turn_limit": 5, "decode_segments": 3},
             "objective": {
                 "reward_weights": (1.0, 1.0),
                 "beta": (0.1, 0.2),
@@ -55,7 +55,7 @@ def settings(tokenizer, **mesh):
                 "kl": "exact",
             },
             "optimizer": {"learning_rate": 1e-3},
-            "learner": {"microbatches": 2, "chunk": 4},
+            "learner": {"microbatches": 2, "logits_chunk": 4},
             "practice": {},
             "grading": {},
             "checkpoint": {},
@@ -85,22 +85,22 @@ def shares(tree):
 
 def one_step(stage, devices):
     """Everything that one step computes, as flat numpy arrays, and facts about placement."""
-    built = build(stage, devices)
-    reference = built.init_params(jax.random.key(1))
-    state = built.init_state(built.init_params(jax.random.key(2)))
+    programs = build(stage, devices)
+    reference = programs.init_params(jax.random.key(1))
+    state = programs.init_state(programs.init_params(jax.random.key(2)))
     before = jax.tree.map(np.asarray, reference)
     placed = {"params": shares(state.params), "opt_state": shares(state.opt_state)}
     policy = jax.tree.map(jnp.copy, state.params)
-    sampler = built.sampler()
+    sampler = programs.sampler()
     episodes = sampler.sample(
-        sampler.prepare(policy), built.to_global(prompts()), jax.random.key(3)
+        sampler.prepare(policy), programs.to_global(prompts()), jax.random.key(3)
     )
     rewards = np.random.default_rng(1).integers(0, 2, (16, 2)).astype(np.float32)
-    episodes = episodes.replace(rewards=built.to_global(rewards))
+    episodes = episodes.replace(rewards=programs.to_global(rewards))
     local = local_rows(episodes)
     scores = sampler.score(reference, episodes)
     old = jax.tree.leaves(state.params)
-    state, metrics = built.update(state, reference, episodes, scores)
+    state, metrics = programs.update(state, reference, episodes, scores)
     arrays = {
         "episodes": local,
         "hidden": np.asarray(scores.hidden),
@@ -109,7 +109,7 @@ def one_step(stage, devices):
     }
     for kl in ESTIMATES:
         other = build(replace(stage, objective=replace(stage.objective, kl=kl)), devices)
-        state = other.init_state(built.init_params(jax.random.key(2)))
+        state = other.init_state(programs.init_params(jax.random.key(2)))
         scores = other.score(reference, episodes)
         state, metrics = other.update(state, reference, episodes, scores)
         arrays[f"moments_{kl}"] = jax.tree.map(np.asarray, state.opt_state)

@@ -162,15 +162,15 @@ def slope(function, table, size=1e-5):
     return out
 
 
-def ascents(world, table, reference, rewards, objective, groups, *, branches=1, config=None):
+def ascents(world, table, reference, rewards, objective, groups, *, second_attempts=1, config=None):
     """The direction in which one `update` moves the table, for each batch of rows.
 
     Args:
       groups: i[M G], the rows of each of M batches.
     """
     decoder, sgd = world.decoder(), optax.sgd(1.0)
-    config = config or learner.LearnerConfig(chunk=3)
-    most = 2 * world.limit
+    config = config or learner.LearnerConfig(logits_chunk=3)
+    max_policy_tokens = 2 * world.limit
     fixed = {"table": jnp.asarray(reference, jnp.float32)}
     start = {"table": jnp.asarray(table, jnp.float32)}
 
@@ -179,7 +179,7 @@ def ascents(world, table, reference, rewards, objective, groups, *, branches=1, 
             decoder,
             fixed,
             episodes,
-            most=most,
+            max_policy_tokens=max_policy_tokens,
             config=config,
             keep_hidden=objective.kl == "exact",
         )
@@ -198,8 +198,8 @@ def ascents(world, table, reference, rewards, objective, groups, *, branches=1, 
             scores,
             objective=objective,
             config=config,
-            samples=groups.shape[1],
-            branches=branches,
+            group_size=groups.shape[1],
+            second_attempts=second_attempts,
             turn_limit=world.limit,
         )
         return state.params["table"] - start["table"]
@@ -208,22 +208,30 @@ def ascents(world, table, reference, rewards, objective, groups, *, branches=1, 
     return np.asarray(jax.jit(jax.vmap(one))(batches), np.float64)
 
 
-def expected_ascent(world, table, reference, rewards, objective, *, samples=1, branches=1):
+def expected_ascent(
+    world, table, reference, rewards, objective, *, group_size=1, second_attempts=1
+):
     """The exact mean of `ascents` over what the policy would sample.
 
     The rows of a batch are independent draws, except that branches share a first attempt.
     """
-    firsts = samples // branches
+    firsts = group_size // second_attempts
     outcomes = len(turn_outcomes(world.vocabulary, world.limit))
     odds = np.exp(world.turn_logprobs(table))
     groups, chances = [], []
     for y1 in product(range(outcomes), repeat=firsts):
-        for y2 in product(range(outcomes), repeat=samples):
-            rows = [y1[i // branches] * outcomes + y for i, y in enumerate(y2)]
+        for y2 in product(range(outcomes), repeat=group_size):
+            rows = [y1[i // second_attempts] * outcomes + y for i, y in enumerate(y2)]
             groups.append(rows)
-            chances.append(np.prod(odds[rows[::branches], 0]) * np.prod(odds[rows, 1]))
+            chances.append(np.prod(odds[rows[::second_attempts], 0]) * np.prod(odds[rows, 1]))
     moves = ascents(
-        world, table, reference, rewards, objective, np.array(groups), branches=branches
+        world,
+        table,
+        reference,
+        rewards,
+        objective,
+        np.array(groups),
+        second_attempts=second_attempts,
     )
     assert np.isclose(sum(chances), 1.0), "the batches don't cover all that can be sampled"
     return np.einsum("m,mcv->cv", np.array(chances), moves)

@@ -18,7 +18,7 @@ import psutil
 
 from score_jax import main
 from score_jax.rl import rollout
-from score_jax.stages.train import Stage
+from score_jax.stages.train import StageRun
 
 WHAT, MOMENT, STEP = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -52,15 +52,15 @@ def before(function, due):
 def arm():
     """Lays the trap."""
     stages = []
-    run = Stage.run
-    Stage.run = lambda stage, learn: stages.append(stage) or run(stage, learn)
+    run = StageRun.run
+    StageRun.run = lambda stage, learn: stages.append(stage) or run(stage, learn)
     if MOMENT == "rollout":
         rollout.grade_rollout = before(
             rollout.grade_rollout, lambda *_: stages and stages[0].progress.position == STEP - 1
         )
     else:
-        Stage.check = before(
-            Stage.check, lambda stage, step, _: step == STEP and not stage.checkpoints.wait()
+        StageRun.check = before(
+            StageRun.check, lambda stage, step, _: step == STEP and not stage.checkpoints.wait()
         )
 
 

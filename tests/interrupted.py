@@ -13,7 +13,7 @@ import sys
 from score_jax import main
 from score_jax.rl import rollout
 from score_jax.stages.checkpoint import Checkpoints
-from score_jax.stages.train import Stage
+from score_jax.stages.train import StageRun
 
 GIVEN, MOMENT, STEP = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 
@@ -44,15 +44,15 @@ def arm():
     """Lays the trap."""
     if MOMENT == "rollout":
         stages = []
-        run = Stage.run
-        Stage.run = lambda stage, learn: stages.append(stage) or run(stage, learn)
+        run = StageRun.run
+        StageRun.run = lambda stage, learn: stages.append(stage) or run(stage, learn)
         rollout.grade_rollout = before(
             rollout.grade_rollout, lambda *_: stages and stages[0].progress.position == STEP - 1
         )
     elif MOMENT == "update":
         # Whether the write of an earlier checkpoint is through by now is left to no chance.
-        Stage.check = before(
-            Stage.check, lambda stage, step, _: step == STEP and not stage.checkpoints.wait()
+        StageRun.check = before(
+            StageRun.check, lambda stage, step, _: step == STEP and not stage.checkpoints.wait()
         )
     elif MOMENT == "save":
         save = Checkpoints.save

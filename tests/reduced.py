@@ -29,9 +29,9 @@ def get_config(name: str) -> ConfigDict:
         config.mesh.fsdp, config.compute.remat = 4, "full"  # so that two processes fit 24 GB
     # As many problems as row shards: of four devices each, or of one.
     config.steps, config.batch = 1, 4 if preset.startswith("gemma2_9b") else 8
-    config.sampling.samples = 2
+    config.sampling.group_size = 2
     config.sampling.turn_limit = 8
-    config.learner.microbatches, config.learner.chunk = 1, 32
+    config.learner.microbatches, config.learner.logits_chunk = 1, 32
     config.checkpoint.keep = 1
     config.evaluation.problems = config.evaluation.batch = 8
     config.evaluation.samples = 0

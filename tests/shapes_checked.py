@@ -16,10 +16,10 @@ CHECKED = [
 ]  # fmt: skip
 
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
-    from score_jax.planning.programs import calls, result
+    from score_jax.planning.step_programs import calls, result
     from score_jax.rl import logprobs
     from score_jax.stages.build import build
-    from tests.chains import links
+    from tests.stage_configs import stages
 
 VARIANTS = (
     {},
@@ -33,8 +33,8 @@ VARIANTS = (
 
 def trace(**fields):
     """Shapes only; nothing is compiled."""
-    built = build(links("stage2", **fields)[-1].settings)
-    update = calls(built)[-1]
+    programs = build(stages("stage2", **fields)[-1].settings)
+    update = calls(programs)[-1]
     state = update.arguments[0]
     after, _ = result(update.program, *update.arguments)
     same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, after, state)

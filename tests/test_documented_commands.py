@@ -140,7 +140,7 @@ def test_a_pods_command_trains_and_measures_both_stages(pod, number):
     for stage in ("stage1", "stage2"):
         (step,) = lines(workdir / stage / "metrics.jsonl")
         assert 0 < step["gradient_norm"] < float("inf")
-        assert all(step[f"logprob_gap/trimmed/turn{turn}"] < 0.05 for turn in (1, 2))
+        assert all(step[f"mismatch/trimmed/turn{turn}"] < 0.05 for turn in (1, 2))
     evaluation = json.loads((workdir / "stage2/evaluation.json").read_text())
     assert evaluation["protocol"]["dtype"] == "bfloat16" and evaluation["problems"] == 8
     assert set(evaluation["models"]) == {"base", "stage1", "stage2"}

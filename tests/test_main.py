@@ -15,7 +15,7 @@ from score_jax.stages.build import build
 from score_jax.stages.handoff import open_checkpoints
 from score_jax.stages.train import TrainingError
 from tests import tiny_stages
-from tests.chains import links
+from tests.stage_configs import stages
 from tests.tiny_stages import ROOT, command, finish, lines, refuse
 
 INTERRUPTED = str(ROOT / "tests/interrupted.py")
@@ -34,9 +34,9 @@ def interrupt(number, moment, step, workdir, cache):
 
 def saved(workdir):
     """Every checkpoint of Stage I: its state, what stands beside it, its reward."""
-    link = links()[-1]
-    like = build(link.settings).abstract_state()
-    with open_checkpoints(link.settings, workdir / "stage1") as checkpoints:
+    stage = stages()[-1]
+    like = build(stage.settings).abstract_state()
+    with open_checkpoints(stage.settings, workdir / "stage1") as checkpoints:
         return {
             step: (*checkpoints.restore(step, like), checkpoints.score(step))
             for step in checkpoints.steps()
@@ -143,7 +143,10 @@ REFUSED = {  # flags, and what stderr says, each in one line with exit code 2
     "not a config": (["--config=README.md"], r"README.md, line \d+"),
     "negative alpha": ([STAGE2, "--config.objective.alpha=-1"], r"objective.alpha is -1.0; set a"),
     "wrong type": ([STAGE2, "--config.steps=many"], r"--config.steps=many: invalid .* int"),
-    "no samples": ([STAGE2, "--config.sampling.samples=0"], r"sampling.samples is 0; set at least"),
+    "no samples": (
+        [STAGE2, "--config.sampling.group_size=0"],
+        r"group_size is 0; set at least",
+    ),
     "no such preset": ([f"{STAGE2}:nosuch"], r"preset is 'nosuch'; choose one of smollm2_135m"),
     "no such file": (["--config=configs/nosuch.py"], r"No such file .*: 'configs/nosuch.py'"),
     "no such parent": ([STAGE2, "--config.parent=configs/no.py"], r"there is no file configs/no"),
@@ -207,7 +210,7 @@ def write_config(path, name, parent, seed=0):
 def chain_of(path, **overrides):
     config = main.load_config(str(path))
     config.update_from_flattened_dict(overrides)
-    return [link.settings for link in main.resolve_chain(config, overrides, str(path))]
+    return [stage.settings for stage in main.resolve_stages(config, overrides, str(path))]
 
 
 def test_a_parent_is_found_beside_the_file_that_names_it(tmp_path, monkeypatch):
@@ -251,7 +254,7 @@ def test_a_parent_counts_from_the_folder_above_or_from_here_if_none_is_beside(
     ],
 )
 def test_what_a_command_line_sets_to_none(argv, found):
-    assert main.nulls(argv) == found
+    assert main.null_overrides(argv) == found
 
 
 def few_bytes():
@@ -276,7 +279,7 @@ def test_a_full_disk_loses_nothing(workdir, cache):
 
 
 def test_overrides_of_shared_fields_reach_the_parents_and_others_do_not():
-    first, second = links(
+    first, second = stages(
         "stage2",
         seed=5,
         evaluation__problems=4,

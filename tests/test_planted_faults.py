@@ -17,13 +17,13 @@ from score_jax.data import sources
 from score_jax.model.decoder import Decoder, forward
 from score_jax.model.lora import LoraConfig, init_lora, merge
 from score_jax.rl import learner
-from score_jax.rl.mismatch import gap_metrics, gap_sums
+from score_jax.rl.mismatch import mismatch_metrics, mismatch_sums
 from score_jax.rl.rollout import encode_prompts
 from score_jax.rl.scoring import score_tokens
-from score_jax.stages.build import Built, Program, build, load_reference
+from score_jax.stages.build import Program, StagePrograms, build, load_reference
 from score_jax.stages.settings import parse
-from score_jax.stages.train import Stage, TrainingError
-from tests.chains import train
+from score_jax.stages.train import StageRun, TrainingError
+from tests.stage_configs import train
 from tests.tiny_stages import lines
 
 TYPES = ("float32", "bfloat16")
@@ -34,15 +34,15 @@ def drawn(dtype):
     """A stage's programs, the base model, and 256 dialogues of two turns that it drew."""
     config = stage2.get_config()
     config.compute.dtype = dtype
-    built = build(parse(config))
-    settings, params = built.settings, load_reference(built)
+    programs = build(parse(config))
+    settings, params = programs.settings, load_reference(programs)
     problems = sources.load(**dict(settings.data))[:64]
     prompts = encode_prompts(
-        built.chat, built.task, np.arange(64), problems, settings.sampling.prompt_limit
+        programs.chat, programs.task, np.arange(64), problems, settings.sampling.prompt_limit
     )
-    sample = built.sample(settings.sampling, 2)
+    sample = programs.sample(settings.sampling, 2)
     key = jax.random.fold_in(jax.random.key(1), 0)
-    return built, params, sample(built.for_sampling(params), built.to_global(prompts), key)
+    return programs, params, sample(programs.for_sampling(params), programs.to_global(prompts), key)
 
 
 def scored(decoder, params, episodes, positions=None):
@@ -50,28 +50,30 @@ def scored(decoder, params, episodes, positions=None):
     positions = jnp.arange(episodes.tokens.shape[1]) if positions is None else positions
     positions = jnp.broadcast_to(positions, episodes.tokens.shape)
     hidden, _ = forward(decoder, params, episodes.tokens, positions)
-    return score_tokens(decoder, params, hidden, episodes, most=100, chunk=128).logprobs
+    return score_tokens(
+        decoder, params, hidden, episodes, max_policy_tokens=100, logits_chunk=128
+    ).logprobs
 
 
 def checked(dtype, rescored):
     """Checks a step whose learner has these log-probabilities, as training does."""
-    built, _, episodes = drawn(dtype)
-    sums = jax.jit(gap_sums, static_argnums=3)(episodes.logprobs, rescored, episodes.turn, 2)
+    programs, _, episodes = drawn(dtype)
+    sums = jax.jit(mismatch_sums, static_argnums=3)(episodes.logprobs, rescored, episodes.turn, 2)
     tokens = jnp.stack([(episodes.turn == turn).sum() for turn in (1, 2)]).astype(jnp.float32)
     values = {"loss": 0.0, "gradient_norm": 0.0}
-    for name, of_turns in gap_metrics(sums, tokens, len(episodes.tokens)).items():
+    for name, of_turns in mismatch_metrics(sums, tokens, len(episodes.tokens)).items():
         values |= {f"{name}/turn{turn}": float(x) for turn, x in enumerate(of_turns, 1)}
-    stage = SimpleNamespace(built=built, last_saved=lambda: "nothing is saved")
-    stage.gap_remedy = partial(Stage.gap_remedy, stage)
-    Stage.check(stage, 3, values)
+    stage = SimpleNamespace(programs=programs, last_saved=lambda: "nothing is saved")
+    stage.mismatch_remedy = partial(StageRun.mismatch_remedy, stage)
+    StageRun.check(stage, 3, values)
     return values
 
 
 def learner_scores(dtype, *, positions=None, change=lambda params: params, **fields):
     """Scores of a learner whose model, parameters or positions are not the sampler's."""
-    built, params, episodes = drawn(dtype)
-    decoder = Decoder(dataclasses.replace(built.decoder.config, **fields))
-    score = Program(jax.jit(partial(scored, decoder)), built.mesh)
+    programs, params, episodes = drawn(dtype)
+    decoder = Decoder(dataclasses.replace(programs.decoder.config, **fields))
+    score = Program(jax.jit(partial(scored, decoder)), programs.mesh)
     return score(change(params), episodes, positions)
 
 
@@ -83,9 +85,9 @@ def shifted(dtype):
 
 def moved_by_adapter(params, dtype):
     """The base with an adapter that the sampler has not heard of."""
-    built, config = drawn(dtype)[0], LoraConfig(rank=4)
+    programs, config = drawn(dtype)[0], LoraConfig(rank=4)
     tokens = jnp.zeros((1, 1), jnp.int32)
-    boxed = jax.eval_shape(built.decoder.init, jax.random.key(0), tokens, tokens)["params"]
+    boxed = jax.eval_shape(programs.decoder.init, jax.random.key(0), tokens, tokens)["params"]
     fresh = jax.tree.map(lambda x: x.value, init_lora(jax.random.key(2), boxed, config),
                          is_leaf=lambda x: hasattr(x, "value"))  # fmt: skip
     noisy = jax.tree.map(lambda x: x + 0.03 * jax.random.normal(jax.random.key(3), x.shape), fresh)
@@ -95,15 +97,15 @@ def moved_by_adapter(params, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rounding_alone_stops_nothing(dtype):
     values = checked(dtype, learner_scores(dtype))
-    limit = drawn(dtype)[0].gap_limit
+    limit = drawn(dtype)[0].mismatch_limit
     for turn in (1, 2):
-        assert values[f"logprob_gap/mean/turn{turn}"] < limit / 4
+        assert values[f"mismatch/mean/turn{turn}"] < limit / 4
 
 
 def test_in_bfloat16_single_tokens_are_far_beyond_the_limit():
     """Which is why no token's gap may stop a run."""
     values = checked("bfloat16", learner_scores("bfloat16"))
-    assert values["logprob_gap/max/turn1"] > drawn("bfloat16")[0].gap_limit
+    assert values["mismatch/max/turn1"] > drawn("bfloat16")[0].mismatch_limit
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -111,7 +113,7 @@ def test_one_lying_token_stops_nothing(dtype):
     scores = learner_scores(dtype)
     at = tuple(np.argwhere(np.asarray(drawn(dtype)[2].turn) == 2)[7])
     values = checked(dtype, scores.at[at].add(-40.0))
-    assert values["logprob_gap/max/turn2"] == pytest.approx(40.0, abs=0.5)
+    assert values["mismatch/max/turn2"] == pytest.approx(40.0, abs=0.5)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -134,8 +136,8 @@ def test_a_planted_fault_stops_the_run_by_its_own_turns_mean(fault, dtype):
         "adapter": {"change": lambda params: moved_by_adapter(params, dtype)},
     }
     turn = {"rope": 1, "positions": 2, "window": 2, "adapter": 1}[fault]
-    limit = drawn(dtype)[0].gap_limit
-    message = rf"differ by .* nats a token in turn {turn}, more than config.gap_limit {limit};"
+    limit = drawn(dtype)[0].mismatch_limit
+    message = rf"differ by .* nats a token in turn {turn}, more than config.mismatch_limit {limit};"
     with pytest.raises(TrainingError, match=message):
         checked(dtype, learner_scores(dtype, **plant[fault]))
 
@@ -145,8 +147,8 @@ def test_the_advice_names_a_field_that_exists_and_helps():
     with pytest.raises(TrainingError, match=r"Use compute.dtype='float32': .* may be raised"):
         checked("bfloat16", scores)
     config = stage2.get_config()
-    config.compute.dtype, config.gap_limit = "float32", 0.3
-    assert build(parse(config)).gap_limit == 0.3
+    config.compute.dtype, config.mismatch_limit = "float32", 0.3
+    assert build(parse(config)).mismatch_limit == 0.3
     with pytest.raises(TrainingError, match=r"They compute two policies, which is a fault; raise"):
         checked("float32", learner_scores("float32") - 0.2)
 
@@ -163,7 +165,7 @@ def test_a_run_whose_learner_turns_otherwise_stops_at_its_first_step(tmp_path, c
 
 
 def test_a_run_that_samples_from_a_stale_adapter_stops(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(Built, "policy", lambda self, trained, reference: reference)
+    monkeypatch.setattr(StagePrograms, "policy", lambda self, trained, reference: reference)
     with pytest.raises(TrainingError, match=r"step [2-6]: sampler and scorer differ by .* in turn"):
         train(tmp_path, lora__rank=2)
     assert lines(tmp_path / "stage1/metrics.jsonl")  # at first it changes nothing
@@ -173,5 +175,5 @@ def test_a_run_in_bfloat16_goes_to_its_end(tmp_path, cache):
     train(tmp_path, compute__dtype="bfloat16", evaluation__problems=4)
     rows = lines(tmp_path / "stage1/metrics.jsonl")
     assert len(rows) == 6
-    assert all(row["logprob_gap/limit"] == 0.05 for row in rows)
+    assert all(row["mismatch/limit"] == 0.05 for row in rows)
     assert all(0 <= row[f"importance_capped/turn{turn}"] < 0.05 for row in rows for turn in (1, 2))

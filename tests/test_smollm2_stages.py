@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from configs.presets import installed
-from score_jax.main import load_config, resolve_chain
+from score_jax.main import load_config, resolve_stages
 from score_jax.model.decoder import Decoder
-from score_jax.stages.chain import find_policy
+from score_jax.stages.chain import load_policy
 from tests.tiny_stages import ROOT
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def transcripts(run):
 def test_both_stages_take_two_steps_that_agree_with_their_sampler(run, stage):
     steps = lines(run / stage / "metrics.jsonl")
     assert [line["step"] for line in steps] == [1, 2]
-    assert all(line["logprob_gap/max"] < 1e-3 for line in steps)
+    assert all(line["mismatch/max"] < 1e-3 for line in steps)
     assert all(math.isfinite(line[f"kl/turn{turn}"]) for line in steps for turn in (1, 2))
     assert all(0 < line["gradient_norm"] < math.inf for line in steps)
 
@@ -94,14 +94,14 @@ def test_the_exported_model_has_the_policys_logits_in_transformers(run, cache):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "What is 7 + 5?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    found = find_policy(resolve_chain(load_config(CONFIG), {})[-1], run)
-    assert ids == found.built.chat.encode_prompt("What is 7 + 5?")
+    found = load_policy(resolve_stages(load_config(CONFIG), {})[-1], run)
+    assert ids == found.programs.chat.encode_prompt("What is 7 + 5?")
     tokens = jnp.asarray([ids])
 
     def logits(model):
         return model.logits(model(tokens, jnp.arange(len(ids))[None, :])[0])[0]
 
-    decoder = Decoder(found.built.decoder.config)
+    decoder = Decoder(found.programs.decoder.config)
     ours = jax.jit(lambda p: decoder.apply({"params": p}, method=logits))(found.params)
     with torch.no_grad():
         theirs = model(torch.tensor([ids])).logits[0].numpy()

@@ -10,7 +10,7 @@ import numpy as np
 
 from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import Decoder
-from score_jax.rl.sampling import SamplingConfig, Script
+from score_jax.rl.sampling import SamplingConfig, TurnTemplate
 from score_jax.types import Episodes, Prompts
 
 MODEL = ModelConfig(vocab_size=9, layers=2, width=16, heads=4, kv_heads=2, head_dim=4, mlp_dim=24)
@@ -26,8 +26,10 @@ GEMMA = dataclasses.replace(  # every switch that could break a cache
     norm_plus_one=True,
     embedding_scale=True,
 )
-SCRIPT = Script(stops=(0,), instruction=(7, 8), turns=2)  # the stop token is the padding as well
-SAMPLING = SamplingConfig(samples=3, prompt_limit=5, turn_limit=5)
+SCRIPT = TurnTemplate(
+    stops=(0,), instruction=(7, 8), turns=2
+)  # the stop token is the padding as well
+SAMPLING = SamplingConfig(group_size=3, prompt_limit=5, turn_limit=5)
 PROMPTS = Prompts(
     tokens=np.array([[3, 4, 5, 0, 0], [6, 2, 1, 3, 0]], np.int32),
     length=np.array([3, 4], np.int32),
@@ -81,14 +83,14 @@ def naive_logprobs(config, params, tokens):
     return np.pad(chosen, ((0, 0), (1, 0)))
 
 
-def naive_dialogue(config, params, prompt, first_key, own_key, script, sampling):
+def naive_dialogue(config, params, prompt, first_key, own_key, template, sampling):
     """One dialogue, token by token, with a full forward pass for each."""
-    width = script.row_length(sampling)
+    width = template.row_length(sampling)
     line, owner, cuts = list(prompt), [0] * len(prompt), []
-    for turn in range(1, script.turns + 1):
+    for turn in range(1, template.turns + 1):
         if turn > 1:
-            line += script.instruction
-            owner += [0] * len(script.instruction)
+            line += template.instruction
+            owner += [0] * len(template.instruction)
         key = jax.random.fold_in(first_key if turn == 1 else own_key, turn)
         for count in range(1, sampling.turn_limit + 1):
             padded = np.asarray(line + [0] * (width - len(line)), np.int32)
@@ -96,27 +98,27 @@ def naive_dialogue(config, params, prompt, first_key, own_key, script, sampling)
             token = int(draw(params, padded, len(line), key))
             line.append(token)
             owner.append(turn)
-            if token in script.stops:
+            if token in template.stops:
                 cuts.append(False)
                 break
             if count == sampling.turn_limit:
                 cuts.append(True)
-                if turn < script.turns:
-                    line.append(script.stops[0])
+                if turn < template.turns:
+                    line.append(template.stops[0])
                     owner.append(0)
     return line, owner, cuts
 
 
-def naive_dialogues(config, params, prompts, key, script, sampling):
+def naive_dialogues(config, params, prompts, key, template, sampling):
     """Every row's (tokens, turns, truncated), problem by problem, sample by sample."""
     out = []
     for tokens, length, ordinal in zip(prompts.tokens, prompts.length, prompts.draw, strict=True):
         mine = jax.random.fold_in(key, ordinal)
-        for sample in range(sampling.samples):
-            trunk = sample - sample % sampling.branches
+        for sample in range(sampling.group_size):
+            trunk = sample - sample % sampling.second_attempts
             first, own = jax.random.fold_in(mine, trunk), jax.random.fold_in(mine, sample)
             prompt = [int(token) for token in tokens[:length]]
-            out.append(naive_dialogue(config, params, prompt, first, own, script, sampling))
+            out.append(naive_dialogue(config, params, prompt, first, own, template, sampling))
     return out
 
 

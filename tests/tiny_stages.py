@@ -48,7 +48,7 @@ def get_config(name: str = "stage1") -> ConfigDict:
     config.optimizer.learning_rate = 1e-2
     if name != "base":
         config.task = "tests.short_answers"
-        config.sampling.update({"samples": 2, "turn_limit": 8, "row_limit": 0})
+        config.sampling.update({"group_size": 2, "turn_limit": 8, "row_limit": 0})
     return config
 
 

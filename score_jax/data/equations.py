@@ -134,7 +134,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Dialogue:
+class WorkedDialogue:
     """A worked example for supervised training; an attempt is a tuple of parts."""
 
     prompt: str
@@ -158,7 +158,7 @@ def near_miss(rng: np.random.Generator, x: int) -> int:
 
 def dialogues(
     rng: np.random.Generator, count: int, *, careful: float, right: float
-) -> list[Dialogue]:
+) -> list[WorkedDialogue]:
     """Worked examples from which the base policy learns.
 
     Wrong guesses stand there as something to check and to react to and are not learnt:
@@ -177,5 +177,5 @@ def dialogues(
         guess = equation.x if solved else near_miss(rng, equation.x)
         first = (Part("x="), Part(f"{guess}:", learn=solved), Part(equation.check(guess)))
         second = equation.careful(guess) if rng.random() < careful else equation.again(guess)
-        out.append(Dialogue(equation.text, (first, (Part(second),))))
+        out.append(WorkedDialogue(equation.text, (first, (Part(second),))))
     return out

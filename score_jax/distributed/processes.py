@@ -42,7 +42,7 @@ def start(coordinator: str, processes: int | None, process: int | None) -> None:
         coordinator = AUTO
     given: dict[str, Any] = {}
     if coordinator != AUTO:
-        check(coordinator, processes, process)
+        check_flags(coordinator, processes, process)
         given = {
             "coordinator_address": coordinator,
             "num_processes": processes,
@@ -70,7 +70,7 @@ def start(coordinator: str, processes: int | None, process: int | None) -> None:
     jax.devices()  # all hosts meet here, so that nothing later waits for it
 
 
-def check(coordinator: str, processes: int | None, process: int | None) -> None:
+def check_flags(coordinator: str, processes: int | None, process: int | None) -> None:
     """Checks the flags that describe the hosts.
 
     Raises:
@@ -88,87 +88,94 @@ def check(coordinator: str, processes: int | None, process: int | None) -> None:
         )
 
 
-def count() -> int:
+def process_count() -> int:
     """How many hosts there are; asks no device while there is only one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
-def number() -> int:
+def process_index() -> int:
     """Which of them this is, from 0."""
-    return jax.process_index() if count() > 1 else 0
+    return jax.process_index() if process_count() > 1 else 0
 
 
 def is_first() -> bool:
     """Whether this is the host that writes and prints."""
-    return number() == 0
+    return process_index() == 0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints a line, once for all hosts."""
     if is_first():
         print(text, flush=True)
 
 
-def label() -> str:
+def log_prefix() -> str:
     """What stands before this host's errors; empty when there is only one."""
-    return f"[host {number()}] " if count() > 1 else ""
+    return f"[host {process_index()}] " if process_count() > 1 else ""
 
 
-def own_file(name: str) -> str:
+def file_of_process(name: str) -> str:
     """A file name of this host's own, where several write the same kind of file."""
     stem, dot, kind = name.rpartition(".")
-    return f"{stem}_host{number()}{dot}{kind}" if count() > 1 else name
+    return f"{stem}_host{process_index()}{dot}{kind}" if process_count() > 1 else name
 
 
-def exchange(values: np.ndarray) -> np.ndarray:
+def all_gather(values: np.ndarray) -> np.ndarray:
     """Gives every host's float64 values to all, as [hosts, n]; n is the same everywhere."""
     values = np.asarray(values, np.float64)
-    if count() == 1:
+    if process_count() == 1:
         return values[None]
     words = multihost_utils.process_allgather(values.view(np.uint32))  # devices may lack float64
     return np.ascontiguousarray(words).view(np.float64)
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """Gives every host's Python value to all, in the hosts' order.
 
     Values are pickled: they come from this same program, over the links that carry its
     parameters.
     """
-    if count() == 1:
+    if process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
-    lengths = exchange(np.asarray([len(data)]))[:, 0].astype(int)
+    lengths = all_gather(np.asarray([len(data)]))[:, 0].astype(int)
     room = 1 << int(max(lengths) - 1).bit_length()  # few sizes: each compiles a program
     found = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
     return [pickle.loads(row[:n].tobytes()) for row, n in zip(found, lengths, strict=True)]
 
 
-def from_first(value: Any) -> Any:
+def broadcast_from_first(value: Any) -> Any:
     """The first host's value: what files show may differ between hosts for a moment."""
-    return gather(value)[0]
+    return all_gather_objects(value)[0]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any host; all hosts must call at the same point."""
+    if process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def barrier() -> None:
     """Waits for all hosts."""
-    exchange(np.zeros(1))
+    all_gather(np.zeros(1))
 
 
-def show_and_leave(
+def exit_with_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Ends a process by an error that nothing has caught, or several hosts by it."""
     sys.__excepthook__(kind, error, trace)
-    if count() > 1:
-        leave(1)
+    if process_count() > 1:
+        exit_process(1)
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """Ends this process; with several hosts at once, for the others may never come.
 
     A regular end of Python waits for all hosts.
     """
-    if code and count() > 1:
+    if code and process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

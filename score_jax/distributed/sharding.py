@@ -11,7 +11,7 @@ the mesh and differ by table:
     tensor    heads, MLP, vocabulary       heads, MLP, vocabulary
 
 Decoding reads every parameter for every token. Gathering them over fsdp each time would
-send them all over the links, so they are gathered once per rollout, and `swing` says
+send them all over the links, so they are gathered once per rollout, and `sampling_tensor` says
 over how many of the devices they stay split while the rows' keys and values do, too.
 """
 
@@ -32,8 +32,8 @@ from jax.sharding import PartitionSpec as P
 
 from score_jax.checks import Count, Devices, check_fields
 
-MESH_AXES = ("slice", "data", "fsdp", "swing", "tensor")
-ROW_AXES = ("slice", "data", "fsdp", "swing")
+MESH_AXES = ("slice", "data", "fsdp", "sampling_tensor", "tensor")
+ROW_AXES = ("slice", "data", "fsdp", "sampling_tensor")
 SAMPLE_ROW_AXES = ("slice", "data", "fsdp")
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
@@ -44,36 +44,37 @@ TRAIN_RULES: Rules = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
-    ("embed", ("swing", "fsdp")),  # in this order fsdp can be gathered without the other
+    ("embed", ("sampling_tensor", "fsdp")),  # in this order fsdp can be gathered without the other
     ("embed_out", None),  # width of activations: whole on every device
     # A token's embedding is looked up where its columns are, for all rows of the group.
     ("lookup_batch", ("slice", "data")),
     # Logits are split by vocabulary instead of by row: the hidden states of a chunk are
     # far smaller than the table that would be gathered otherwise.
     ("logit_batch", ("slice", "data")),
-    ("vocab_out", ("fsdp", "swing", "tensor")),
+    ("vocab_out", ("fsdp", "sampling_tensor", "tensor")),
     ("length", None),
     ("head_dim", None),
     ("layers", None),
 )
 SAMPLE_RULES: Rules = (
     ("batch", SAMPLE_ROW_AXES),
-    ("vocab", ("swing", "tensor")),
-    ("heads", ("swing", "tensor")),
-    ("kv_heads", ("swing", "tensor")),
-    ("mlp", ("swing", "tensor")),
+    ("vocab", ("sampling_tensor", "tensor")),
+    ("heads", ("sampling_tensor", "tensor")),
+    ("kv_heads", ("sampling_tensor", "tensor")),
+    ("mlp", ("sampling_tensor", "tensor")),
     ("embed", None),
     ("embed_out", None),
     ("lookup_batch", SAMPLE_ROW_AXES),
     ("logit_batch", SAMPLE_ROW_AXES),
-    ("vocab_out", ("swing", "tensor")),
+    ("vocab_out", ("sampling_tensor", "tensor")),
     ("length", None),
     ("head_dim", None),
     ("layers", None),
 )
 # Between the two: gathered over fsdp. The partitioner takes the rest of the way, from one
 # axis of a matrix to another over the same devices, in one exchange.
-GATHERED_RULES: Rules = (("embed", "swing"), *TRAIN_RULES)  # the first that names an axis counts
+# Of two entries with one logical axis the first counts.
+GATHERED_RULES: Rules = (("embed", "sampling_tensor"), *TRAIN_RULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class MeshConfig:
     slices: Devices = -1  # groups of devices joined by the slower network; -1: as the devices say
     data: Devices = -1  # copies of the model in a slice; -1: all devices that the other axes leave
     fsdp: Count = 1  # parameters, optimiser and rows are split
-    swing: Count = 1  # as fsdp in training, as tensor in sampling
+    sampling_tensor: Count = 1  # as fsdp in training, as tensor in sampling
     tensor: Count = 1  # heads, feed-forward and vocabulary are split
 
     def __post_init__(self):
@@ -106,15 +107,15 @@ class MeshConfig:
                 f"mesh.slices is {self.slices}; the devices form {slices} slices: set that, or -1"
             )
         slices = slices if self.slices == -1 else self.slices
-        rest = slices * self.fsdp * self.swing * self.tensor
-        sizes = (slices, self.fsdp, self.swing, self.tensor)
+        rest = slices * self.fsdp * self.sampling_tensor * self.tensor
+        sizes = (slices, self.fsdp, self.sampling_tensor, self.tensor)
         if min(sizes) < 1 or devices % rest or self.data not in (-1, devices // rest):
             raise ValueError(
-                f"mesh is slices={slices} data={self.data} fsdp={self.fsdp} swing={self.swing} "
-                f"tensor={self.tensor}; the product must be the number of devices, {devices} "
-                "(data=-1 takes what is left)"
+                f"mesh is slices={slices} data={self.data} fsdp={self.fsdp} "
+                f"sampling_tensor={self.sampling_tensor} tensor={self.tensor}; the product must "
+                f"be the number of devices, {devices} (data=-1 takes what is left)"
             )
-        return (slices, devices // rest, self.fsdp, self.swing, self.tensor)
+        return (slices, devices // rest, self.fsdp, self.sampling_tensor, self.tensor)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -133,7 +134,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def meet(mesh: Mesh) -> None:
+def warm_up_collectives(mesh: Mesh) -> None:
     """Has the CPUs of several hosts open their connections, while no host is behind another.
 
     gloo does so at the first collective of a group of devices and gives up after 30 s; by
@@ -211,8 +212,8 @@ def own_rows(mesh: Mesh, count: int) -> np.ndarray:
 
     Hosts that split a model between them (`tensor`) hold the same rows.
     """
-    places = rows(mesh).addressable_devices_indices_map((count,)).values()
-    return np.unique(np.concatenate([np.arange(count)[place] for place in places]))
+    indices = rows(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[place] for place in indices]))
 
 
 def rows_to_global(mesh: Mesh, local: Any) -> Any:
@@ -254,10 +255,3 @@ def whole(tree: Any) -> Any:
         return multihost_utils.process_allgather(array, tiled=True)
 
     return jax.tree.map(one, tree)
-
-
-def agree(flag: bool) -> bool:
-    """Whether any host says so; every host must ask at the same point of the program."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

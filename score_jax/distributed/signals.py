@@ -20,7 +20,7 @@ class StopRequest:
     """Whether a signal has asked the run to end, and whether it must wait for a save."""
 
     number: int = 0
-    patient: bool = False  # steps are under way: the one being done is saved first
+    after_save: bool = False  # steps are under way: the one being done is saved first
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def ask(number: int, _: Any) -> None:
-        if not request.patient or (request.number and number == signal.SIGINT):
+        if not request.after_save or (request.number and number == signal.SIGINT):
             name = signal.Signals(number).name
             raise Interrupted(f"{name}: the same command goes on from what is saved", number)
         request.number = number

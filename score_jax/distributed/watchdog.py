@@ -42,11 +42,11 @@ class Host:
     connection: socket.socket | None = None
     serial: int = 0  # phases begun: comparable, as all hosts begin the same ones
     phase: str = "start"
-    heard: float = field(default_factory=time.monotonic)
-    behind: float | None = None  # since when another host is ahead
-    told: float = 0.0  # seconds of lateness that were said
-    left: bool = False  # said goodbye
-    gone: bool = False  # closed its connection
+    last_heard: float = field(default_factory=time.monotonic)
+    behind_since: float | None = None  # since when another host is ahead
+    reported_seconds: float = 0.0  # seconds of lateness that were said
+    finished: bool = False  # said goodbye
+    closed: bool = False  # closed its connection
 
 
 class Watchdog:
@@ -58,36 +58,36 @@ class Watchdog:
         Args:
           near: a name under which the first host may be found, tried before its own.
         """
-        self.number, self.count = processes.number(), processes.count()
+        self.number, self.count = processes.process_index(), processes.process_count()
         self.hosts = {n: Host() for n in (range(self.count) if not self.number else (0,))}
         self.phase, self.serial = "start", 0
         self.lost: HostLost | None = None
-        self.news = threading.Event()
-        self.closed = threading.Event()
-        self.moved = threading.Event()
+        self.lost_event = threading.Event()
+        self.closing = threading.Event()
+        self.phase_changed = threading.Event()
         self.lock = threading.Lock()
         if self.count > 1:
             self.connect(near)
-            threading.Thread(target=self.watch, name="watchdog", daemon=True).start()
+            threading.Thread(target=self.monitor, name="watchdog", daemon=True).start()
 
-    def at(self, phase: str) -> None:
+    def enter_phase(self, phase: str) -> None:
         """Says which phase this host begins."""
         self.phase, self.serial = phase, self.serial + 1
-        self.moved.set()
+        self.phase_changed.set()
 
-    def late(self, now: float) -> Iterator[str]:
+    def late_hosts(self, now: float) -> Iterator[str]:
         """What is to be said of hosts that are behind, each in one line."""
         ahead = max(host.serial for host in self.hosts.values())
         for number, host in self.hosts.items():
-            if host.serial == ahead or host.left:
-                if host.told:
+            if host.serial == ahead or host.finished:
+                if host.reported_seconds:
                     yield f"host {number} of {self.count} has caught up"
-                host.behind, host.told = None, 0.0
+                host.behind_since, host.reported_seconds = None, 0.0
                 continue
-            host.behind = host.behind or now
-            seconds = now - host.behind
-            if seconds >= max(LATE_SECONDS, 2 * host.told):
-                host.told = seconds
+            host.behind_since = host.behind_since or now
+            seconds = now - host.behind_since
+            if seconds >= max(LATE_SECONDS, 2 * host.reported_seconds):
+                host.reported_seconds = seconds
                 yield (
                     f"host {number} of {self.count} is late: for {seconds:.0f} s others have been "
                     f"ahead of it; it is in phase {host.phase}"
@@ -99,12 +99,12 @@ class Watchdog:
             server = socket.create_server(("", 0), backlog=self.count)
             port, token = server.getsockname()[1], secrets.token_hex(16)
             for number in set(self.hosts) - {0}:
-                self.hosts[number].left = True  # not to be watched before it has come
-            processes.from_first(([near, *own_addresses()], port, token))
+                self.hosts[number].finished = True  # not to be watched before it has come
+            processes.broadcast_from_first(([near, *own_addresses()], port, token))
             reader = threading.Thread(target=self.accept, args=(server, token), daemon=True)
             reader.start()
             return
-        names, port, token = processes.from_first(None)
+        names, port, token = processes.broadcast_from_first(None)
         for name in filter(None, names):
             with suppress(OSError):
                 connection = socket.create_connection((name, port), timeout=CONNECT_SECONDS)
@@ -115,8 +115,8 @@ class Watchdog:
                     self.listen(0, connection)
                     return
         print(
-            f"{processes.label()}no connection to the watchdog of host 0 at {names}, port {port}: "
-            "lateness will not be told",
+            f"{processes.log_prefix()}no connection to the watchdog of host 0 at {names}, port "
+            f"{port}: late hosts will not be reported",
             file=sys.stderr,
         )
 
@@ -124,7 +124,7 @@ class Watchdog:
         """Takes the connections of all other hosts, then no more."""
         missing = set(self.hosts) - {0}
         with server:
-            while missing and not self.closed.is_set():
+            while missing and not self.closing.is_set():
                 connection, _ = server.accept()
                 connection.settimeout(CONNECT_SECONDS)
                 try:
@@ -143,7 +143,7 @@ class Watchdog:
 
     def listen(self, number: int, connection: socket.socket) -> None:
         """Starts reading what another host says."""
-        self.hosts[number].heard, self.hosts[number].left = time.monotonic(), False
+        self.hosts[number].last_heard, self.hosts[number].finished = time.monotonic(), False
         reader = threading.Thread(target=self.read, args=(number, connection), daemon=True)
         reader.start()
 
@@ -153,74 +153,74 @@ class Watchdog:
         with suppress(OSError, ValueError), connection.makefile("rb") as lines:
             for text in lines:
                 message = json.loads(text)
-                host.heard = time.monotonic()
-                host.left |= "bye" in message
+                host.last_heard = time.monotonic()
+                host.finished |= "bye" in message
                 if "phase" in message:
                     host.serial, host.phase = message["serial"], message["phase"]
                 if "lost" in message:
-                    self.lose(message["lost"], message["code"])
-        host.gone = True
-        if not host.left and not self.closed.is_set():
-            self.lose(
-                f"host {number} of {self.count} has ended without a word, {self.last(host)}", 1
+                    self.report_lost(message["lost"], message["code"])
+        host.closed = True
+        if not host.finished and not self.closing.is_set():
+            self.report_lost(
+                f"host {number} of {self.count} has ended without a word, {self.last_seen(host)}", 1
             )
 
-    def last(self, host: Host) -> str:
+    def last_seen(self, host: Host) -> str:
         """Where a host was last seen."""
         return (
             f"last seen in phase {host.phase}: the same command on all hosts goes on from what "
             "is saved"
         )
 
-    def lose(self, message: str, code: int) -> None:
+    def report_lost(self, message: str, code: int) -> None:
         """Takes note that a host is gone, tells the others, and ends this one soon."""
         with self.lock:
-            if self.lost is not None or self.closed.is_set():
+            if self.lost is not None or self.closing.is_set():
                 return
             self.lost = HostLost(message, code)
-        self.tell({"lost": message, "code": code})
-        self.news.set()
-        threading.Thread(target=self.end, daemon=True).start()
+        self.send({"lost": message, "code": code})
+        self.lost_event.set()
+        threading.Thread(target=self.exit_after_grace, daemon=True).start()
 
-    def end(self) -> None:
+    def exit_after_grace(self) -> None:
         """Ends a process that waits for a host that won't come."""
-        if self.closed.wait(GRACE_SECONDS) or self.lost is None:
+        if self.closing.wait(GRACE_SECONDS) or self.lost is None:
             return  # the program has noticed by itself
-        print(f"{processes.label()}error: {self.lost}", file=sys.stderr, flush=True)
-        self.see_off()
+        print(f"{processes.log_prefix()}error: {self.lost}", file=sys.stderr, flush=True)
+        self.wait_for_others_to_close()
         os._exit(self.lost.code)
 
-    def see_off(self) -> None:
+    def wait_for_others_to_close(self) -> None:
         """Has the first host end last: JAX's service is in it, and aborts whom it leaves."""
         end = time.monotonic() + GRACE_SECONDS + 1
         others = [host for host in self.hosts.values() if host.connection and self.number == 0]
-        while time.monotonic() < end and not all(host.gone for host in others):
+        while time.monotonic() < end and not all(host.closed for host in others):
             time.sleep(0.05)
 
-    def tell(self, message: dict) -> None:
+    def send(self, message: dict) -> None:
         """Sends a line to all that this host is connected to."""
         for host in self.hosts.values():
             if host.connection is not None:
                 with suppress(OSError), self.lock:
                     host.connection.sendall(line(message))
 
-    def watch(self) -> None:
+    def monitor(self) -> None:
         """Beats, and looks for hosts that are late or silent."""
-        while not self.closed.is_set():
-            self.moved.wait(BEAT_SECONDS)
-            self.moved.clear()
-            self.tell({"phase": self.phase, "serial": self.serial})
+        while not self.closing.is_set():
+            self.phase_changed.wait(BEAT_SECONDS)
+            self.phase_changed.clear()
+            self.send({"phase": self.phase, "serial": self.serial})
             now = time.monotonic()
             if self.number == 0:
                 own = self.hosts[0]
-                own.serial, own.phase, own.heard = self.serial, self.phase, now
-                for text in self.late(now):
+                own.serial, own.phase, own.last_heard = self.serial, self.phase, now
+                for text in self.late_hosts(now):
                     print(text, file=sys.stderr, flush=True)
             for number, host in self.hosts.items():
-                if host.connection and not host.left and now - host.heard > SILENT_SECONDS:
-                    self.lose(
+                if host.connection and not host.finished and now - host.last_heard > SILENT_SECONDS:
+                    self.report_lost(
                         f"host {number} of {self.count} has given no sign of life for "
-                        f"{SILENT_SECONDS:.0f} s, {self.last(host)}",
+                        f"{SILENT_SECONDS:.0f} s, {self.last_seen(host)}",
                         1,
                     )
 
@@ -236,20 +236,22 @@ class Watchdog:
         if self.count == 1:
             return
         if isinstance(error, RuntimeError | OSError):
-            self.news.wait(GRACE_SECONDS / 2)  # broken links are noticed sooner than their cause
+            self.lost_event.wait(
+                GRACE_SECONDS / 2
+            )  # broken links are noticed sooner than their cause
         lost = self.lost if isinstance(error, RuntimeError | OSError) else None
-        self.closed.set()
+        self.closing.set()
         if error is None:
-            self.tell({"bye": True})
+            self.send({"bye": True})
         elif lost is None:
             reason = " ".join(str(error).split())[:1000] or type(error).__name__
             message = f"host {self.number} of {self.count} has stopped: {reason}"
             code = 2 if isinstance(error, ValueError) else 1
             if isinstance(error, KeyboardInterrupt):
                 code = getattr(error, "code", 130)
-            self.tell({"lost": message, "code": code})
+            self.send({"lost": message, "code": code})
         if error is not None:
-            self.see_off()
+            self.wait_for_others_to_close()
         if lost is not None:
             raise lost from error
 

@@ -185,7 +185,7 @@ def read_cache(cache: Cache, layer: Int[Array, ""]) -> Cached:
     and reads nothing else. Of two slices, one after the other, it makes a copy.
     """
     _, rows, heads, slots, size = cache.keys.shape
-    shape = (1, rows, heads, cache.in_sight or slots, size)
+    shape = (1, rows, heads, cache.attended_slots or slots, size)
     keys, values = (
         jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0), shape)[0] for x in (cache.keys, cache.values)
     )

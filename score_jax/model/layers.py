@@ -18,7 +18,7 @@ LORA_A, LORA_B = "_lora_a", "_lora_b"  # suffixes of an attached adapter's halve
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(matrix: Array, axes: Axes) -> Array:
+def gather_over_axes(matrix: Array, axes: Axes) -> Array:
     """A matrix whole along its "embed" axis, for one use; its gradient is split again.
 
     Said outright, because the TPU compiler otherwise cuts the product itself into as many
@@ -30,7 +30,7 @@ def gather(matrix: Array, axes: Axes) -> Array:
 
 def gather_forward(matrix: Array, axes: Axes) -> tuple[Array, None]:
     """The forward half; nothing is kept."""
-    return gather(matrix, axes), None
+    return gather_over_axes(matrix, axes), None
 
 
 def gather_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
@@ -38,7 +38,7 @@ def gather_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
     return (with_logical_constraint(gradient, axes),)
 
 
-gather.defvjp(gather_forward, gather_backward)
+gather_over_axes.defvjp(gather_forward, gather_backward)
 
 
 def product(equation: str, x: Array, y: Array, out: Any = None) -> Array:
@@ -83,7 +83,7 @@ def weight(
     if module.has_variable("params", name + LORA_A):
         down = module.get_variable("params", name + LORA_A)
         value += adapter_product(down, module.get_variable("params", name + LORA_B))
-    return value if dtype is None else gather(value.astype(dtype), axes)
+    return value if dtype is None else gather_over_axes(value.astype(dtype), axes)
 
 
 def vector(module: nn.Module, name: str, size: int, axes: Axes, value: float) -> Array:

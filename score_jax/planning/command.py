@@ -65,7 +65,7 @@ def speeds(plan: Plan) -> dict[str, float]:
     if not plan.seconds:
         return {}
     settings, chip = plan.settings, plan.topology.chip
-    rows = settings.batch * settings.sampling.samples
+    rows = settings.batch * settings.sampling.group_size
     tokens = rows * settings.objective.turns * settings.sampling.turn_limit
     chips = plan.topology.chips
     return {
@@ -124,8 +124,8 @@ def describe(plan: Plan) -> str:
     mesh = plan.settings.mesh
     lines = [
         f"{plan.topology.name}, {plan.topology.chips} chips; mesh slices={mesh.slices} "
-        f"data={mesh.data} fsdp={mesh.fsdp} swing={mesh.swing} tensor={mesh.tensor}; "
-        f"{plan.settings.learner.microbatches} microbatches",
+        f"data={mesh.data} fsdp={mesh.fsdp} sampling_tensor={mesh.sampling_tensor} "
+        f"tensor={mesh.tensor}; {plan.settings.learner.microbatches} microbatches",
         "kept on every chip, GiB: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.resident.items() if size),
         "program    HBM GiB (own + kept)   compiled   collectives (runs, GB sent per chip)",
@@ -174,14 +174,14 @@ def remedy(one: Examined, settings: Settings) -> str:
     mesh, learner = settings.mesh, settings.learner
     if one.name in ("sample", "reshard"):
         return (
-            f"{one.name}: raise config.mesh.swing (now {mesh.swing}) and lower config.mesh.fsdp as "
-            "much, so that sampling's copy of the parameters is split over more chips; else more "
-            "chips, or a smaller config.batch"
+            f"{one.name}: raise config.mesh.sampling_tensor (now {mesh.sampling_tensor}) and lower "
+            "config.mesh.fsdp as much, so that sampling's copy of the parameters is split over "
+            "more chips; else take more chips, or lower config.batch"
         )
     if one.resident_bytes + one.argument_bytes > 0.9 * one.total_bytes:
         return f"{one.name}: parameters and optimiser alone are too large; raise config.mesh.fsdp"
     return (
         f"{one.name}: raise config.learner.microbatches (now {learner.microbatches}), set "
         f"config.compute.remat to full (now {settings.compute.remat or 'as the model'!r}), lower "
-        f"config.learner.chunk (now {learner.chunk})"
+        f"config.learner.logits_chunk (now {learner.logits_chunk})"
     )

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 from jax.errors import JaxRuntimeError
 
-from score_jax.planning import flops, hlo, programs, roofline, tpu, traffic
+from score_jax.planning import flops, hlo, roofline, step_programs, tpu, traffic
 from score_jax.planning.chips import Topology
-from score_jax.planning.programs import Call
-from score_jax.stages.build import Built, build
+from score_jax.planning.step_programs import Call
+from score_jax.stages.build import StagePrograms, build
 from score_jax.stages.settings import Settings
 
 
@@ -36,14 +36,21 @@ class Examined:
         return self.own_bytes + self.resident_bytes
 
 
-def decode_steps(built: Built) -> list[int]:
+def decode_steps(programs: StagePrograms) -> list[int]:
     """Iterations of each sampling loop where every turn takes its limit."""
-    settings = built.settings
-    ends = [end for end, _ in built.script(settings.objective.turns).sights(settings.sampling)]
+    settings = programs.settings
+    ends = [
+        end
+        for end, _ in programs.turn_template(settings.objective.turns).segment_schedule(
+            settings.sampling
+        )
+    ]
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-def examine(built: Built, call: Call, topology: Topology, resident: dict[str, int]) -> Examined:
+def examine(
+    programs: StagePrograms, call: Call, topology: Topology, resident: dict[str, int]
+) -> Examined:
     """Compiles one program and reads memory, collectives, traffic and bounds from it."""
     others = sum(resident[name] for name in call.resident)
     mesh = call.program.mesh
@@ -60,7 +67,7 @@ def examine(built: Built, call: Call, topology: Topology, resident: dict[str, in
         return Examined(name=call.name, own_bytes=used[0], resident_bytes=others, refused=True)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     memory: Any = compiled.memory_analysis()
-    steps = decode_steps(built) if call.name == "sample" else []
+    steps = decode_steps(programs) if call.name == "sample" else []
     module = hlo.parse(compiled.as_text())
     sent = hlo.collectives(module, steps=steps)
     once, loops = flops.count(traced.jaxpr.jaxpr)
@@ -127,15 +134,15 @@ def make_plan(
     Args:
       known: programs that an earlier call has examined; what is the same is taken from it.
     """
-    built = build(settings, devices)
-    resident = programs.resident_bytes(built)
+    programs = build(settings, devices)
+    resident = step_programs.resident_bytes(programs)
     found = []
-    for call in programs.calls(built):
+    for call in step_programs.calls(programs):
         learner = None if call.name in ("reshard", "sample") else settings.learner
-        remat = built.decoder.config.remat if call.name == "update" else None
+        remat = programs.decoder.config.remat if call.name == "update" else None
         key = (call.name, settings.mesh, learner, remat)
         if known is None or key not in known:
-            examined = examine(built, call, topology, resident)
+            examined = examine(programs, call, topology, resident)
             print(f"compiled {call.name} in {examined.compile_seconds:.0f} s", flush=True)
             if known is not None:
                 known[key] = examined
@@ -147,18 +154,18 @@ def make_plan(
         topology=topology,
         resident=resident,
         programs=found,
-        steps=sum(decode_steps(built)),
-        useful_flops=useful_flops(built),
+        steps=sum(decode_steps(programs)),
+        useful_flops=useful_flops(programs),
     )
 
 
-def useful_flops(built: Built) -> float:
+def useful_flops(programs: StagePrograms) -> float:
     """Operations that one step needs: sampling, reference, and three passes of learning."""
-    settings, config = built.settings, built.decoder.config
+    settings, config = programs.settings, programs.decoder.config
     sampling = settings.sampling
-    rows = settings.batch * sampling.samples
-    length = built.script(settings.objective.turns).row_length(sampling)
-    drawn = sum(decode_steps(built))
+    rows = settings.batch * sampling.group_size
+    length = programs.turn_template(settings.objective.turns).row_length(sampling)
+    drawn = sum(decode_steps(programs))
     policy = settings.objective.turns * sampling.turn_limit
     prefill = flops.forward_flops(
         config, settings.batch * sampling.prompt_limit, sampling.prompt_limit / 2, 0

@@ -16,16 +16,16 @@ def meshes(settings: Settings, topology: Topology) -> Iterator[MeshConfig]:
     heads = model.kv_heads if model else 1
     size = topology.slice_size
     for tensor in (1, 2, 4, 8):
-        for swing in (1, 2, 4, 8, 16):
-            split = tensor * swing
+        for shared in (1, 2, 4, 8, 16):
+            split = tensor * shared
             rows = topology.chips // tensor
             if heads % split == 0 and size % split == 0 and settings.batch % rows == 0:
-                yield MeshConfig(data=1, fsdp=size // split, swing=swing, tensor=tensor)
+                yield MeshConfig(data=1, fsdp=size // split, sampling_tensor=shared, tensor=tensor)
 
 
 def microbatches(settings: Settings, topology: Topology, mesh: MeshConfig) -> list[int]:
     """Numbers of microbatches that give every row shard whole rows, the most first."""
-    rows = settings.batch * settings.sampling.samples // (topology.chips // mesh.tensor)
+    rows = settings.batch * settings.sampling.group_size // (topology.chips // mesh.tensor)
     return [n for n in range(rows, 0, -1) if rows % n == 0]
 
 
@@ -58,8 +58,8 @@ def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Pla
         mesh, learner = candidate.mesh, candidate.learner
         verdict = f"at least {plan.seconds:.1f} s" if plan.fits else "does not fit"
         print(
-            f"tried fsdp={mesh.fsdp} swing={mesh.swing} tensor={mesh.tensor} "
-            f"microbatches={learner.microbatches} chunk={learner.chunk} "
+            f"tried fsdp={mesh.fsdp} sampling_tensor={mesh.sampling_tensor} tensor={mesh.tensor} "
+            f"microbatches={learner.microbatches} chunk={learner.logits_chunk} "
             f"remat={candidate.compute.remat}: {plan.hbm_bytes / GIB:.2f} GiB, {verdict}",
             flush=True,
         )
@@ -92,6 +92,6 @@ def refinements(best: Plan, topology: Topology) -> Iterator[Settings]:
     settings = best.settings
     for count in microbatches(settings, topology, settings.mesh)[1:3]:
         yield changed(settings, settings.mesh, microbatches=count)
-    yield changed(settings, settings.mesh, chunk=4 * settings.learner.chunk)
+    yield changed(settings, settings.mesh, logits_chunk=4 * settings.learner.logits_chunk)
     compute = dataclasses.replace(settings.compute, remat="dots")
     yield dataclasses.replace(settings, compute=compute)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from score_jax.report.workdir import Run, Stage
+from score_jax.report.workdir import Run, StageRecord
 
 Level = Literal["alarm", "note"]
 
@@ -147,7 +147,7 @@ def find_alarms(run: Run) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level != "alarm")
 
 
-def _stage_alarms(stage: Stage) -> Iterator[Finding]:
+def _stage_alarms(stage: StageRecord) -> Iterator[Finding]:
     name = stage_label(stage.name)
     lost = [row["step"] for row in stage.rows if not math.isfinite(row.get("loss", 0.0))]
     if lost:
@@ -182,7 +182,7 @@ def _stage_alarms(stage: Stage) -> Iterator[Finding]:
     yield from _ungraded(stage)
 
 
-def _training_collapse(stage: Stage) -> Iterator[Finding]:
+def _training_collapse(stage: StageRecord) -> Iterator[Finding]:
     changed, delta = _late(stage, "answer_changed"), _late(stage, "delta")
     if changed is None or delta is None or changed >= UNCHANGED or abs(delta) >= FLAT:
         return
@@ -198,15 +198,15 @@ def _training_collapse(stage: Stage) -> Iterator[Finding]:
     )
 
 
-def _gap(stage: Stage) -> Iterator[Finding]:
-    limits = stage.column("logprob_gap/limit")[1]
-    gaps = {
-        turn: float(np.fmax.reduce(stage.column(f"logprob_gap/trimmed/turn{turn}")[1], initial=0))
-        for turn in _turns(stage, "logprob_gap/trimmed")
+def _gap(stage: StageRecord) -> Iterator[Finding]:
+    limits = stage.column("mismatch/limit")[1]
+    mismatches = {
+        turn: float(np.fmax.reduce(stage.column(f"mismatch/trimmed/turn{turn}")[1], initial=0))
+        for turn in _turns(stage, "mismatch/trimmed")
     }
-    if not limits or not gaps:
+    if not limits or not mismatches:
         return
-    worst, turn = max((gap, turn) for turn, gap in gaps.items())
+    worst, turn = max((value, turn) for turn, value in mismatches.items())
     limit = limits[-1]
     if not worst > limit / 2:
         return
@@ -220,7 +220,7 @@ def _gap(stage: Stage) -> Iterator[Finding]:
     )
 
 
-def _ungraded(stage: Stage) -> Iterator[Finding]:
+def _ungraded(stage: StageRecord) -> Iterator[Finding]:
     for verdict, cause in (
         ("timeout", "answers that run for too long, or too few grading workers"),
         ("crashed", "a fault in the grader, or answers that break it"),
@@ -267,22 +267,22 @@ def _evaluation_alarms(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
             )
 
 
-def _turns(stage: Stage, name: str) -> list[int]:
+def _turns(stage: StageRecord, name: str) -> list[int]:
     keys = {key for row in stage.rows for key in row if key.startswith(f"{name}/turn")}
     numbers = [key.removeprefix(f"{name}/turn") for key in keys]
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
-def _late(stage: Stage, key: str) -> float | None:
+def _late(stage: StageRecord, key: str) -> float | None:
     """Mean over the last tenth of a stage, at least 5 values where there are."""
     return _mean(stage, key, late=True)
 
 
-def _early(stage: Stage, key: str) -> float | None:
+def _early(stage: StageRecord, key: str) -> float | None:
     return _mean(stage, key, late=False)
 
 
-def _mean(stage: Stage, key: str, *, late: bool) -> float | None:
+def _mean(stage: StageRecord, key: str, *, late: bool) -> float | None:
     values = [value for value in stage.column(key)[1] if math.isfinite(value)]
     window = max(5, len(values) // 10)
     chosen = values[-window:] if late else values[:window]

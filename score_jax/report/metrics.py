@@ -45,7 +45,7 @@ class Attempts:
             object.__setattr__(self, name, array)
 
 
-def gather(transcripts: Sequence[Transcript]) -> Attempts:
+def group_attempts(transcripts: Sequence[Transcript]) -> Attempts:
     """Groups transcripts by problem; the k-th transcript of a problem is its sample k.
 
     Raises:

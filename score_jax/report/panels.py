@@ -14,7 +14,7 @@ from markupsafe import Markup
 from score_jax.report.bars import Change, change_chart, histogram_chart
 from score_jax.report.charts import Band, Series, line_chart, show, smooth
 from score_jax.report.findings import interval_of, points, stage_label
-from score_jax.report.workdir import Run, Stage
+from score_jax.report.workdir import Run, StageRecord
 
 FIVE = {
     "accuracy/turn1": "Acc@t1",
@@ -241,7 +241,7 @@ def _model_colour(index: int) -> int:
     return MODEL_COLOURS[index % len(MODEL_COLOURS)]
 
 
-def timing(stage: Stage) -> tuple[list[tuple[str, ...]], str]:
+def timing(stage: StageRecord) -> tuple[list[tuple[str, ...]], str]:
     """Tabulates a stage's phases: median seconds, share, first step, rates; and its total."""
     last = {key for row in stage.rows for key in row}
     whole = {"time/step", "time/total"} & last
@@ -268,5 +268,5 @@ def timing(stage: Stage) -> tuple[list[tuple[str, ...]], str]:
     return rows, f"{len(stage.rows):,} logged steps, {total / 60:,.1f} minutes"
 
 
-def _finite(stage: Stage, key: str) -> list[float]:
+def _finite(stage: StageRecord, key: str) -> list[float]:
     return [value for value in stage.column(key)[1] if np.isfinite(value)]

@@ -23,7 +23,7 @@ PURPOSE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageRecord:
     """What one stage's folder holds."""
 
     name: str
@@ -43,13 +43,13 @@ class Stage:
 class Run:
     """A chain of stages in the order in which they trained."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[StageRecord, ...]
     chain: dict[str, Any]  # run.json: command, config, versions, commit
     missing: tuple[str, ...]  # one line for people per file that is absent or unreadable
     written: float  # newest file, seconds since 1970
 
     @property
-    def evaluated(self) -> Stage | None:
+    def evaluated(self) -> StageRecord | None:
         """The last stage that was evaluated."""
         return next((stage for stage in reversed(self.stages) if stage.evaluation), None)
 
@@ -87,18 +87,18 @@ def _find_stages(workdir: Path) -> list[str]:
     return sorted(ages, key=lambda name: ages[name])
 
 
-def _read_stage(folder: Path, missing: list[str]) -> Stage:
+def _read_stage(folder: Path, missing: list[str]) -> StageRecord:
     name = folder.name
     if not folder.is_dir():
         missing.append(f"{name} has not started")
-        return Stage(name=name)
+        return StageRecord(name=name)
     for file, purpose in PURPOSE.items():
         if not (folder / file).is_file():
             missing.append(f"{name}/{file} is missing: {purpose}")
     lines = _read_lines(folder / "metrics.jsonl", missing)
     rows = {row["step"]: row for row in map(_numbers, lines) if "step" in row}
     read = [transcript_of(line) for line in _read_lines(folder / "transcripts.jsonl", missing)]
-    return Stage(
+    return StageRecord(
         name=name,
         rows=tuple(rows[step] for step in sorted(rows)),
         transcripts=tuple(t for t in read if t is not None)[-KEPT_TRANSCRIPTS:],

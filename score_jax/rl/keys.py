@@ -39,23 +39,23 @@ def run_key(seed: int, purpose: Purpose, *, stage: str = "", round: int = 0) -> 
 
 
 def row_keys(
-    key: Key[Array, ""], draws: Int[Array, "P"], *, samples: int, branches: int = 1
+    key: Key[Array, ""], draws: Int[Array, "P"], *, group_size: int, second_attempts: int = 1
 ) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
     """Keys of each row's first attempt and of its later ones.
 
     Args:
       key: of `run_key`.
       draws: ordinals of the problems in the run's stream.
-      samples: G, dialogues per draw; row p * G + g is sample g of draw p.
-      branches: adjacent samples that share their first attempt.
+      group_size: G, dialogues per draw; row p * G + g is sample g of draw p.
+      second_attempts: adjacent samples that share their first attempt.
     """
-    sample = jnp.arange(samples)
+    sample = jnp.arange(group_size)
 
     def fold(draw: Array, sample: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, draw), sample)
 
     keys = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))
-    first = keys(draws, sample // branches * branches)
+    first = keys(draws, sample // second_attempts * second_attempts)
     return first.reshape(-1), keys(draws, sample).reshape(-1)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from score_jax.checks import Count, Decay, check_fields
 from score_jax.model.decoder import Decoder
 from score_jax.rl import logprobs
-from score_jax.rl.mismatch import gap_metrics, gap_sums, importance_weights
+from score_jax.rl.mismatch import importance_weights, mismatch_metrics, mismatch_sums
 from score_jax.rl.objectives import (
     Objective,
     policy_loss,
@@ -38,7 +38,7 @@ class LearnerConfig:
 
     microbatches: Count = 1  # parts of a minibatch whose gradients are accumulated
     minibatches: Count = 1  # updates per rollout; above 1 needs objective.clip
-    chunk: Count = 128  # positions per row whose vocabulary is expanded at once
+    logits_chunk: Count = 128  # positions per row whose vocabulary is expanded at once
     baseline_decay: Decay = 0.9  # of the running baseline, per rollout; 0: the last one alone
 
     def __post_init__(self):
@@ -62,7 +62,7 @@ def score_episodes(
     params: Params,
     episodes: Episodes,
     *,
-    most: int,
+    max_policy_tokens: int,
     config: LearnerConfig,
     keep_hidden: bool,
 ) -> Scores:
@@ -72,7 +72,14 @@ def score_episodes(
         hidden = hidden_states(decoder, params, part.tokens)
         if keep_hidden:  # the exact KL is taken in the update, where the policy is known
             return Scores(logprobs=jnp.zeros(part.turn.shape), hidden=hidden)
-        scores = score_tokens(decoder, params, hidden, part, most=most, chunk=config.chunk)
+        scores = score_tokens(
+            decoder,
+            params,
+            hidden,
+            part,
+            max_policy_tokens=max_policy_tokens,
+            logits_chunk=config.logits_chunk,
+        )
         return Scores(logprobs=scores.logprobs, hidden=None)
 
     parts = config.microbatches * config.minibatches
@@ -108,8 +115,8 @@ def batch_loss(
     batch: Batch,
     *,
     objective: Objective,
-    most: int,
-    chunk: int,
+    max_policy_tokens: int,
+    logits_chunk: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The weighted sum of token losses of some rows, and sums for the metrics."""
     episodes = batch.episodes
@@ -119,7 +126,13 @@ def batch_loss(
         assert batch.scores.hidden is not None, "exact KL needs the reference's hidden states"
         reference = (reference_params, batch.scores.hidden)
     scores = score_tokens(
-        decoder, params, hidden, episodes, most=most, chunk=chunk, reference=reference
+        decoder,
+        params,
+        hidden,
+        episodes,
+        max_policy_tokens=max_policy_tokens,
+        logits_chunk=logits_chunk,
+        reference=reference,
     )
     kl_loss, kl_estimate = kl_terms(objective, scores, batch)
     beta = logprobs.spread_to_tokens(
@@ -140,7 +153,7 @@ def batch_loss(
         "kl": logprobs.sum_by_turn(kl_estimate, turn, turns).sum(0),
         "entropy": logprobs.sum_by_turn(scores.entropy, turn, turns).sum(0),
         "capped": logprobs.sum_by_turn(capped, turn, turns).sum(0),
-        **gap_sums(episodes.logprobs, before, turn, turns),
+        **mismatch_sums(episodes.logprobs, before, turn, turns),
     }
 
 
@@ -194,8 +207,8 @@ def update(
     *,
     objective: Objective,
     config: LearnerConfig,
-    samples: int,
-    branches: int,
+    group_size: int,
+    second_attempts: int,
     turn_limit: int,
     compose: Compose = all_trained,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -207,19 +220,30 @@ def update(
 
     Returns:
       The new state, and metrics per turn: kl (nats per turn), entropy (nats per
-      token), return, advantage_std, mismatch.gap_metrics between sampler and learner.
+      token), return, advantage_std, mismatch_metrics between sampler and learner.
     """
     turns = objective.turns
-    most = min(turns * turn_limit, episodes.tokens.shape[1])
+    max_policy_tokens = min(turns * turn_limit, episodes.tokens.shape[1])
     before, kl = None, jnp.zeros_like(episodes.rewards)
     if objective.kl == "reward" or config.minibatches > 1:  # needed before the loss finds them
         policy = compose(state.params, reference_params)
-        score = partial(score_episodes, decoder, most=most, config=config, keep_hidden=False)
+        score = partial(
+            score_episodes,
+            decoder,
+            max_policy_tokens=max_policy_tokens,
+            config=config,
+            keep_hidden=False,
+        )
         before = score(policy, episodes).logprobs
         kl = turn_log_ratio(episodes.replace(logprobs=before), scores.logprobs, turns)
     running = running_mean(state.baseline, state.step, config.baseline_decay)
     advantages = turn_advantages(
-        objective, episodes.rewards, kl, running, samples=samples, branches=branches
+        objective,
+        episodes.rewards,
+        kl,
+        running,
+        group_size=group_size,
+        second_attempts=second_attempts,
     )
     batch = Batch(
         episodes=episodes,
@@ -237,8 +261,8 @@ def update(
             reference_params,
             part,
             objective=objective,
-            most=most,
-            chunk=config.chunk,
+            max_policy_tokens=max_policy_tokens,
+            logits_chunk=config.logits_chunk,
         )
 
     def one_minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], dict]:
@@ -283,8 +307,8 @@ def summarise(
     metrics = {
         "loss": sums["loss"].mean(),
         "gradient_norm": sums["gradient_norm"].mean(),
-        "logprob_gap/max": whole["gap_max"].max(),
-        "logprob_gap/mean": whole["gap_sum"].sum() / tokens.sum(),
+        "mismatch/max": whole["mismatch_max"].max(),
+        "mismatch/mean": whole["mismatch_sum"].sum() / tokens.sum(),
         "delta": last.mean() - first.mean(),
         "delta_i_to_c": (last & ~first).mean(),
         "delta_c_to_i": (first & ~last).mean(),
@@ -299,7 +323,7 @@ def summarise(
         "length": lengths.mean(0),
         "truncated": episodes.truncated.mean(0),
         "importance_capped": whole["capped"] / tokens,
-        **gap_metrics(whole, lengths.sum(0), rows),
+        **mismatch_metrics(whole, lengths.sum(0), rows),
     }
     for name, values in per_turn.items():
         for turn in range(turns):

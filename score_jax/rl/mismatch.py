@@ -23,7 +23,7 @@ from score_jax.rl.logprobs import k3, sum_by_turn, turn_mask
 ImportanceCap = float | Literal["auto"] | None
 
 # By the decoder's type. docs/method.md has the gaps of sound and of faulty runs, as measured.
-GAP_LIMITS: dict[str, float] = {"float32": 0.001, "bfloat16": 0.05}  # nats a token
+MISMATCH_LIMITS: dict[str, float] = {"float32": 0.001, "bfloat16": 0.05}  # nats a token
 IMPORTANCE_CAPS: dict[str, float | None] = {"float32": None, "bfloat16": 2.0}
 TAIL = 0.001  # share of tokens above the 99.9th percentile
 EDGES = np.geomspace(1e-7, 10.0, 8 * 24 + 1, dtype=np.float32)  # nats; steps of 10%
@@ -45,30 +45,30 @@ def importance_weights(
     return jnp.minimum(ratio, cap), (ratio > cap).astype(jnp.float32)
 
 
-def gap_sums(
+def mismatch_sums(
     sampler: Float[Array, "B T"], learner: Float[Array, "B T"], turn: Int[Array, "B T"], turns: int
 ) -> dict[str, Array]:
     """What adds up over parts of a batch: sums by turn, maxima, and counts above EDGES."""
     own = turn > 0
     sampler, learner = jnp.where(own, sampler, 0.0), jnp.where(own, learner, 0.0)
-    gap = jnp.abs(sampler - learner)
-    by_turn = jnp.where(turn_mask(turn, turns) > 0, gap[:, None, :], 0.0)  # B R T
+    mismatch = jnp.abs(sampler - learner)
+    by_turn = jnp.where(turn_mask(turn, turns) > 0, mismatch[:, None, :], 0.0)  # B R T
     above = by_turn[..., None] > EDGES  # B R T E, never held: compared and counted in one go
     return {
-        "gap_sum": by_turn.sum((0, 2)),
-        "gap_max": by_turn.max((0, 2)),
-        "gap_above": above.sum((0, 2), dtype=jnp.int32),
-        "gap_kl": sum_by_turn(k3(sampler, learner), turn, turns).sum(0),
+        "mismatch_sum": by_turn.sum((0, 2)),
+        "mismatch_max": by_turn.max((0, 2)),
+        "mismatch_above": above.sum((0, 2), dtype=jnp.int32),
+        "mismatch_kl": sum_by_turn(k3(sampler, learner), turn, turns).sum(0),
     }
 
 
-def gap_metrics(
+def mismatch_metrics(
     sums: dict[str, Array], tokens: Float[Array, "R"], rows: int
 ) -> dict[str, Float[Array, "R"]]:
     """Gaps of each turn in nats.
 
     Args:
-      sums: of `gap_sums`, over all parts.
+      sums: of `mismatch_sums`, over all parts.
       tokens: the policy's tokens in each turn.
 
     Returns:
@@ -76,13 +76,13 @@ def gap_metrics(
       the percentile to within 10% below 10 nats; max; and kl, an estimate of
       KL(sampler || learner) of a whole turn.
     """
-    total, largest = sums["gap_sum"], sums["gap_max"]
-    within = sums["gap_above"] <= TAIL * tokens[:, None]  # R E, False then True
+    total, largest = sums["mismatch_sum"], sums["mismatch_max"]
+    within = sums["mismatch_above"] <= TAIL * tokens[:, None]  # R E, False then True
     tail = jnp.where(within.any(1), jnp.asarray(EDGES)[jnp.argmax(within, axis=1)], jnp.inf)
     return {
-        "logprob_gap/mean": total / jnp.maximum(tokens, 1.0),
-        "logprob_gap/trimmed": (total - largest) / jnp.maximum(tokens - 1.0, 1.0),
-        "logprob_gap/p99.9": jnp.minimum(tail, largest),
-        "logprob_gap/max": largest,
-        "logprob_gap/kl": sums["gap_kl"] / rows,
+        "mismatch/mean": total / jnp.maximum(tokens, 1.0),
+        "mismatch/trimmed": (total - largest) / jnp.maximum(tokens - 1.0, 1.0),
+        "mismatch/p99.9": jnp.minimum(tail, largest),
+        "mismatch/max": largest,
+        "mismatch/kl": sums["mismatch_kl"] / rows,
     }

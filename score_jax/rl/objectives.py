@@ -136,15 +136,15 @@ def baselines(
     returns: Float[Array, "B R"],
     running: Float[Array, "R"],
     *,
-    samples: int,
-    branches: int,
+    group_size: int,
+    second_attempts: int,
 ) -> Float[Array, "B R"]:
     """What each row's return is compared with; never depends on the row's own turn.
 
     Args:
       running: running mean of each turn's return before this batch.
-      samples: G, rows per problem; a problem's rows are adjacent.
-      branches: second attempts drawn from each first attempt; adjacent within a problem.
+      group_size: G, rows per problem; a problem's rows are adjacent.
+      second_attempts: second attempts drawn from each first attempt; adjacent within a problem.
 
     "batch" takes the mean of the whole batch, the row included: a bias of 1/B.
     """
@@ -156,23 +156,26 @@ def baselines(
         case "batch":
             return jnp.broadcast_to(returns.mean(0), returns.shape)
         case "leave_one_out":
-            grouped = jnp.moveaxis(returns.reshape(-1, samples, returns.shape[1]), -1, 1)  # P R G
+            grouped = returns.reshape(-1, group_size, returns.shape[1])  # P G R
+            grouped = jnp.moveaxis(grouped, -1, 1)  # P R G
             return jnp.moveaxis(leave_one_out(grouped), 1, -1).reshape(returns.shape)
         case "leave_one_out_attempt":
-            return attempt_baselines(returns, samples=samples, branches=branches)
+            return attempt_baselines(
+                returns, group_size=group_size, second_attempts=second_attempts
+            )
         case _:
             assert_never(kind)
 
 
 def attempt_baselines(
-    returns: Float[Array, "B R"], *, samples: int, branches: int
+    returns: Float[Array, "B R"], *, group_size: int, second_attempts: int
 ) -> Float[Array, "B R"]:
-    """First attempts against the problem's others, later ones against those of the same first."""
+    """Baselines of first attempts: the problem's other ones; of later turns: same first attempt."""
     # P, first attempts, second attempts of each, R
-    tree = returns.reshape(-1, samples // branches, branches, returns.shape[1])
+    tree = returns.reshape(-1, group_size // second_attempts, second_attempts, returns.shape[1])
     first = leave_one_out(tree[..., 0].mean(2))  # P A: the problem's other first attempts
     first = jnp.broadcast_to(first[:, :, None, None], (*tree.shape[:3], 1))
-    later = leave_one_out(jnp.moveaxis(tree[..., 1:], -1, 2))  # P A R-1 branches
+    later = leave_one_out(jnp.moveaxis(tree[..., 1:], -1, 2))  # P A R-1 second_attempts
     return jnp.concatenate([first, jnp.moveaxis(later, 2, -1)], axis=-1).reshape(returns.shape)
 
 
@@ -182,8 +185,8 @@ def turn_advantages(
     kl: Float[Array, "B R"],
     running: Float[Array, "R"],
     *,
-    samples: int,
-    branches: int = 1,
+    group_size: int,
+    second_attempts: int = 1,
 ) -> Float[Array, "B R"]:
     """Each turn's return less its baseline, with the turns' weights intact.
 
@@ -197,7 +200,11 @@ def turn_advantages(
 
     def centred(values: Float[Array, "B R"], running: Float[Array, "R"]) -> Float[Array, "B R"]:
         return values - baselines(
-            objective.baseline, values, running, samples=samples, branches=branches
+            objective.baseline,
+            values,
+            running,
+            group_size=group_size,
+            second_attempts=second_attempts,
         )
 
     advantages = centred(turn_returns(objective, rewards, kl), running)

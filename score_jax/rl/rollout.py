@@ -15,12 +15,12 @@ import numpy as np
 
 from score_jax.distributed import processes
 from score_jax.distributed.sharding import local_rows
-from score_jax.records import LOST, VERDICTS, Grade, Problem, Task, Transcript
+from score_jax.records import UNGRADED, VERDICTS, Grade, Problem, Task, Transcript
 from score_jax.text.chat import Chat
 from score_jax.types import Episodes, Params, Prompts, Scores
 
 
-class Pending(Protocol):
+class PendingGrades(Protocol):
     """Grades under way."""
 
     def result(self) -> list[Grade]:
@@ -33,7 +33,7 @@ class Grader(Protocol):
 
     def submit(
         self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool]
-    ) -> Pending:
+    ) -> PendingGrades:
         """Starts grading answers; `cut` says of each whether it reached its length limit."""
         ...
 
@@ -89,7 +89,7 @@ def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str,
     return texts
 
 
-def by_row(values: Sequence, turns: int) -> list[tuple]:
+def group_by_row(values: Sequence, turns: int) -> list[tuple]:
     """Groups a flat list, row by row, into one tuple per row."""
     return [tuple(values[i : i + turns]) for i in range(0, len(values), turns)]
 
@@ -117,18 +117,18 @@ def grade_rollout(
     """
     start = time.monotonic()
     turns = episodes.rewards.shape[1]
-    samples = len(episodes.tokens) // len(problems)
+    group_size = len(episodes.tokens) // len(problems)
     attempts = attempt_texts(chat, episodes, turns)
     items = [
-        (problems[row // samples], text) for row, texts in enumerate(attempts) for text in texts
+        (problems[row // group_size], text) for row, texts in enumerate(attempts) for text in texts
     ]
     pending = grader.submit(task.name, items, np.asarray(episodes.truncated).ravel().tolist())
     meanwhile()
-    grades = by_row(pending.result(), turns)
+    grades = group_by_row(pending.result(), turns)
     return Graded(attempts=attempts, grades=grades, seconds={"grade": time.monotonic() - start})
 
 
-def settle(
+def merge_grades(
     parts: Sequence[tuple[Sequence[int], Sequence[tuple[Grade, ...]]]],
 ) -> dict[int, tuple[Grade, ...]]:
     """One grade for each turn of each row, where several hosts hold the row.
@@ -144,7 +144,7 @@ def settle(
         for row, grades in zip(rows, graded, strict=True):
             known = found.get(row, grades)
             found[row] = tuple(
-                b if a.verdict in LOST and b.verdict not in LOST else a
+                b if a.verdict in UNGRADED and b.verdict not in UNGRADED else a
                 for a, b in zip(known, grades, strict=True)
             )
     return found
@@ -160,11 +160,11 @@ def transcripts(
     rows: Sequence[int],
 ) -> list[Transcript]:
     """Records of the given rows for files and people; `episodes` are host arrays."""
-    samples = len(graded.attempts) // len(problems)
+    group_size = len(graded.attempts) // len(problems)
     turns = range(1, episodes.rewards.shape[1] + 1)
     out = []
     for row in rows:
-        problem, grades = problems[row // samples], graded.grades[row]
+        problem, grades = problems[row // group_size], graded.grades[row]
         out.append(
             Transcript(
                 step=step,
@@ -252,7 +252,7 @@ def collect_rollout(
     )
     begin("share verdicts")
     rows = sampler.own_rows(np.arange(len(episodes.tokens))).tolist()
-    settled = settle(processes.gather((rows, graded.grades)))
+    settled = merge_grades(processes.all_gather_objects((rows, graded.grades)))
     seconds = {"sample": sampled - start, **graded.seconds}
     graded = replace(graded, grades=[settled[row] for row in rows], seconds=seconds)
     rewards = reward_array(graded.grades)

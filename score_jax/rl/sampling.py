@@ -42,20 +42,20 @@ TILE = 16  # slots that a TPU reads together, in bfloat16
 class SamplingConfig:
     """How dialogues are drawn."""
 
-    samples: Count = 8  # G, dialogues per problem
-    branches: Count = 1  # second attempts drawn from each first attempt; divides samples
+    group_size: Count = 8  # G, dialogues per problem
+    second_attempts: Count = 1  # second attempts drawn from each first attempt; divides group_size
     prompt_limit: Count = 64  # tokens; longer prompts are refused
     turn_limit: Count = 64  # tokens of one turn, its stop token included
     row_limit: Natural = 0  # tokens of a whole dialogue; 0: all that the other limits allow
     temperature: NotNegative = 1.0  # 0: greedy
-    spans: Count = 1  # loops one after the other, each with more of the cache in sight
+    decode_segments: Count = 1  # loops one after the other, each with more of the cache in sight
 
     def __post_init__(self):
         check_fields(self, "sampling")
-        if self.samples % self.branches:
+        if self.group_size % self.second_attempts:
             raise ValueError(
-                f"sampling.samples is {self.samples}; "
-                f"set a multiple of sampling.branches {self.branches}"
+                f"sampling.group_size is {self.group_size}; "
+                f"set a multiple of sampling.second_attempts {self.second_attempts}"
             )
         if 0 < self.row_limit <= self.prompt_limit:
             raise ValueError(
@@ -65,7 +65,7 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Script:
+class TurnTemplate:
     """What stands between turns, and what ends one."""
 
     stops: tuple[int, ...]  # ids that end a turn; the first is the format's own, which is forced
@@ -82,14 +82,17 @@ class Script:
         whole = self.turns * config.turn_limit + (self.turns - 1) * (len(self.instruction) + 1)
         return min(whole, (config.row_limit or whole + 1) - 1)
 
-    def sights(self, config: SamplingConfig) -> list[tuple[int, int]]:
+    def segment_schedule(self, config: SamplingConfig) -> list[tuple[int, int]]:
         """For each span, the step before which it ends and the slots in sight until then."""
-        ends = [self.steps(config) * n // config.spans for n in range(1, config.spans + 1)]
+        ends = [
+            self.steps(config) * n // config.decode_segments
+            for n in range(1, config.decode_segments + 1)
+        ]
         slots = [-(-(config.prompt_limit + end) // TILE) * TILE for end in ends]
         return [(e, min(s, self.row_length(config))) for e, s in zip(ends, slots, strict=True)]
 
 
-class Loop(struct.PyTreeNode):
+class SamplingState(struct.PyTreeNode):
     """State of the sampling loop."""
 
     tokens: Int[Array, "B T"]
@@ -105,14 +108,16 @@ class Loop(struct.PyTreeNode):
     cache: Cache | None  # None: apart from the rest, which is split otherwise
 
 
-def draw(keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float) -> Int[Array, "B"]:
+def sample_token(
+    keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float
+) -> Int[Array, "B"]:
     """One token per row, each from its own key."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
 
 
-def by_row(tree: Any) -> Any:
+def constrain_rows(tree: Any) -> Any:
     """Keeps arrays split by row as sampling splits them.
 
     Unasked, the partitioner takes the finer split of the episodes that come out, into the
@@ -123,41 +128,45 @@ def by_row(tree: Any) -> Any:
     )
 
 
-def put(row: Array, at: Int[Array, "B"], value: Array, write: Bool[Array, "B"]) -> Array:
+def write_where(row: Array, at: Int[Array, "B"], value: Array, write: Bool[Array, "B"]) -> Array:
     """Sets one entry of each row where `write`; elementwise, so no scatter is compiled."""
     here = (jnp.arange(row.shape[1])[None, :] == at[:, None]) & write[:, None]
     return jnp.where(here, value[:, None], row)
 
 
 def prefill(
-    decoder: Decoder, params: Params, prompts: Prompts, script: Script, config: SamplingConfig
-) -> Loop:
+    decoder: Decoder,
+    params: Params,
+    prompts: Prompts,
+    template: TurnTemplate,
+    config: SamplingConfig,
+) -> SamplingState:
     """Runs the prompts once per problem and fans them out to G rows each."""
     problems, width = prompts.tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), (problems, width))
     hidden, new = forward(decoder, params, prompts.tokens, positions)
     last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
 
-    length = script.row_length(config)
-    rows = problems * config.samples
+    length = template.row_length(config)
+    rows = problems * config.group_size
 
     def fan(x: Array, axis: int = 0) -> Array:
-        return jnp.repeat(x, config.samples, axis=axis)
+        return jnp.repeat(x, config.group_size, axis=axis)
 
     def grow(x: Float[Array, "L B K T0 H"]) -> Float[Array, "L B K S H"]:
         x = jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, length - width), (0, 0)])
         return with_logical_constraint(x, ("layers", "batch", "kv_heads", "length", "head_dim"))
 
     tokens = jnp.pad(fan(prompts.tokens), ((0, 0), (0, length - width)))
-    return Loop(
+    return SamplingState(
         tokens=tokens,
         turn_ids=jnp.zeros((rows, length), jnp.int32),
         logprobs=jnp.zeros((rows, length), jnp.float32),
-        truncated=jnp.zeros((rows, script.turns), bool),
+        truncated=jnp.zeros((rows, template.turns), bool),
         length=fan(prompts.length),
         turn=jnp.ones(rows, jnp.int32),
         used=jnp.zeros(rows, jnp.int32),
-        forced=jnp.full(rows, len(script.instruction) + 1),
+        forced=jnp.full(rows, len(template.instruction) + 1),
         done=jnp.zeros(rows, bool),
         hidden=fan(last),
         cache=Cache(keys=grow(fan(new.keys, 1)), values=grow(fan(new.values, 1))),
@@ -165,38 +174,42 @@ def prefill(
 
 
 def advance(
-    loop: Loop, token: Int[Array, "B"], logprob: Float[Array, "B"], script: Script, limit: int
-) -> Loop:
+    state: SamplingState,
+    token: Int[Array, "B"],
+    logprob: Float[Array, "B"],
+    template: TurnTemplate,
+    limit: int,
+) -> SamplingState:
     """Appends one token to every row that is not done, and moves rows between turns.
 
     A turn that reaches its limit is flagged as truncated and closed by a forced stop
     token, which is not the policy's; a turn that stops itself owns its stop token. A row
     that is full ends where it is, the turn under way truncated.
     """
-    forcing = loop.forced <= len(script.instruction)
-    policy = ~forcing & ~loop.done
-    used = loop.used + policy
-    stopped = policy & (token[:, None] == jnp.asarray(script.stops)).any(axis=1)
+    forcing = state.forced <= len(template.instruction)
+    policy = ~forcing & ~state.done
+    used = state.used + policy
+    stopped = policy & (token[:, None] == jnp.asarray(template.stops)).any(axis=1)
     cut = policy & ~stopped & (used >= limit)
     ended = stopped | cut
-    final = loop.turn == script.turns
+    final = state.turn == template.turns
     over = ended & final
-    full = (loop.length + 1 >= loop.tokens.shape[1]) & ~over & ~loop.done
-    this_turn = jnp.arange(1, script.turns + 1)[None, :] == loop.turn[:, None]
-    ahead = jnp.arange(1, script.turns + 1)[None, :] > loop.turn[:, None]
+    full = (state.length + 1 >= state.tokens.shape[1]) & ~over & ~state.done
+    this_turn = jnp.arange(1, template.turns + 1)[None, :] == state.turn[:, None]
+    ahead = jnp.arange(1, template.turns + 1)[None, :] > state.turn[:, None]
     lost = (this_turn & ~stopped[:, None]) | ahead  # turns that a full row leaves unfinished
-    forced = jnp.where(forcing, loop.forced + 1, loop.forced)
-    return loop.replace(
-        tokens=put(loop.tokens, loop.length, token, ~loop.done),
-        turn_ids=put(loop.turn_ids, loop.length, loop.turn, policy),
-        logprobs=put(loop.logprobs, loop.length, logprob, policy),
-        truncated=loop.truncated | (this_turn & cut[:, None]) | (lost & full[:, None]),
-        length=loop.length + ~loop.done,
-        turn=jnp.where(ended & ~final, loop.turn + 1, loop.turn),
+    forced = jnp.where(forcing, state.forced + 1, state.forced)
+    return state.replace(
+        tokens=write_where(state.tokens, state.length, token, ~state.done),
+        turn_ids=write_where(state.turn_ids, state.length, state.turn, policy),
+        logprobs=write_where(state.logprobs, state.length, logprob, policy),
+        truncated=state.truncated | (this_turn & cut[:, None]) | (lost & full[:, None]),
+        length=state.length + ~state.done,
+        turn=jnp.where(ended & ~final, state.turn + 1, state.turn),
         used=jnp.where(ended, 0, used),
         # The script begins with the stop token, which only a truncated turn still needs.
         forced=jnp.where(ended & ~final, jnp.where(cut, 0, 1), forced),
-        done=loop.done | over | full,
+        done=state.done | over | full,
     )
 
 
@@ -206,7 +219,7 @@ def sample_dialogues(
     prompts: Prompts,
     key: Key[Array, ""],
     *,
-    script: Script,
+    template: TurnTemplate,
     config: SamplingConfig,
 ) -> Episodes:
     """Draws G dialogues of R turns for each prompt.
@@ -217,30 +230,34 @@ def sample_dialogues(
     Returns:
       Episodes whose rows p * G .. p * G + G - 1 belong to problem p, with rewards 0.
     """
-    rows = row_keys(key, prompts.draw, samples=config.samples, branches=config.branches)
-    first_keys, own_keys = by_row(rows)
-    forced_tokens = jnp.asarray((script.stops[0], *script.instruction, script.stops[0]), jnp.int32)
+    rows = row_keys(
+        key, prompts.draw, group_size=config.group_size, second_attempts=config.second_attempts
+    )
+    first_keys, own_keys = constrain_rows(rows)
+    forced_tokens = jnp.asarray(
+        (template.stops[0], *template.instruction, template.stops[0]), jnp.int32
+    )
     table = output_table(decoder, params)
 
-    def body(loop: Loop, slots: int) -> Loop:
-        logits = vocabulary_logits(decoder.config, table, loop.hidden)
-        keys = token_keys(first_keys, own_keys, loop.turn, loop.length)
-        drawn = draw(keys, logits, config.temperature)
-        forcing = loop.forced <= len(script.instruction)
-        token = jnp.where(forcing, forced_tokens[loop.forced], drawn)
+    def body(state: SamplingState, slots: int) -> SamplingState:
+        logits = vocabulary_logits(decoder.config, table, state.hidden)
+        keys = token_keys(first_keys, own_keys, state.turn, state.length)
+        drawn = sample_token(keys, logits, config.temperature)
+        forcing = state.forced <= len(template.instruction)
+        token = jnp.where(forcing, forced_tokens[state.forced], drawn)
         logprob = select_logprob(log_softmax(logits), token)
-        at = jnp.minimum(loop.length, loop.tokens.shape[1] - 1)  # done rows may be full
-        assert loop.cache is not None, "the loop begins with the prefilled cache"
-        seen = loop.cache.replace(in_sight=slots)
+        at = jnp.minimum(state.length, state.tokens.shape[1] - 1)  # done rows may be full
+        assert state.cache is not None, "the loop begins with the prefilled cache"
+        seen = state.cache.replace(attended_slots=slots)
         hidden, new = forward(decoder, params, token[:, None], at[:, None], seen)
-        cache = write_cache(loop.cache, new, at)
-        loop = advance(loop.replace(cache=None), token, logprob, script, config.turn_limit)
-        return by_row(loop.replace(hidden=hidden[:, 0])).replace(cache=cache)
+        cache = write_cache(state.cache, new, at)
+        state = advance(state.replace(cache=None), token, logprob, template, config.turn_limit)
+        return constrain_rows(state.replace(hidden=hidden[:, 0])).replace(cache=cache)
 
-    start = prefill(decoder, params, by_row(prompts), script, config)
+    start = prefill(decoder, params, constrain_rows(prompts), template, config)
     # A row gains at most a token a step, so nobody's length needs to be asked for.
     end, step = start, jnp.zeros((), jnp.int32)
-    for last, slots in script.sights(config):
+    for last, slots in template.segment_schedule(config):
         end, step = jax.lax.while_loop(
             lambda now, last=last: ~jnp.all(now[0].done) & (now[1] < last),
             lambda now, slots=slots: (body(now[0], slots), now[1] + 1),
@@ -252,7 +269,7 @@ def sample_dialogues(
         turn=end.turn_ids,
         logprobs=end.logprobs,
         truncated=end.truncated,
-        draw=jnp.repeat(prompts.draw, config.samples),
+        draw=jnp.repeat(prompts.draw, config.group_size),
         rewards=jnp.zeros(end.truncated.shape, jnp.float32),
     )
-    return by_row(episodes)
+    return constrain_rows(episodes)

@@ -22,18 +22,20 @@ def hidden_states(
     return forward(decoder, params, tokens, positions)[0]
 
 
-def policy_positions(turn: Int[Array, "B T"], most: int, chunk: int) -> Int[Array, "C B c"]:
+def policy_positions(
+    turn: Int[Array, "B T"], max_policy_tokens: int, logits_chunk: int
+) -> Int[Array, "C B c"]:
     """Where the policy's tokens stand, first to last, then other positions, in chunks.
 
     Args:
       most: tokens that the policy can have in a row.
     """
-    chunk = min(chunk, most)
+    logits_chunk = min(logits_chunk, max_policy_tokens)
     order = jnp.argsort(turn == 0, axis=1, stable=True)
-    chunks = -(-most // chunk)
-    padding = max(0, chunks * chunk - order.shape[1])
-    order = jnp.pad(order, ((0, 0), (0, padding)))[:, : chunks * chunk]
-    return order.reshape(order.shape[0], chunks, chunk).swapaxes(0, 1)
+    chunks = -(-max_policy_tokens // logits_chunk)
+    padding = max(0, chunks * logits_chunk - order.shape[1])
+    order = jnp.pad(order, ((0, 0), (0, padding)))[:, : chunks * logits_chunk]
+    return order.reshape(order.shape[0], chunks, logits_chunk).swapaxes(0, 1)
 
 
 def score_tokens(
@@ -42,8 +44,8 @@ def score_tokens(
     hidden: Float[Array, "B T D"],
     episodes: Episodes,
     *,
-    most: int,
-    chunk: int,
+    max_policy_tokens: int,
+    logits_chunk: int,
     reference: tuple[Params, Float[Array, "B T D"]] | None = None,
 ) -> TokenScores:
     """Log-probability, entropy and, with a reference, exact KL at the policy's tokens."""
@@ -66,7 +68,7 @@ def score_tokens(
             kl = exact_kl(logprobs, expand(*base, at))
         return chosen, entropy(logprobs), kl
 
-    at = policy_positions(episodes.turn, most, chunk)
+    at = policy_positions(episodes.turn, max_policy_tokens, logits_chunk)
     parts = jax.lax.map(lambda at: one_chunk(table, hidden, at), at)
     flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
     rows = jnp.arange(flat.shape[0])[:, None]

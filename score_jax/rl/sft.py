@@ -12,37 +12,37 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from score_jax.data.equations import Dialogue
+from score_jax.data.equations import WorkedDialogue
 from score_jax.model.decoder import Decoder
 from score_jax.records import Problem, Task
 from score_jax.rl.learner import LearnerConfig, accumulated_gradient
-from score_jax.rl.sampling import Script
+from score_jax.rl.sampling import TurnTemplate
 from score_jax.rl.scoring import hidden_states, score_tokens
 from score_jax.text.chat import Chat
 from score_jax.types import Episodes, Params, TrainState
 
 
 def encode_dialogue(
-    chat: Chat, script: Script, prompt: str, dialogue: Dialogue
+    chat: Chat, template: TurnTemplate, prompt: str, dialogue: WorkedDialogue
 ) -> tuple[list, list]:
     """Token ids of a dialogue, and the turn of each token that is learnt (0: not learnt)."""
     ids = chat.encode_prompt(prompt)
     turns = [0] * len(ids)
     for number, parts in enumerate(dialogue.attempts, 1):
         if number > 1:
-            ids += script.instruction
-            turns += [0] * len(script.instruction)
+            ids += template.instruction
+            turns += [0] * len(template.instruction)
         for part in parts:
             piece = chat.tokenizer.encode(part.text)
             ids += piece
             turns += [number if part.learn else 0] * len(piece)
-        ids.append(script.stops[0])
+        ids.append(template.stops[0])
         turns.append(number if parts[-1].learn else 0)
     return ids, turns
 
 
 def encode_dialogues(
-    chat: Chat, task: Task, script: Script, dialogues: Sequence[Dialogue], length: int
+    chat: Chat, task: Task, template: TurnTemplate, dialogues: Sequence[WorkedDialogue], length: int
 ) -> Episodes:
     """Rows of supervised training; log-probabilities and rewards are 0.
 
@@ -54,7 +54,7 @@ def encode_dialogues(
     lengths = np.zeros(count, np.int32)
     for row, dialogue in enumerate(dialogues):
         problem = Problem(id="", prompt=dialogue.prompt)
-        ids, turns = encode_dialogue(chat, script, task.ask(problem), dialogue)
+        ids, turns = encode_dialogue(chat, template, task.ask(problem), dialogue)
         if len(ids) > length:
             raise ValueError(
                 f"sampling.prompt_limit and turn_limit allow {length} tokens; a dialogue on "
@@ -67,9 +67,9 @@ def encode_dialogues(
         "length": lengths,
         "turn": turn,
         "logprobs": np.zeros((count, length), np.float32),
-        "truncated": np.zeros((count, script.turns), bool),
+        "truncated": np.zeros((count, template.turns), bool),
         "draw": np.zeros(count, np.int32),
-        "rewards": np.zeros((count, script.turns), np.float32),
+        "rewards": np.zeros((count, template.turns), np.float32),
     }
     return Episodes(**columns)
 
@@ -95,7 +95,7 @@ def supervised_update(
     episodes: Episodes,
     *,
     config: LearnerConfig,
-    most: int,
+    max_policy_tokens: int,
     noise: float = 0.0,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -117,7 +117,14 @@ def supervised_update(
 
     def loss(params: Params, part: Episodes) -> tuple[Float[Array, ""], dict[str, Array]]:
         hidden = hidden_states(decoder, params, part.tokens)
-        scores = score_tokens(decoder, params, hidden, part, most=most, chunk=config.chunk)
+        scores = score_tokens(
+            decoder,
+            params,
+            hidden,
+            part,
+            max_policy_tokens=max_policy_tokens,
+            logits_chunk=config.logits_chunk,
+        )
         value = -scores.logprobs.sum() / tokens
         return value, {"loss": value}
 

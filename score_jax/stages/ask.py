@@ -23,7 +23,7 @@ from score_jax.distributed.sharding import TRAIN_RULES
 from score_jax.model.decoder import Decoder, write_cache
 from score_jax.records import Problem
 from score_jax.rl.keys import row_keys, run_key, token_keys
-from score_jax.stages.build import Built
+from score_jax.stages.build import StagePrograms
 from score_jax.tasks import registry
 from score_jax.types import Cache, Params
 
@@ -49,7 +49,7 @@ def feed(
 
 
 @dataclass
-class Dialogue:
+class AskedDialogue:
     """A row under way: its cache, its length, and the logits behind its last token."""
 
     decoder: Decoder
@@ -102,7 +102,7 @@ class Dialogue:
 
 
 def ask(
-    built: Built,
+    programs: StagePrograms,
     params: Params,
     prompt: str,
     *,
@@ -121,7 +121,7 @@ def ask(
     Returns:
       The attempts.
     """
-    settings, chat = built.settings, built.chat
+    settings, chat = programs.settings, programs.chat
     limit, turns = settings.sampling.turn_limit, settings.evaluation.turns
     problem = Problem(id="ask", prompt=prompt)
     task = registry.of_problems([problem], settings.task)
@@ -129,9 +129,9 @@ def ask(
     between = chat.encode_instruction(task.instruction)
     slots = len(opening) + turns * (limit + 1) + (turns - 1) * len(between) + BLOCK
     attempts: list[str] = []
-    with jax.set_mesh(built.mesh), nn.logical_axis_rules(TRAIN_RULES):
-        dialogue = Dialogue(built.decoder, params, slots)
-        key, _ = row_keys(run_key(seed, "ask"), jnp.zeros(1, jnp.int32), samples=1)
+    with jax.set_mesh(programs.mesh), nn.logical_axis_rules(TRAIN_RULES):
+        dialogue = AskedDialogue(programs.decoder, params, slots)
+        key, _ = row_keys(run_key(seed, "ask"), jnp.zeros(1, jnp.int32), group_size=1)
         for turn in range(1, turns + 1):
             dialogue.read(opening if turn == 1 else between)
             if turn > 1:
@@ -190,7 +190,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+|\s+|[^\w\s]", text)
 
 
-def interact(built: Built, params: Params, prompt: str, **options: Any) -> None:
+def interact(programs: StagePrograms, params: Params, prompt: str, **options: Any) -> None:
     """Answers one prompt, or on a terminal one after another until an empty line."""
     colour = sys.stdout.isatty()
 
@@ -199,9 +199,9 @@ def interact(built: Built, params: Params, prompt: str, **options: Any) -> None:
         sys.stdout.flush()
 
     if prompt:
-        ask(built, params, prompt, write=write, colour=colour, **options)
+        ask(programs, params, prompt, write=write, colour=colour, **options)
         return
     if not sys.stdin.isatty():
         raise ValueError("--prompt is empty and there is no terminal to ask from; set --prompt")
     while prompt := input("\nproblem> ").strip():
-        ask(built, params, prompt, write=write, colour=colour, **options)
+        ask(programs, params, prompt, write=write, colour=colour, **options)

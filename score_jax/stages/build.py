@@ -22,10 +22,10 @@ from score_jax.model.decoder import Decoder, compute_params
 from score_jax.model.weights import embedded, load
 from score_jax.records import Task
 from score_jax.rl.learner import all_trained, score_episodes, update
-from score_jax.rl.mismatch import GAP_LIMITS
+from score_jax.rl.mismatch import MISMATCH_LIMITS
 from score_jax.rl.optimizer import make_optimizer
 from score_jax.rl.rollout import Sampler
-from score_jax.rl.sampling import SamplingConfig, Script, sample_dialogues
+from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
 from score_jax.rl.sft import supervised_update
 from score_jax.stages.base_model import load_chat, model_config
 from score_jax.stages.settings import Settings
@@ -64,7 +64,7 @@ class Program:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class StagePrograms:
     """A stage's programs and what they need from the host."""
 
     settings: Settings
@@ -86,10 +86,10 @@ class Built:
     gathered_shardings: Params  # between the two
 
     @property
-    def gap_limit(self) -> float:
+    def mismatch_limit(self) -> float:
         """Nats a token by which sampler and learner may differ on average."""
-        limit = self.settings.gap_limit
-        return GAP_LIMITS[self.decoder.config.dtype] if limit is None else limit
+        limit = self.settings.mismatch_limit
+        return MISMATCH_LIMITS[self.decoder.config.dtype] if limit is None else limit
 
     def fresh(self, reference: Params) -> Params:
         """What training begins with: the base model, or an adapter that changes nothing."""
@@ -126,7 +126,7 @@ class Built:
         return self.reshard(params)
 
     @cached_property
-    def samplers(self) -> dict[tuple[SamplingConfig, Script], Program]:
+    def samplers(self) -> dict[tuple[SamplingConfig, TurnTemplate], Program]:
         """Sampling programs made so far: one is compiled once, however many models it measures."""
         return {}
 
@@ -136,24 +136,24 @@ class Built:
         Args:
           task: whose instruction stands between the turns; None: the stage's.
         """
-        script = self.script(turns, task)
-        if (config, script) not in self.samplers:
-            self.samplers[config, script] = self.make_sampler(config, script)
-        return self.samplers[config, script]
+        template = self.turn_template(turns, task)
+        if (config, template) not in self.samplers:
+            self.samplers[config, template] = self.make_sampler(config, template)
+        return self.samplers[config, template]
 
-    def make_sampler(self, config: SamplingConfig, script: Script) -> Program:
+    def make_sampler(self, config: SamplingConfig, template: TurnTemplate) -> Program:
         """Jits the sampling program."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
-        draw = partial(sample_dialogues, self.decoder, script=script, config=config)
+        draw = partial(sample_dialogues, self.decoder, template=template, config=config)
         jitted = jax.jit(
             draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
         )
         return Program(jitted, self.mesh, sharding.SAMPLE_RULES)
 
-    def script(self, turns: int, task: Task | None = None) -> Script:
+    def turn_template(self, turns: int, task: Task | None = None) -> TurnTemplate:
         """What stands between the turns of a task's dialogues, the stage's if none is named."""
         instruction = tuple(self.chat.encode_instruction((task or self.task).instruction))
-        return Script(stops=self.chat.stops, instruction=instruction, turns=turns)
+        return TurnTemplate(stops=self.chat.stops, instruction=instruction, turns=turns)
 
     def sampler(self) -> Sampler:
         """The programs that a training rollout runs."""
@@ -192,13 +192,13 @@ def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainSta
     """The sharding of every leaf of the train state, from the logical axes of what is trained."""
     state = jax.eval_shape(init_state, boxed)
     whole = sharding.replicated(mesh)
-    places: dict[str, Any] = {  # a sharding stands where the state has an array
+    shardings: dict[str, Any] = {  # a sharding stands where the state has an array
         "step": whole,
         "params": sharding.parameter_shardings(state.params, mesh),
         "opt_state": sharding.parameter_shardings(state.opt_state, mesh, constants=1),
         "baseline": whole,
     }
-    return TrainState(**places)
+    return TrainState(**shardings)
 
 
 def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
@@ -209,7 +209,7 @@ def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
     }
 
 
-def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
+def build(settings: Settings, devices: Sequence[Any] | None = None) -> StagePrograms:
     """Makes the mesh and the programs of one stage; nothing is compiled yet.
 
     Raises:
@@ -246,7 +246,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     places = state_shardings(boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
     sampling, turns = settings.sampling, settings.objective.turns
-    most = int(min(turns * sampling.turn_limit, sampling.row_limit or math.inf))
+    max_policy_tokens = int(min(turns * sampling.turn_limit, sampling.row_limit or math.inf))
 
     def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
         return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)
@@ -254,7 +254,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
     score = partial(
         score_episodes,
         decoder,
-        most=most,
+        max_policy_tokens=max_policy_tokens,
         config=settings.learner,
         keep_hidden=settings.objective.kl == "exact",
     )
@@ -264,13 +264,13 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         optimizer,
         objective=settings.objective.resolved(config.dtype),
         config=settings.learner,
-        samples=settings.sampling.samples,
-        branches=settings.sampling.branches,
+        group_size=settings.sampling.group_size,
+        second_attempts=settings.sampling.second_attempts,
         turn_limit=settings.sampling.turn_limit,
         compose=adapter.attach if adapter else all_trained,
     )
-    imitate = supervised_function(settings, decoder, optimizer, most)
-    built = Built(
+    imitate = supervised_function(settings, decoder, optimizer, max_policy_tokens)
+    programs = StagePrograms(
         settings=settings,
         mesh=mesh,
         decoder=decoder,
@@ -290,12 +290,15 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> Built:
         model_shardings=model,
         **sampling_shardings(whole_model, mesh),
     )
-    check_lengths(built)
-    return built
+    check_lengths(programs)
+    return programs
 
 
 def supervised_function(
-    settings: Settings, decoder: Decoder, optimizer: optax.GradientTransformation, most: int
+    settings: Settings,
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    max_policy_tokens: int,
 ) -> Callable:
     """The update of supervised training: (state, episodes) -> state, metrics."""
     return partial(
@@ -303,7 +306,7 @@ def supervised_function(
         decoder,
         optimizer,
         config=settings.learner,
-        most=most,
+        max_policy_tokens=max_policy_tokens,
         noise=settings.practice.weight_noise,
         seed=settings.seed,
     )
@@ -355,12 +358,12 @@ def check_rows(settings: Settings, mesh: Mesh) -> None:
       ValueError: they don't.
     """
     shards = sharding.row_shards(mesh)
-    samples = settings.sampling.samples if settings.program == "rl" else 1
+    group_size = settings.sampling.group_size if settings.program == "rl" else 1
     parts = settings.learner.microbatches * settings.learner.minibatches
-    if settings.batch % shards or settings.batch * samples % (shards * parts):
+    if settings.batch % shards or settings.batch * group_size % (shards * parts):
         raise ValueError(
             f"config.batch is {settings.batch}; it must divide by the {shards} row shards of "
-            f"mesh data x fsdp, and its {settings.batch * samples} rows by shards x "
+            f"mesh data x fsdp, and its {settings.batch * group_size} rows by shards x "
             f"learner.microbatches x learner.minibatches = {shards * parts}"
         )
 
@@ -374,43 +377,43 @@ def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
     limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
     return replace(
         sampling,
-        samples=1,
-        branches=1,
+        group_size=1,
+        second_attempts=1,
         temperature=0.0,
         prompt_limit=settings.measured_prompt_limit,
         row_limit=limit,
     )
 
 
-def check_lengths(built: Built) -> None:
+def check_lengths(programs: StagePrograms) -> None:
     """Checks that the longest dialogues of training and evaluation are within the model's reach.
 
     Raises:
       ValueError: they are longer than the longest text that the model was made for.
     """
-    settings, longest = built.settings, built.decoder.config.max_length
+    settings, longest = programs.settings, programs.decoder.config.max_length
     asked, turns = registry.get(settings.measured_task), settings.evaluation.turns
     rows = (
-        ("objective", built.script(settings.objective.turns), settings.sampling),
-        ("evaluation", built.script(turns, asked), greedy_sampling(settings, turns)),
+        ("objective", programs.turn_template(settings.objective.turns), settings.sampling),
+        ("evaluation", programs.turn_template(turns, asked), greedy_sampling(settings, turns)),
     )
-    for name, script, sampling in rows:
-        length = script.row_length(sampling)
+    for name, template, sampling in rows:
+        length = template.row_length(sampling)
         if longest is not None and length > longest:
             raise ValueError(
                 f"sampling.prompt_limit is {sampling.prompt_limit} and sampling.turn_limit "
-                f"{sampling.turn_limit}, so that {name}.turns {script.turns} may take {length} "
+                f"{sampling.turn_limit}, so that {name}.turns {template.turns} may take {length} "
                 f"tokens, but the model's longest text (max_position_embeddings) has {longest}; "
                 "lower one of them, or set sampling.row_limit"
             )
 
 
-def load_reference(built: Built) -> Params:
+def load_reference(programs: StagePrograms) -> Params:
     """The base model's parameters, in their shardings: what KL is measured against."""
-    source = built.settings.weights.source
+    source = programs.settings.weights.source
     if source == "embedded":
-        params = embedded.load(built.settings.task)
-        return jax.tree.map(jax.device_put, params, built.model_shardings)
+        params = embedded.load(programs.settings.task)
+        return jax.tree.map(jax.device_put, params, programs.model_shardings)
     if source == "random":
-        return built.init_params(jax.random.key(built.settings.seed))
-    return load.load_params(source, built.decoder.config, built.model_shardings)
+        return programs.init_params(jax.random.key(programs.settings.seed))
+    return load.load_params(source, programs.decoder.config, programs.model_shardings)

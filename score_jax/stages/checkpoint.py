@@ -167,7 +167,7 @@ class Checkpoints:
         Raises:
           StorageError: it could not be written.
         """
-        while processes.count() > 1 and self.manager.is_saving_in_progress():
+        while processes.process_count() > 1 and self.manager.is_saving_in_progress():
             self.check()
             time.sleep(0.02)
         self.check()
@@ -205,7 +205,9 @@ class Checkpoints:
             if type(error) is not Exception and not isinstance(error, UNREADABLE):
                 raise
             told = f"{name} can't be read ({first_line(error)})"
-            if processes.count() > 1:  # the others may have read their parts, and wait for this one
+            if (
+                processes.process_count() > 1
+            ):  # the others may have read their parts, and wait for this one
                 told += "; move it elsewhere to go on from the one before it"
                 raise UnreadableHere(told) from error
             raise StorageError(told) from error
@@ -223,7 +225,7 @@ class Checkpoints:
         """
         for note in self.notes:
             say(note)
-        steps = processes.from_first(self.steps())
+        steps = processes.broadcast_from_first(self.steps())
         damaged: dict[int, StorageError] = {}
         for step in reversed(steps):
             try:
@@ -245,7 +247,7 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint out of the way, where people can look at it."""
-        place = processes.from_first(free_place(self.folder, step))
+        place = processes.broadcast_from_first(free_place(self.folder, step))
         if processes.is_first():
             move(self.folder / str(step), place)
         processes.barrier()  # all hosts wait for the first
@@ -266,7 +268,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         get_absl_logger().removeFilter(self.fault)
-        if kind is not None and processes.count() > 1:
+        if kind is not None and processes.process_count() > 1:
             return  # what is under way needs hosts that may be gone
         try:
             self.close()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from score_jax.distributed import processes
 from score_jax.distributed.sharding import local_rows, own_rows, row_shards
-from score_jax.records import LOST, Problem, Task, Transcript
+from score_jax.records import UNGRADED, Problem, Task, Transcript
 from score_jax.report import metrics
 from score_jax.report.json_files import read_json, write_json
 from score_jax.rl.keys import run_key
@@ -24,7 +24,7 @@ from score_jax.rl.rollout import Grader, encode_prompts, grade_rollout, reward_a
 from score_jax.rl.sampling import SamplingConfig
 from score_jax.stages import protocol as protocols
 from score_jax.stages import saved_evaluation
-from score_jax.stages.build import Built, greedy_sampling
+from score_jax.stages.build import StagePrograms, greedy_sampling
 from score_jax.stages.settings import Settings
 from score_jax.tasks.grading.agreement import one_spelling
 from score_jax.types import Episodes, Params
@@ -38,7 +38,7 @@ def first_rows(episodes: Episodes, count: int) -> Episodes:
 
 
 def attempts_of(
-    built: Built,
+    programs: StagePrograms,
     params: Params,
     problems: Sequence[Problem],
     grader: Grader,
@@ -62,15 +62,15 @@ def attempts_of(
     if kept:
         saved_evaluation.write(kept, found)
     waiting = [place for place in range(len(problems)) if place not in found]
-    config = built.settings.evaluation
-    shards = row_shards(built.mesh)
+    config = programs.settings.evaluation
+    shards = row_shards(programs.mesh)
     batch = -(-min(config.batch, len(problems)) // shards) * shards
-    params, task = built.for_sampling(params), task or built.measured_task
-    with progress_bar(built.settings, label, len(problems), len(found)) as bar:
+    params, task = programs.for_sampling(params), task or programs.measured_task
+    with progress_bar(programs.settings, label, len(problems), len(found)) as bar:
         for start in range(0, len(waiting), batch):
             places = waiting[start : start + batch]
             records = one_batch(
-                built,
+                programs,
                 params,
                 task,
                 problems,
@@ -101,7 +101,7 @@ def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
 
 
 def one_batch(
-    built: Built,
+    programs: StagePrograms,
     params: Params,
     task: Task,
     problems: Sequence[Problem],
@@ -118,29 +118,29 @@ def one_batch(
       params: of `Built.for_sampling`.
       batch: problems that are drawn at once; where there are fewer, rows are filled up.
     """
-    rows_here = own_rows(built.mesh, batch)
+    rows_here = own_rows(programs.mesh, batch)
     own = [places[row] for row in rows_here if row < len(places)]
     part = [problems[place] for place in own]
     missing = len(rows_here) - len(own)
     prompts = encode_prompts(
-        built.chat,
+        programs.chat,
         task,
         np.asarray(own + [places[0]] * missing),
         part + [problems[places[0]]] * missing,
         sampling.prompt_limit,
     )
-    config = built.settings.evaluation
-    draw, key = built.sample(sampling, config.turns, task), run_key(config.seed, "evaluate")
-    episodes = local_rows(draw(params, built.to_global(prompts), key))
+    config = programs.settings.evaluation
+    draw, key = programs.sample(sampling, config.turns, task), run_key(config.seed, "evaluate")
+    episodes = local_rows(draw(params, programs.to_global(prompts), key))
     found: list[Transcript] = []
     if part:
-        kept = first_rows(episodes, len(part) * sampling.samples)
-        graded = grade_rollout(built.chat, task, grader, part, kept)
+        kept = first_rows(episodes, len(part) * sampling.group_size)
+        graded = grade_rollout(programs.chat, task, grader, part, kept)
         kept = kept.replace(rewards=reward_array(graded.grades))
         rows = range(len(graded.attempts))
         found = transcripts(task, part, kept, graded, step=step, rows=rows)
-    records = in_order(processes.gather((own, found)), sampling.samples)
-    size = sampling.samples
+    records = in_order(processes.all_gather_objects((own, found)), sampling.group_size)
+    size = sampling.group_size
     return [records[i * size : (i + 1) * size] for i in range(len(places))]
 
 
@@ -162,11 +162,11 @@ def in_order(
 
 def lost(record: Transcript) -> int:
     """How many attempts have no verdict of a grader."""
-    return sum(verdict in LOST for verdict in record.verdicts)
+    return sum(verdict in UNGRADED for verdict in record.verdicts)
 
 
 def measure_model(
-    built: Built,
+    programs: StagePrograms,
     params: Params,
     problems: Sequence[Problem],
     grader: Grader,
@@ -181,17 +181,17 @@ def measure_model(
       name: of the model, for people.
       kept: folder of this model's dialogues by this protocol while not all are there.
     """
-    config = built.settings.evaluation
-    greedy = greedy_sampling(built.settings, config.turns)
+    config = programs.settings.evaluation
+    greedy = greedy_sampling(programs.settings, config.turns)
     ways = {"greedy": greedy}
     if config.samples:
         ways["sampled"] = dataclasses.replace(
-            greedy, samples=config.samples, temperature=config.temperature
+            greedy, group_size=config.samples, temperature=config.temperature
         )
     found: dict[str, Any] = {"step": step, "outcomes": {}}
     for way, sampling in ways.items():
         records = attempts_of(
-            built,
+            programs,
             params,
             problems,
             grader,
@@ -200,7 +200,9 @@ def measure_model(
             kept=kept and kept / f"{way}.jsonl",
             label=f"{name} {way}".strip(),
         )
-        attempts = with_one_spelling(metrics.gather(records), built.measured_task, grader)
+        attempts = with_one_spelling(
+            metrics.group_attempts(records), programs.measured_task, grader
+        )
         values = metrics.measure(attempts, seed=config.seed)
         found["outcomes"][way] = metrics.outcomes(attempts)
         found[way] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
@@ -231,24 +233,31 @@ def with_one_spelling(attempts: metrics.Attempts, task: Task, grader: Grader) ->
                 for answers, verdicts in zip(attempts.extracted, attempts.verdicts, strict=True)
             ],
         )
-    spelled = np.array(processes.from_first(spelled), object).reshape(attempts.extracted.shape)
+    spelled = np.array(processes.broadcast_from_first(spelled), object).reshape(
+        attempts.extracted.shape
+    )
     return dataclasses.replace(attempts, extracted=spelled)
 
 
-def protocol_of(built: Built, problems: Sequence[Problem]) -> dict[str, Any]:
+def protocol_of(programs: StagePrograms, problems: Sequence[Problem]) -> dict[str, Any]:
     """What must be equal for two evaluations to be comparable."""
-    sampling = greedy_sampling(built.settings, built.settings.evaluation.turns)
-    return protocols.describe(built, problems, sampling)
+    sampling = greedy_sampling(programs.settings, programs.settings.evaluation.turns)
+    return protocols.describe(programs, problems, sampling)
 
 
 def validate(
-    built: Built, params: Params, problems: Sequence[Problem], grader: Grader, *, step: int
+    programs: StagePrograms,
+    params: Params,
+    problems: Sequence[Problem],
+    grader: Grader,
+    *,
+    step: int,
 ) -> dict[str, float]:
     """Greedy accuracy of every turn while training goes on, for the log and for selection."""
-    turns = built.settings.evaluation.turns
-    sampling = greedy_sampling(built.settings, turns)
+    turns = programs.settings.evaluation.turns
+    sampling = greedy_sampling(programs.settings, turns)
     records = attempts_of(
-        built, params, problems, grader, sampling=sampling, step=step, task=built.task
+        programs, params, problems, grader, sampling=sampling, step=step, task=programs.task
     )
     right = np.mean([[verdict == "correct" for verdict in r.verdicts] for r in records], axis=0)
     return {f"validation/accuracy/turn{n}": float(share) for n, share in enumerate(right, 1)}
@@ -256,7 +265,7 @@ def validate(
 
 def write_evaluation(
     path: Path,
-    built: Built,
+    programs: StagePrograms,
     models: dict[str, dict[str, Any]],
     *,
     step: int,
@@ -278,11 +287,11 @@ def write_evaluation(
         return {name: found[part] for name, found in models.items() if part in found}
 
     value = {
-        "stage": built.settings.name,
+        "stage": programs.settings.name,
         "step": step,
-        "seed": built.settings.evaluation.seed,
-        "training_seed": built.settings.seed,
-        "task": built.measured_task.name,
+        "seed": programs.settings.evaluation.seed,
+        "training_seed": programs.settings.seed,
+        "task": programs.measured_task.name,
         "problems": protocol["problems"],
         "left_out": left_out,
         "protocol": protocol,
@@ -303,7 +312,7 @@ def known_models(
     folder: Path, protocol: dict[str, Any], reference: int
 ) -> dict[str, dict[str, Any]]:
     """Measurements that a parent stage with the same base model has made by the same protocol."""
-    found = processes.from_first(read_json(folder / "evaluation.json"))
+    found = processes.broadcast_from_first(read_json(folder / "evaluation.json"))
     if found is None or found.get("protocol") != protocol or found.get("reference") != reference:
         return {}
     return {

@@ -11,30 +11,30 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_jax.distributed import processes
+from score_jax.distributed import processes, sharding
 from score_jax.records import Problem
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages import identity
-from score_jax.stages.build import Built, build
+from score_jax.stages.build import StagePrograms, build, load_reference
 from score_jax.stages.checkpoint import Checkpoints, StorageError
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
 # Fields that may change between two runs in one folder without making it another run.
-FREE = (
-    "steps", "checkpoint", "evaluation", "log", "profile", "grading", "parent", "gap_limit", "mesh",
-    "sampling.spans",
+MUTABLE_FIELDS = (
+    "steps", "checkpoint", "evaluation", "log", "profile", "grading", "parent", "mesh",
+    "mismatch_limit", "sampling.decode_segments",
 )  # fmt: skip
 # Fields that say which policy a checkpoint holds; it may be tried on any task.
 # Names of files: where contents are known, those are compared instead.
-PLACES = (
+PATH_FIELDS = (
     "weights.source", "tokenizer.source", "data.path", "data.pass_rates", "data.first_attempts",
 )  # fmt: skip
-POLICY = ("weights", "model", "lora", "tokenizer")
+POLICY_FIELDS = ("weights", "model", "lora", "tokenizer")
 
 
 @dataclass(frozen=True)
-class Link:
+class StageConfig:
     """One stage of a chain, as settings and as the config they came from."""
 
     settings: Settings
@@ -80,7 +80,7 @@ def describe_selection(settings: Settings, checkpoints: Checkpoints, step: int) 
     }
 
 
-def told(selection: dict[str, Any]) -> str:
+def format_selection(selection: dict[str, Any]) -> str:
     """The choice of a checkpoint in one line."""
     if selection["by"] == "last":
         return f"step {selection['step']}, the last"
@@ -91,7 +91,7 @@ def told(selection: dict[str, Any]) -> str:
     return f"step {selection['step']} by training reward {over} {number}"
 
 
-def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None:
+def check_folder(stage: StageConfig, folder: Path, *, policy_only: bool = False) -> None:
     """Refuses to go on in a folder that another config has begun.
 
     Args:
@@ -101,15 +101,19 @@ def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None
       ValueError: a field that shapes the run differs.
     """
     before = read_json(folder / "config.json")
-    if before is None or not begun(folder):
+    if before is None or not has_checkpoint(folder):
         return
-    now = config_fields(link.config)
+    now = config_fields(stage.config)
     by_contents = (folder / identity.FILE).exists()
     if by_contents:
-        before, now = without_places(before), without_places(now)
+        before, now = without_path_fields(before), without_path_fields(now)
     for name in sorted(set(before) | set(now)):
         part = name.split(".")[0]
-        free = part not in POLICY if policy_only else part in FREE or name in FREE
+        free = (
+            part not in POLICY_FIELDS
+            if policy_only
+            else part in MUTABLE_FIELDS or name in MUTABLE_FIELDS
+        )
         if free or before.get(name) == now.get(name):
             continue
         raise ValueError(
@@ -118,15 +122,15 @@ def check_folder(link: Link, folder: Path, *, policy_only: bool = False) -> None
         )
 
 
-def begun(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether a stage's folder holds a checkpoint that a run would go on from."""
     return any((folder / "checkpoints").glob("[0-9]*"))
 
 
-def without_places(fields: dict[str, Any]) -> dict[str, Any]:
+def without_path_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """A flat config without the names of files, whose contents `identity` compares."""
-    kept = {name: value for name, value in fields.items() if name not in PLACES}
-    names = {place.removeprefix("data.") for place in PLACES}
+    kept = {name: value for name, value in fields.items() if name not in PATH_FIELDS}
+    names = {place.removeprefix("data.") for place in PATH_FIELDS}
     if kept.get("data.parts"):
         kept["data.parts"] = [
             {name: value for name, value in part.items() if name not in names}
@@ -136,7 +140,7 @@ def without_places(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_contents(
-    built: Built,
+    programs: StagePrograms,
     reference: Params,
     problems: Sequence[Problem],
     folder: Path,
@@ -150,13 +154,13 @@ def check_contents(
     Raises:
       ValueError: weights, tokenizer or problems are others; or the hosts' own differ.
     """
-    found = identity.fingerprints(built, reference, problems)
-    policy = {part: found[part] for part in identity.POLICY}
+    found = identity.fingerprints(programs, reference, problems)
+    policy = {part: found[part] for part in identity.POLICY_PARTS}
     if source is not None:
-        identity.compare(policy, source, built.settings)
-    if processes.from_first(begun(folder)):
-        identity.compare(found, folder, built.settings)
-    identity.record(folder, found, built.settings)
+        identity.check_fingerprints(policy, source, programs.settings)
+    if processes.broadcast_from_first(has_checkpoint(folder)):
+        identity.check_fingerprints(found, folder, programs.settings)
+    identity.record(folder, found, programs.settings)
 
 
 def config_fields(config: ConfigDict) -> dict[str, Any]:
@@ -174,18 +178,18 @@ def config_fields(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-def finished(link: Link, folder: Path) -> bool:
+def is_finished(stage: StageConfig, folder: Path) -> bool:
     """Whether a stage is trained and evaluated."""
     evaluation = read_json(folder / "evaluation.json")
     begun = evaluation is not None and (folder / "checkpoints").exists()
-    if not processes.from_first(begun):
+    if not processes.broadcast_from_first(begun):
         return False
-    with open_checkpoints(link.settings, folder) as checkpoints:
-        step = selected_step(link.settings, checkpoints)
-    return processes.from_first(evaluation is not None and step == evaluation["step"])
+    with open_checkpoints(stage.settings, folder) as checkpoints:
+        step = selected_step(stage.settings, checkpoints)
+    return processes.broadcast_from_first(evaluation is not None and step == evaluation["step"])
 
 
-def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
+def load_parent_policy(parent: StageConfig, folder: Path, workdir: Path) -> Params:
     """The parent's selected policy; the hand-off is written down.
 
     The child's stream of problems goes on behind the last draw of the parent, whichever of
@@ -226,17 +230,57 @@ def take_over(parent: Link, folder: Path, workdir: Path) -> Params:
     return params
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedPolicy:
+    """A stage's policy as the workdir holds it."""
+
+    programs: StagePrograms
+    reference: Params
+    params: Params  # of the whole model; the reference's where there is no checkpoint
+    step: int  # of the checkpoint; 0: there is none
+
+
+def load_policy(stage: StageConfig, workdir: Path) -> LoadedPolicy:
+    """The selected checkpoint of a stage, the newest of one under way, else the base model."""
+    settings = stage.settings
+    folder = workdir / settings.name
+    check_folder(stage, folder, policy_only=True)
+    programs = build(settings)
+    sharding.warm_up_collectives(programs.mesh)
+    reference = params = load_reference(programs)
+    if processes.broadcast_from_first(has_checkpoint(folder)):
+        identity.check_fingerprints(
+            identity.policy_fingerprints(programs, reference), folder, settings
+        )
+    step = 0
+    if (folder / "checkpoints").exists():
+        with open_checkpoints(settings, folder) as checkpoints:
+            step = selected_step(settings, checkpoints) or max(checkpoints.steps(), default=0)
+            if step:
+                trained = checkpoints.restore_params(step, programs.abstract_state())
+                params = programs.policy(trained, reference)
+    return LoadedPolicy(programs=programs, reference=reference, params=params, step=step)
+
+
+def describe_policy(loaded: LoadedPolicy) -> str:
+    """Which model was found, for people."""
+    settings = loaded.programs.settings
+    if loaded.step:
+        return f"{settings.name} at step {loaded.step}"
+    return f"the base model {settings.weights.source} ({settings.name} has no checkpoint)"
+
+
 def draws_before(folder: Path) -> int:
     """Problems that the stages before this one have drawn: where its own stream begins."""
-    record = processes.from_first(read_json(folder / "handoff.json"))
+    record = processes.broadcast_from_first(read_json(folder / "handoff.json"))
     return record["draws"] if record else 0
 
 
-def stale(parent: Link, folder: Path, workdir: Path) -> str:
+def describe_stale(parent: StageConfig, folder: Path, workdir: Path) -> str:
     """Says that a stage began from a checkpoint that its parent no longer hands on; else ""."""
-    record = processes.from_first(read_json(folder / "handoff.json"))
+    record = processes.broadcast_from_first(read_json(folder / "handoff.json"))
     source = workdir / parent.settings.name
-    if not record or not processes.from_first((source / "checkpoints").exists()):
+    if not record or not processes.broadcast_from_first((source / "checkpoints").exists()):
         return ""
     with open_checkpoints(parent.settings, source) as checkpoints:
         step = selected_step(parent.settings, checkpoints)

@@ -21,58 +21,62 @@ from score_jax.model.shape import shape
 from score_jax.model.weights.load import resolve
 from score_jax.records import Problem
 from score_jax.report.json_files import read_json, write_json
-from score_jax.stages.build import Built
+from score_jax.stages.build import StagePrograms
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
 FILE = "identity.json"
-TOLD = {  # part: the field that names its source, and what the part is
+PART_SOURCES = {  # part: the field that names its source, and what the part is
     "weights": ("weights.source", "weights"),
     "shape": ("weights.source", "shape by config.model or config.json"),
     "tokenizer": ("tokenizer.source", "tokenizer"),
     "stops": ("weights.source", "stop ids"),
     "data": ("data", "problems"),
 }
-POLICY = ("weights", "shape", "tokenizer", "stops")  # what a trained policy depends on
+POLICY_PARTS = ("weights", "shape", "tokenizer", "stops")  # what a trained policy depends on
 SALTS = (0, 0x9E3779B9)  # of two independent sums: 64 bits
 
 
-def fingerprints(built: Built, reference: Params, problems: Sequence[Problem]) -> dict[str, str]:
+def fingerprints(
+    programs: StagePrograms, reference: Params, problems: Sequence[Problem]
+) -> dict[str, str]:
     """One fingerprint a part; equal ones mean equal contents. All hosts must call.
 
     Raises:
       ValueError: hosts have different contents under the same names.
     """
-    return policy_fingerprints(built, reference) | agreed({"data": of_problems(problems)})
+    return policy_fingerprints(programs, reference) | check_hosts_agree(
+        {"data": of_problems(problems)}
+    )
 
 
-def policy_fingerprints(built: Built, reference: Params) -> dict[str, str]:
+def policy_fingerprints(programs: StagePrograms, reference: Params) -> dict[str, str]:
     """The fingerprints of POLICY, for what asks no problems of the run. All hosts must call.
 
     Raises:
       ValueError: hosts have different contents under the same names.
     """
-    return agreed(
+    return check_hosts_agree(
         {
-            "weights": of_weights(built.settings, reference),
-            "shape": of_shape(built.decoder.config),
-            "tokenizer": digest(built.chat.tokenizer.contents()),
-            "stops": ", ".join(map(str, built.chat.stops)),
+            "weights": of_weights(programs.settings, reference),
+            "shape": of_shape(programs.decoder.config),
+            "tokenizer": digest(programs.chat.tokenizer.contents()),
+            "stops": ", ".join(map(str, programs.chat.stops)),
         }
     )
 
 
-def agreed(found: dict[str, str]) -> dict[str, str]:
+def check_hosts_agree(found: dict[str, str]) -> dict[str, str]:
     """What this host has found, which must be what the others have.
 
     Raises:
       ValueError: it isn't.
     """
-    first, *others = processes.gather(found)
+    first, *others = processes.all_gather_objects(found)
     for number, other in enumerate(others, 1):
         for part, value in other.items():
             if value != first[part]:
-                field, what = TOLD[part]
+                field, what = PART_SOURCES[part]
                 raise ValueError(
                     f"config.{field} gives host {number} other contents than host 0 ({what}: "
                     f"{value}, not {first[part]}); give all hosts the same files"
@@ -147,9 +151,9 @@ def sources(settings: Settings) -> dict[str, Any]:
     }
 
 
-def known(folder: Path) -> dict[str, Any] | None:
+def recorded(folder: Path) -> dict[str, Any] | None:
     """What a stage's folder says of its contents; None: nothing yet."""
-    return processes.from_first(read_json(folder / FILE))
+    return processes.broadcast_from_first(read_json(folder / FILE))
 
 
 def record(folder: Path, found: dict[str, str], settings: Settings) -> None:
@@ -159,7 +163,7 @@ def record(folder: Path, found: dict[str, str], settings: Settings) -> None:
         write_json(folder / FILE, {"fingerprints": found, "sources": where})
 
 
-def compare(found: dict[str, str], folder: Path, settings: Settings) -> None:
+def check_fingerprints(found: dict[str, str], folder: Path, settings: Settings) -> None:
     """Checks that contents are those that a stage's folder was begun with.
 
     Args:
@@ -168,14 +172,14 @@ def compare(found: dict[str, str], folder: Path, settings: Settings) -> None:
     Raises:
       ValueError: a part is another one; the message says which and where it came from.
     """
-    before = known(folder)
+    before = recorded(folder)
     if before is None:
         return
     for part, now in found.items():
         then = before["fingerprints"].get(part, now)
         if then == now:
             continue
-        field, what = TOLD[part]
+        field, what = PART_SOURCES[part]
         raise ValueError(
             f"config.{field} is {sources(settings)[field]!r}, but its {what} ({now}) are not what "
             f"{folder} was begun with ({then}, from {before['sources'][field]!r}); set it to those "

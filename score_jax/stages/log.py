@@ -120,7 +120,7 @@ class Log:
         except OSError as error:
             raise OSError(error.errno, error.strerror, file.name) from error
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         """Shows one line above the progress bar."""
         if self.write:
             tqdm.write(f"[{self.stage}] {message}", file=sys.stderr)

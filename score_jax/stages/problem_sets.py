@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from score_jax.data import sources
 from score_jax.distributed import processes
-from score_jax.records import LOST, Grade, Problem, Task
+from score_jax.records import UNGRADED, Grade, Problem, Task
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.settings import GradingConfig, Settings
 from score_jax.tasks import registry
@@ -155,7 +155,7 @@ def select(
     task, problems = read(wanted)
     texts = [task.ask(problem) for problem in problems]
     keys = [digest(marks(chat), texts), digest(grader_marks(task), map(contents, problems))]
-    if len(set(map(tuple, processes.gather(keys)))) > 1:
+    if len(set(map(tuple, processes.all_gather_objects(keys)))) > 1:
         raise ValueError(
             f"the hosts hold different {wanted.part} problems, tokenizers or graders; give all "
             "the same files"
@@ -169,7 +169,7 @@ def select(
             faults = {int(place): fault for place, fault in kept.items()}
         else:
             faults = gold_faults(task, problems, grading, progress=progress)
-    lengths, faults = processes.from_first((lengths, faults))
+    lengths, faults = processes.broadcast_from_first((lengths, faults))
     long = {place for place, length in enumerate(lengths) if length > wanted.prompt_limit}
     if long and not wanted.skips("skip_long"):
         raise ValueError(tell_long(wanted, problems, lengths))
@@ -240,7 +240,7 @@ def gold_faults(
     A problem that only tests decide has no gold answer to be tried. An answer that got no
     verdict is graded again alone: the machine may have been busy.
     """
-    state = task.state or (lambda problem: problem.answer)
+    state = task.gold_response or (lambda problem: problem.answer)
     places = [n for n, problem in enumerate(problems) if problem.answer or not problem.tests]
     grades: dict[int, Grade] = {}
     with open_pool(grading) as pool, bar("gold answers", len(places), progress) as on:
@@ -253,7 +253,7 @@ def gold_faults(
             grade(part)
             on.update(len(part))
         for _ in range(AGAIN):
-            for place in [n for n in places if grades[n].verdict in LOST]:
+            for place in [n for n in places if grades[n].verdict in UNGRADED]:
                 grade([place])
     return {
         place: f"{state(problems[place])[-80:]!r} is graded {found.verdict} "

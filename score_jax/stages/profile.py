@@ -17,10 +17,10 @@ class Profile:
     def __init__(self, config: ProfileConfig, folder: Path):
         """Records into `folder`, each host into its own part."""
         self.config = config
-        self.folder = folder / f"host{processes.number()}"
+        self.folder = folder / f"host{processes.process_index()}"
         self.on = False
 
-    def at(self, done: int) -> None:
+    def begin_step(self, done: int) -> None:
         """Switches on or off where a step begins."""
         if self.on == self.config.records(done):
             return

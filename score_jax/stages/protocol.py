@@ -12,7 +12,7 @@ from typing import Any
 
 from score_jax.records import Problem
 from score_jax.rl.sampling import SamplingConfig
-from score_jax.stages.build import Built
+from score_jax.stages.build import StagePrograms
 from score_jax.stages.identity import of_problems
 
 
@@ -24,20 +24,22 @@ def digest(parts: Iterable[Any]) -> str:
     return whole.hexdigest()[:16]
 
 
-def describe(built: Built, problems: Sequence[Problem], sampling: SamplingConfig) -> dict[str, Any]:
+def describe(
+    programs: StagePrograms, problems: Sequence[Problem], sampling: SamplingConfig
+) -> dict[str, Any]:
     """The protocol by which a stage's models are measured.
 
     Args:
       sampling: of the greedy part; what else is drawn differs in samples and temperature.
     """
-    config, chat, task = built.settings.evaluation, built.chat, built.measured_task
-    script = built.script(config.turns, task)
+    config, chat, task = programs.settings.evaluation, programs.chat, programs.measured_task
+    script = programs.turn_template(config.turns, task)
     found: dict[str, Any] = {
         "task": task.name,
         "problems": len(problems),
         "contents": of_problems(problems),
         "prompts": digest(chat.encode_prompt(task.ask(problem)) for problem in problems),
-        "chat": built.settings.tokenizer.chat,
+        "chat": programs.settings.tokenizer.chat,
         "instruction": task.instruction,
         "script": digest(asdict(script).items()),
         "turns": config.turns,
@@ -47,7 +49,7 @@ def describe(built: Built, problems: Sequence[Problem], sampling: SamplingConfig
         "prompt_limit": sampling.prompt_limit,
         "turn_limit": sampling.turn_limit,
         "row_limit": script.row_length(sampling),
-        "dtype": built.decoder.config.dtype,
-        "deadline_seconds": built.settings.grading.deadline_seconds,
+        "dtype": programs.decoder.config.dtype,
+        "deadline_seconds": programs.settings.grading.deadline_seconds,
     }
     return {"hash": digest(found.items())} | found

@@ -13,18 +13,18 @@ from typing import Any
 from score_jax.distributed import processes
 from score_jax.records import Transcript
 
-Found = dict[int, list[Transcript]]  # by the problem's place in the data set
+SavedDialogues = dict[int, list[Transcript]]  # by the problem's place in the data set
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> SavedDialogues:
     """What was measured before, on all hosts; nothing where there is no file."""
-    return processes.from_first(_read(path) if processes.is_first() else None)
+    return processes.broadcast_from_first(_read(path) if processes.is_first() else None)
 
 
-def _read(path: Path) -> Found:
+def _read(path: Path) -> SavedDialogues:
     if not path.exists():
         return {}
-    found: Found = {}
+    found: SavedDialogues = {}
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if not line.endswith("\n"):  # half-written when the run was killed
             break
@@ -38,18 +38,18 @@ def _transcript(record: Mapping[str, Any]) -> Transcript:
     return Transcript(**fields)
 
 
-def write(path: Path, found: Found) -> None:
+def write(path: Path, found: SavedDialogues) -> None:
     """Replaces what is there by what was read of it, a half-written line left out."""
     if processes.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(_line(*entry) for entry in found.items()), encoding="utf-8")
 
 
-def add(path: Path, places: Sequence[int], dialogues: Sequence[Sequence[Transcript]]) -> None:
+def add(path: Path, indices: Sequence[int], dialogues: Sequence[Sequence[Transcript]]) -> None:
     """Appends what a batch has given."""
     if processes.is_first():
         with path.open("a", encoding="utf-8") as file:
-            file.writelines(map(_line, places, dialogues))
+            file.writelines(map(_line, indices, dialogues))
 
 
 def _line(place: int, dialogues: Sequence[Transcript]) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from score_jax.distributed import processes
-from score_jax.distributed.sharding import agree
+from score_jax.distributed.processes import any_process
 from score_jax.records import Grade
 from score_jax.rl.rollout import Graded, Rollout
-from score_jax.stages.build import Built
+from score_jax.stages.build import StagePrograms
 from score_jax.stages.checkpoint import StorageError, fingerprint
 from score_jax.types import Episodes, Params
 
@@ -30,20 +30,22 @@ def mark(step: int, params: Params) -> list[int]:
     return [step, int(fingerprint(params))]
 
 
-def write(folder: Path, built: Built, rollout: Rollout, step: int, params: Params) -> None:
+def write(
+    folder: Path, programs: StagePrograms, rollout: Rollout, step: int, params: Params
+) -> None:
     """Writes the rollout of a step; all hosts must call.
 
     Raises:
       StorageError: there is no room.
     """
-    own = built.own_rows(np.arange(len(rollout.episodes.tokens)))
+    own = programs.own_rows(np.arange(len(rollout.episodes.tokens)))
     graded = rollout.graded
     texts = [
         {"attempts": attempts, "grades": [asdict(grade) for grade in grades]}
         for attempts, grades in zip(graded.attempts, graded.grades, strict=True)
     ]
     arrays = {field.name: getattr(rollout.local, field.name) for field in fields(Episodes)}
-    parts = processes.gather((own, arrays, texts))
+    parts = processes.all_gather_objects((own, arrays, texts))
     belongs = mark(step, params)
     fault = None
     if processes.is_first():
@@ -66,20 +68,25 @@ def write(folder: Path, built: Built, rollout: Rollout, step: int, params: Param
             partial.replace(folder / NAME)
         except OSError as error:
             fault = f"{folder / NAME} could not be written ({error}); make room"
-    fault = processes.from_first(fault)
+    fault = processes.broadcast_from_first(fault)
     if fault:
         raise StorageError(fault)
 
 
 def read(
-    folder: Path, built: Built, score: Callable, step: int, params: Params, reference: Params
+    folder: Path,
+    programs: StagePrograms,
+    score: Callable,
+    step: int,
+    params: Params,
+    reference: Params,
 ) -> Rollout | None:
     """The rollout kept for this step of this policy, scored anew; None if there is none.
 
     All hosts must call; one that is damaged or of another policy is none.
     """
     path = folder / NAME
-    if not processes.from_first(path.exists()):
+    if not processes.broadcast_from_first(path.exists()):
         return None
     found: tuple[dict[str, Any], dict[str, Any]] | None = None  # words, arrays
     try:
@@ -89,13 +96,13 @@ def read(
     except UNREADABLE:
         pass  # it will be sampled again, with the same keys
     current = mark(step, params)
-    if agree(found is None or found[0]["mark"] != current):
+    if any_process(found is None or found[0]["mark"] != current):
         return None
     assert found is not None, "agreed upon"
     words, arrays = found
-    local = built.own_rows(Episodes(**arrays))
-    lines = [words["rows"][row] for row in built.own_rows(np.arange(len(words["rows"])))]
-    episodes = built.to_global(local)
+    local = programs.own_rows(Episodes(**arrays))
+    lines = [words["rows"][row] for row in programs.own_rows(np.arange(len(words["rows"])))]
+    episodes = programs.to_global(local)
     return Rollout(
         episodes=episodes,
         scores=score(reference, episodes),

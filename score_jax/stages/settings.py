@@ -23,7 +23,7 @@ from score_jax.rl.optimizer import OptimizerConfig
 from score_jax.rl.sampling import SamplingConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage
-Program = Literal["rl", "supervised"]
+ProgramKind = Literal["rl", "supervised"]
 Select = Literal["best", "validation", "last"]
 
 
@@ -189,13 +189,13 @@ class Settings:
 
     name: str  # of the stage's folder in the workdir
     parent: str = ""  # config file of the stage that hands its policy on; "": the base model
-    program: Program = "rl"
+    program: ProgramKind = "rl"
     task: str = "equations"
     seed: Seed = 0
     steps: Count
     batch: Count  # problems per step over all hosts (rows for supervised training)
     # Nats a token, mean over a turn; None: as compute.dtype has it.
-    gap_limit: NotNegative | None = None
+    mismatch_limit: NotNegative | None = None
     data: tuple[tuple[str, Any], ...] = ()
     practice: PracticeConfig = PracticeConfig()  # program "supervised" only
     tokenizer: TokenizerConfig
@@ -221,9 +221,9 @@ class Settings:
                 f"config.name is {self.name!r}; it names a folder of the workdir: set up to 100 "
                 "letters, digits, '.', '_' and '-', beginning with a letter or digit"
             )
-        if self.program not in get_args(Program):
+        if self.program not in get_args(ProgramKind):
             raise ValueError(f"config.program is {self.program!r}; choose rl or supervised")
-        rows = self.batch * (self.sampling.samples if self.program == "rl" else 1)
+        rows = self.batch * (self.sampling.group_size if self.program == "rl" else 1)
         parts = self.learner.microbatches * self.learner.minibatches
         if rows % parts:
             raise ValueError(
@@ -270,23 +270,24 @@ def check_grouping(objective: Objective, sampling: SamplingConfig, learner: Lear
     Raises:
       ValueError: it has none, or a rollout is reused without a clip range.
     """
-    if objective.baseline == "leave_one_out" and sampling.samples < 2:
+    if objective.baseline == "leave_one_out" and sampling.group_size < 2:
         raise ValueError(
-            "objective.baseline is 'leave_one_out' and sampling.samples is "
-            f"{sampling.samples}; draw at least 2 samples or choose another baseline"
+            "objective.baseline is 'leave_one_out' and sampling.group_size is "
+            f"{sampling.group_size}; draw at least 2 samples or choose another baseline"
         )
     if objective.baseline == "leave_one_out_attempt" and (
-        sampling.branches < 2 or sampling.samples < 2 * sampling.branches
+        sampling.second_attempts < 2 or sampling.group_size < 2 * sampling.second_attempts
     ):
         raise ValueError(
-            "objective.baseline is 'leave_one_out_attempt' with sampling.samples="
-            f"{sampling.samples} and sampling.branches={sampling.branches}; it needs at least "
-            "2 branches of each of at least 2 first attempts"
+            "objective.baseline is 'leave_one_out_attempt' with sampling.group_size="
+            f"{sampling.group_size} and sampling.second_attempts={sampling.second_attempts}; it "
+            "needs at least 2 second attempts from each of at least 2 first attempts"
         )
-    if sampling.branches > 1 and objective.baseline != "leave_one_out_attempt":
+    if sampling.second_attempts > 1 and objective.baseline != "leave_one_out_attempt":
         raise ValueError(
-            f"sampling.branches is {sampling.branches} with objective.baseline="
-            f"{objective.baseline!r}; set the baseline to 'leave_one_out_attempt' or branches to 1"
+            f"sampling.second_attempts is {sampling.second_attempts} with objective.baseline="
+            f"{objective.baseline!r}; set the baseline to 'leave_one_out_attempt', or "
+            "second_attempts to 1"
         )
     if sampling.temperature != 1.0:
         raise ValueError(

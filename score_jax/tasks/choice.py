@@ -32,6 +32,6 @@ TASK = Task(
     prompt=prompt,
     instruction=INSTRUCTION,
     grade=letters.grade,
-    state=state,
-    known=KNOWN,
+    gold_response=state,
+    self_test_cases=KNOWN,
 )

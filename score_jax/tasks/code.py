@@ -82,6 +82,6 @@ TASK = Task(
     prompt=prompt,
     instruction=INSTRUCTION,
     grade=grade,
-    known=KNOWN,
+    self_test_cases=KNOWN,
     shows_tests=True,
 )

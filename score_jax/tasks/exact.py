@@ -43,5 +43,10 @@ KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (ONE, "cba", "unparsable"),
 )
 TASK = Task(
-    name="exact", prompt=prompt, instruction=INSTRUCTION, grade=grade, state=state, known=KNOWN
+    name="exact",
+    prompt=prompt,
+    instruction=INSTRUCTION,
+    grade=grade,
+    gold_response=state,
+    self_test_cases=KNOWN,
 )

@@ -28,4 +28,6 @@ KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (ONE, "```python\ndef double(x):\n    return x + x\n```", "correct"),
     (ONE, "    return x", "wrong"),
 )
-TASK = Task(name="humaneval", prompt=prompt, instruction=INSTRUCTION, grade=grade, known=KNOWN)
+TASK = Task(
+    name="humaneval", prompt=prompt, instruction=INSTRUCTION, grade=grade, self_test_cases=KNOWN
+)

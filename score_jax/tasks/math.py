@@ -57,5 +57,10 @@ KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (POINT, r"$\boxed{\{1,2\}}$", "wrong"),
 )
 TASK = Task(
-    name="math", prompt=prompt, instruction=INSTRUCTION, grade=grade, state=state, known=KNOWN
+    name="math",
+    prompt=prompt,
+    instruction=INSTRUCTION,
+    grade=grade,
+    gold_response=state,
+    self_test_cases=KNOWN,
 )

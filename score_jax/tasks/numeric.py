@@ -37,6 +37,6 @@ TASK = Task(
     prompt=prompt,
     instruction=INSTRUCTION,
     grade=quantities.grade,
-    state=state,
-    known=KNOWN,
+    gold_response=state,
+    self_test_cases=KNOWN,
 )

@@ -22,4 +22,6 @@ KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
     (SUM, "8 + 5 = 13. Final Answer: 3", "wrong"),
     (SUM, "8 + 5 = 13", "unparsable"),
 )
-TASK = replace(numeric.TASK, name="words", prompt=prompt, instruction=INSTRUCTION, known=KNOWN)
+TASK = replace(
+    numeric.TASK, name="words", prompt=prompt, instruction=INSTRUCTION, self_test_cases=KNOWN
+)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import presets, stage1, stage2
 from score_jax.data import packaged
-from score_jax.main import resolve_chain
+from score_jax.main import resolve_stages
 from score_jax.model.published import HUB_IDS, by_hub_id
 from score_jax.model.weights.load import load_tokenizer
 from score_jax.stages import chain
@@ -60,8 +60,8 @@ def test_a_presets_problems_pass_the_preflight(workdir, model, task):
     if not source or not Path(source).exists():
         pytest.skip("its tokenizer is not at hand")
     tokenizer = load_tokenizer(source)
-    for link in resolve_chain(stage2.get_config(f"{model}_{task}"), {}):
-        settings = link.settings
+    for stage in resolve_stages(stage2.get_config(f"{model}_{task}"), {}):
+        settings = stage.settings
         chat = Chat(tokenizer, get_format(settings.tokenizer.chat))
         training, held_out = (
             select(wanted(settings), chat, settings.grading, workdir)
@@ -78,7 +78,7 @@ def test_a_presets_problems_pass_the_preflight(workdir, model, task):
 def test_made_problems_can_be_asked_and_graded(tmp_path, family, task):
     need(task)
     chats = {"chatml": "smollm2", "llama3": "llama31", "gemma": "gemma"}
-    settings = resolve_chain(stage1.get_config(f"smollm2_135m_{task}"), {})[-1].settings
+    settings = resolve_stages(stage1.get_config(f"smollm2_135m_{task}"), {})[-1].settings
     chat = Chat(make(family), get_format(chats[family]))
     for wanted in (trained(settings), measured(settings)):
         few = dataclasses.replace(wanted, count=10, prompt_limit=4096)
@@ -107,7 +107,7 @@ def shrunken(model, task, folder):
     config.weights.source, config.tokenizer.source = "random", str(folder)
     config.compute.dtype = "bfloat16"
     config.steps, config.batch, config.data.count = 1, 2, 4
-    config.sampling.update({"samples": 2, "turn_limit": 8, "prompt_limit": 4096})
+    config.sampling.update({"group_size": 2, "turn_limit": 8, "prompt_limit": 4096})
     config.learner.microbatches = 2
     config.evaluation.update({"problems": 2, "batch": 2, "samples": 0, "prompt_limit": 4096})
     config.log.update({"progress": False, "tensorboard": False})
@@ -128,10 +128,10 @@ def shrunken(model, task, folder):
 )
 def test_every_familys_shape_takes_a_step_in_bfloat16(tmp_path, compiled, model, task):
     need(task)
-    links = resolve_chain(shrunken(model, task, tmp_path / "tokenizer"), {})
-    chain.run_mode("train", links, tmp_path, config="", command="")
+    stages = resolve_stages(shrunken(model, task, tmp_path / "tokenizer"), {})
+    chain.run_mode("train", stages, tmp_path, config="", command="")
     (step,) = lines(tmp_path / "stage1/metrics.jsonl")
     assert step["step"] == 1 and step["gradient_norm"] < float("inf")
     evaluation = json.loads((tmp_path / "stage1/evaluation.json").read_text())
-    assert evaluation["task"] == links[-1].settings.measured_task
+    assert evaluation["task"] == stages[-1].settings.measured_task
     assert evaluation["problems"] == 2 and set(evaluation["models"]) == {"base", "stage1"}

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import multi_turn, presets, single_turn, stage1, stage2
-from score_jax.main import resolve_chain
+from score_jax.main import resolve_stages
 from score_jax.stages.settings import parse
 
 
@@ -23,9 +23,9 @@ def test_a_baseline_draws_as_many_dialogues_as_both_stages(baseline, task):
     name = f"qwen25_0p5b_{task}"
 
     def drawn(stages):
-        return sum(s.steps * s.batch * s.sampling.samples for s in stages)
+        return sum(s.steps * s.batch * s.sampling.group_size for s in stages)
 
-    chain = [link.settings for link in resolve_chain(stage2.get_config(name), {})]
+    chain = [stage.settings for stage in resolve_stages(stage2.get_config(name), {})]
     alone = parse(baseline.get_config(name))
     assert [stage.name for stage in chain] == ["stage1", "stage2"]
     assert drawn(chain) == drawn([alone]) and sum(s.steps for s in chain) == alone.steps
@@ -34,7 +34,7 @@ def test_a_baseline_draws_as_many_dialogues_as_both_stages(baseline, task):
 
 @pytest.mark.parametrize("baseline", [single_turn, multi_turn])
 def test_a_baseline_without_a_preset_has_both_stages_steps(baseline):
-    chain = [link.settings.steps for link in resolve_chain(stage2.get_config(), {})]
+    chain = [stage.settings.steps for stage in resolve_stages(stage2.get_config(), {})]
     assert parse(baseline.get_config()).steps == sum(chain)
 
 
@@ -60,7 +60,7 @@ def test_the_papers_numbers_are_in():
     first = presets.apply(stage1.get_config(), "gemma2_2b_math")
     second = presets.apply(stage2.get_config(), "gemma2_2b_math")
     assert first.steps + second.steps == 3000
-    assert first.batch * first.sampling.samples == 512
+    assert first.batch * first.sampling.group_size == 512
     assert (first.optimizer.learning_rate, second.objective.alpha) == (5e-6, 10)
     assert (first.objective.beta, second.objective.beta) == ((0.11, 0.01), (0.01, 0.01))
     code = presets.apply(stage1.get_config(), "qwen25_7b_code")

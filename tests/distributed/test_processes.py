@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from score_jax.distributed import processes
-from score_jax.main import resolve_chain
+from score_jax.main import resolve_stages
 from score_jax.stages.build import build
 from score_jax.stages.handoff import open_checkpoints
 from tests import tiny_stages
@@ -54,9 +54,9 @@ def saved(workdir, step, overrides):
     """The state of a checkpoint, read by this one process."""
     config = tiny_stages.get_config()
     config.update_from_flattened_dict({"steps": STEPS, "evaluation.samples": 0} | overrides)
-    link = resolve_chain(config, {})[-1]
-    like = build(link.settings, jax.devices()[:1]).abstract_state()
-    with open_checkpoints(link.settings, workdir / "stage1") as checkpoints:
+    stage = resolve_stages(config, {})[-1]
+    like = build(stage.settings, jax.devices()[:1]).abstract_state()
+    with open_checkpoints(stage.settings, workdir / "stage1") as checkpoints:
         return checkpoints.restore(step, like)
 
 
@@ -213,7 +213,10 @@ def test_a_full_disk_on_one_host_stops_all_with_the_reason(cache, alone, compile
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.mesh.fsdp=3", "mesh is slices=1 data=-1 fsdp=3 swing=1 tensor=1; the product"),
+        (
+            "--config.mesh.fsdp=3",
+            "slices=1 data=-1 fsdp=3 sampling_tensor=1 tensor=1; the product",
+        ),
         ("--config.batch=6", "config.batch is 6; it must divide by the 4 row shards"),
     ],
 )
@@ -242,6 +245,10 @@ def test_flags_that_describe_no_hosts_are_refused(flags, message):
 def test_one_host_asks_nobody(monkeypatch):
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     processes.start("", None, None)
-    assert (processes.count(), processes.number(), processes.label()) == (1, 0, "")
-    assert processes.gather({"a": 1}) == [{"a": 1}]
-    assert processes.exchange(np.asarray([1.5, 2.0])).tolist() == [[1.5, 2.0]]
+    assert (processes.process_count(), processes.process_index(), processes.log_prefix()) == (
+        1,
+        0,
+        "",
+    )
+    assert processes.all_gather_objects({"a": 1}) == [{"a": 1}]
+    assert processes.all_gather(np.asarray([1.5, 2.0])).tolist() == [[1.5, 2.0]]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.distributed import sharding
+from score_jax.distributed import processes, sharding
 from score_jax.distributed.sharding import MeshConfig
 from score_jax.model.decoder import Decoder
 from score_jax.text.tokenizer import train_sentencepiece
@@ -93,7 +93,7 @@ def test_parameters_and_moments_are_split_before_and_after(runs):
     many, swung = runs[1]["many"], runs[1]["swung"]
     whole = {name for name, share in many["shares"]["params"].items() if share == 1.0}
     assert not whole, f"whole on every device: {whole}"
-    assert set(swung["shares"]["params"].values()) == {0.25}  # scales, too: fsdp x swing
+    assert set(swung["shares"]["params"].values()) == {0.25}  # scales, too: fsdp x sampling_tensor
     matrices = [s for n, s in many["shares"]["params"].items() if "scale" not in n]
     assert matrices == [0.25] * len(matrices)  # over fsdp and tensor
     moments = [s for n, s in many["shares"]["opt_state"].items() if ".mu" in n or ".nu" in n]
@@ -115,13 +115,13 @@ def test_mesh_shape_takes_what_is_left():
     assert MeshConfig().shape(8) == (1, 8, 1, 1, 1)
     assert MeshConfig(fsdp=2, tensor=2).shape(8) == (1, 2, 2, 1, 2)
     assert MeshConfig(data=4, fsdp=2).shape(8) == (1, 4, 2, 1, 1)
-    assert MeshConfig(slices=2, swing=4).shape(8) == (2, 1, 1, 4, 1)
+    assert MeshConfig(slices=2, sampling_tensor=4).shape(8) == (2, 1, 1, 4, 1)
     assert MeshConfig(fsdp=4).shape(16, slices=2) == (2, 2, 4, 1, 1)
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"fsdp": 3}, {"data": 4}, {"tensor": 16}, {"swing": 3}],
+    [{"fsdp": 3}, {"data": 4}, {"tensor": 16}, {"sampling_tensor": 3}],
     ids=str,
 )
 def test_a_mesh_that_does_not_fit_is_refused(fields):
@@ -129,7 +129,7 @@ def test_a_mesh_that_does_not_fit_is_refused(fields):
         MeshConfig(**fields).shape(8)
 
 
-@pytest.mark.parametrize("field", ["slices", "data", "fsdp", "swing", "tensor"])
+@pytest.mark.parametrize("field", ["slices", "data", "fsdp", "sampling_tensor", "tensor"])
 @pytest.mark.parametrize("value", [0, -2, 1.5, True])
 def test_an_axis_without_devices_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"mesh.{field} is {value}; set (at least 1|a whole)"):
@@ -180,4 +180,4 @@ def test_rows_survive_the_way_to_the_devices_and_back():
 
 
 def test_one_host_agrees_with_itself():
-    assert sharding.agree(True) is True and sharding.agree(False) is False
+    assert processes.any_process(True) is True and processes.any_process(False) is False

@@ -12,7 +12,7 @@ from jax import export
 from score_jax.model.decoder import Decoder
 from score_jax.model.layers import adapter_product, product
 from score_jax.stages.build import build
-from tests.chains import links
+from tests.stage_configs import stages
 from tests.tiny import GEMMA, MODEL, random_params, rows_of
 
 PLATFORMS = ("tpu", "cuda")
@@ -94,15 +94,15 @@ def test_bfloat16_is_multiplied_at_its_own_price(config, platform):
 def test_what_is_outside_the_model_is_float32_too(dtype):
     """The adapter's product, and the optimiser's."""
     fields = {"compute__dtype": dtype, "lora__rank": 2, "optimizer__kind": "muon"}
-    built = build(links(**fields)[-1].settings)
-    base = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
-    adapter = jax.eval_shape(built.init_adapter.jitted)
+    programs = build(stages(**fields)[-1].settings)
+    base = jax.eval_shape(programs.init_params.jitted, jax.random.key(0))
+    adapter = jax.eval_shape(programs.init_adapter.jitted)
     rows = rows_of([([3, 1, 2, 0, 7, 8, 2, 0], [0, 1, 1, 1, 0, 0, 2, 2])] * 8, 2)
-    with built.score.traced():
-        scores = jax.eval_shape(built.score.jitted, base, rows)
+    with programs.score.traced():
+        scores = jax.eval_shape(programs.score.jitted, base, rows)
         # For a TPU: where a CPU lacks products of bfloat16, its factors are made float32 before.
-        merge = built.merge.jitted.trace(base, adapter).lower(lowering_platforms=("tpu",))
-        traced = built.update.jitted.trace(built.abstract_state(), base, rows, scores)
+        merge = programs.merge.jitted.trace(base, adapter).lower(lowering_platforms=("tpu",))
+        traced = programs.update.jitted.trace(programs.abstract_state(), base, rows, scores)
         update = traced.lower(lowering_platforms=("tpu",))
     for program in (merge, update):
         found = [line for line, factors, _ in dots(program.as_text()) if factors == {"f32"}]

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from score_jax.planning import hlo, programs
+from score_jax.planning import hlo, step_programs
 from score_jax.stages.build import build
 from tests import eight_devices
 
-MESHES = {"fsdp": {"fsdp": 8}, "swing": {"data": 2, "fsdp": 2, "swing": 2}}
+MESHES = {"fsdp": {"fsdp": 8}, "sampling_tensor": {"data": 2, "fsdp": 2, "sampling_tensor": 2}}
 STAND_IN = {"source": "stand_in"}
 WIDE = {"vocab_size": 2048, "layers": 4, "width": 512, "mlp_dim": 2048, "head_dim": 64}
 
@@ -28,7 +28,7 @@ def stage(mesh, **model):
     settings = eight_devices.settings("", **mesh)
     return dataclasses.replace(
         settings,
-        sampling=dataclasses.replace(settings.sampling, spans=1),
+        sampling=dataclasses.replace(settings.sampling, decode_segments=1),
         tokenizer=dataclasses.replace(settings.tokenizer, **STAND_IN),
         model=dataclasses.replace(settings.model, vocab_size=256, **model),
     )
@@ -36,9 +36,9 @@ def stage(mesh, **model):
 
 def counted(mesh):
     """Collectives of the sampling program and of the resharding before it."""
-    built = build(stage(mesh))
+    programs = build(stage(mesh))
     found = {}
-    for call in programs.calls(built)[:2]:
+    for call in step_programs.calls(programs)[:2]:
         module = hlo.parse(call.program.lower(*call.arguments).compile().as_text())
         found[call.name] = [dataclasses.asdict(one) for one in hlo.collectives(module)]
     return found
@@ -61,17 +61,17 @@ def measured(mesh):
     settings = dataclasses.replace(
         settings, sampling=dataclasses.replace(settings.sampling, prompt_limit=64, turn_limit=64)
     )
-    built = build(settings)
-    reference = built.init_params(jax.random.key(1))
-    state = built.init_state(built.init_params(jax.random.key(2)))
+    programs = build(settings)
+    reference = programs.init_params(jax.random.key(1))
+    state = programs.init_state(programs.init_params(jax.random.key(2)))
     kept = {
         "params": held_bytes(state.params),
         "optimizer": held_bytes(state.opt_state),
         "reference": held_bytes(reference),
         "merged": 0,
-        "sampling_params": held_bytes(built.for_sampling(state.params)),
+        "sampling_params": held_bytes(programs.for_sampling(state.params)),
     }
-    call = next(c for c in programs.calls(built) if c.name == "update")
+    call = next(c for c in step_programs.calls(programs) if c.name == "update")
     compiled = call.program.lower(*call.arguments).compile()
     memory = compiled.memory_analysis()
     _, _, episodes, scores = call.arguments
@@ -85,11 +85,11 @@ def measured(mesh):
     jax.block_until_ready((state, reference, episodes, scores))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is resident
     before = peak_bytes()
-    jax.block_until_ready(built.update(state, reference, episodes, scores))
+    jax.block_until_ready(programs.update(state, reference, episodes, scores))
     new = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "kept": kept,
-        "predicted": programs.resident_bytes(built),
+        "predicted": step_programs.resident_bytes(programs),
         "update_predicted": new * len(jax.devices()),
         "update_measured": peak_bytes() - before,
     }
@@ -100,7 +100,7 @@ def main(out, *more):
     assert len(jax.devices()) == 8, jax.devices()
     found = {name: counted(mesh) for name, mesh in MESHES.items()} if not more else {}
     if more:
-        found["memory"] = measured(MESHES["swing"])
+        found["memory"] = measured(MESHES["sampling_tensor"])
     Path(out).write_text(json.dumps(found))
 
 

@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_told_with_a_remedy():
     assert not found.fits
     text = command.describe(found)
     assert "DOES NOT FIT, 8.25 too much" in text
-    assert "sample: raise config.mesh.swing (now 1)" in text
+    assert "sample: raise config.mesh.sampling_tensor (now 1)" in text
     assert "update: raise config.learner.microbatches (now 16)" in text
 
 
@@ -121,9 +121,9 @@ def test_decoding_takes_both_turns_and_what_stands_between():
     """1,024 each; the stop token that a cut turn needs, and the instruction."""
     settings = preset(fsdp=1)
     settings = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute))
-    built = examine.build(settings)
-    between = len(built.script(2).instruction)
-    found = examine.decode_steps(built)
+    programs = examine.build(settings)
+    between = len(programs.turn_template(2).instruction)
+    found = examine.decode_steps(programs)
     assert sum(found) == 2 * 1024 + 1 + between and 10 < between < 200
     assert len(found) == 4 and max(found) - min(found) <= 1  # of the preset's loops
 
@@ -131,7 +131,7 @@ def test_decoding_takes_both_turns_and_what_stands_between():
 def test_meshes_split_heads_chips_and_batch():
     """Gemma 2 2B has 4 key heads; 64 problems."""
     found = list(search.meshes(preset(), parse_topology("v5e:4x4")))
-    assert {(m.fsdp, m.swing, m.tensor) for m in found} == {
+    assert {(m.fsdp, m.sampling_tensor, m.tensor) for m in found} == {
         (16, 1, 1), (8, 2, 1), (4, 4, 1), (8, 1, 2), (4, 2, 2), (4, 1, 4),
     }  # fmt: skip
     assert search.microbatches(preset(), parse_topology("v5e:4x4"), found[0])[0] == 32
@@ -186,7 +186,7 @@ def test_a_revision_changes_no_shape():
     ("mesh", "message"),
     [
         ({"fsdp": 5}, "the product must be the number of devices, 16"),
-        ({"fsdp": 2, "swing": 8}, "mesh splits 'kv_heads' of parameter"),
+        ({"fsdp": 2, "sampling_tensor": 8}, "mesh splits 'kv_heads' of parameter"),
     ],
     ids=str,
 )
@@ -211,7 +211,7 @@ def test_a_small_model_is_planned_by_the_real_compiler(tmp_path):
     decode = found["programs"]["sample"]["phases"]["decode"]
     assert decode["bound"] == "HBM"
     # A decode step reads parameters and cache; copies of the cache would make it twice as much.
-    slots, rows = 128 + found["decode_steps"], settings.batch * sampling.samples // 4
+    slots, rows = 128 + found["decode_steps"], settings.batch * sampling.group_size // 4
     cache = 30 * 2 * rows * 3 * slots * 64 * 2  # layers, keys and values, heads, their size, bytes
     least = found["resident_bytes"]["sampling_params"] + cache
     assert 1 <= decode["hbm_bytes"] / found["decode_steps"] / least < 1.4

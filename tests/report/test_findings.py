@@ -5,7 +5,7 @@ import math
 import pytest
 
 from score_jax.report.findings import find_alarms, headline, points
-from score_jax.report.workdir import Run, Stage
+from score_jax.report.workdir import Run, StageRecord
 
 
 def triple(value, low=None, high=None):
@@ -24,7 +24,7 @@ def evaluation(delta, base=(0.0, -0.01, 0.01), **metrics):
 
 def run_of(rows=(), evaluated=None, name="stage2", config=None) -> Run:
     numbered = tuple({"step": float(n), **row} for n, row in enumerate(rows))
-    stage = Stage(name=name, rows=numbered, evaluation=evaluated or {}, config=config or {})
+    stage = StageRecord(name=name, rows=numbered, evaluation=evaluated or {}, config=config or {})
     return Run(stages=(stage,), chain={}, missing=(), written=0.0)
 
 
@@ -38,10 +38,10 @@ HEALTHY = {
     "delta": 0.08,
     "truncated/turn1": 0.01,
     "truncated/turn2": 0.02,
-    "logprob_gap/max": 0.4,  # one token; says nothing
-    "logprob_gap/trimmed/turn1": 0.01,
-    "logprob_gap/trimmed/turn2": 0.012,
-    "logprob_gap/limit": 0.05,
+    "mismatch/max": 0.4,  # one token; says nothing
+    "mismatch/trimmed/turn1": 0.01,
+    "mismatch/trimmed/turn2": 0.012,
+    "mismatch/limit": 0.05,
     "verdict/timeout": 0.0,
     "verdict/crashed": 0.0,
 }
@@ -140,8 +140,8 @@ def test_held_out_copies_and_harm_are_alarms():
 
 
 def test_each_turns_mean_gap_is_held_against_the_runs_own_limit():
-    def seen(**gap):
-        last = {f"logprob_gap/{name}": value for name, value in gap.items()}
+    def seen(**mismatch):
+        last = {f"mismatch/{name}": value for name, value in mismatch.items()}
         return titles(run_of([HEALTHY] * 9 + [HEALTHY | last]))
 
     close = "Stage II: sampler and learner disagree by 0.03 nats a token in turn 2"
@@ -180,7 +180,7 @@ def test_alarms_come_before_notes():
 
 
 def test_nan_metrics_do_not_hide_or_raise_alarms():
-    rows = [HEALTHY | {"logprob_gap/trimmed/turn1": math.nan, "answer_changed": math.nan}] * 10
+    rows = [HEALTHY | {"mismatch/trimmed/turn1": math.nan, "answer_changed": math.nan}] * 10
     assert titles(run_of(rows)) == []
 
 

@@ -15,7 +15,7 @@ from score_jax.report.metrics import (
     Attempts,
     edit_distance_histogram,
     edit_distance_ratios,
-    gather,
+    group_attempts,
     maj_at_k,
     measure,
     pass_at_k,
@@ -227,7 +227,7 @@ def test_gather_groups_samples_of_a_problem_and_reads_right_from_verdicts():
         sample("p", ("correct", "correct")),
         sample("q", ("wrong", "timeout")),
     ]
-    attempts = gather(rows)
+    attempts = group_attempts(rows)
     assert attempts.correct.tolist() == [
         [[False, True], [True, True]],
         [[False, False], [False, False]],
@@ -235,7 +235,7 @@ def test_gather_groups_samples_of_a_problem_and_reads_right_from_verdicts():
     assert attempts.verdicts[1, 1].tolist() == ["wrong", "timeout"]
     assert attempts.texts.shape == attempts.extracted.shape == (2, 2, 2)
     with pytest.raises(ValueError, match="samples per problem"):
-        gather(rows[:3])
+        group_attempts(rows[:3])
 
 
 def test_shapes_that_disagree_are_refused_by_name():

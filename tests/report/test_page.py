@@ -123,8 +123,8 @@ def test_a_finished_run_shows_every_section(tmp_path):
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     write_run(tmp_path)
     html, page = read(tmp_path)
-    links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data")]
-    assert links and all(link.startswith("#") for link in links)
+    stages = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data")]
+    assert stages and all(stage.startswith("#") for stage in stages)
     assert "link" not in page.tags and page.tags.count("script") == 1
     assert "@import" not in html and "url(" not in html and "fetch(" not in html
 

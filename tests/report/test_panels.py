@@ -5,7 +5,7 @@ import math
 import pytest
 
 from score_jax.report import panels
-from score_jax.report.workdir import Run, Stage
+from score_jax.report.workdir import Run, StageRecord
 
 
 def triple(value, low, high):
@@ -36,8 +36,10 @@ def run_of(*stages) -> Run:
     return Run(stages=stages, chain={}, missing=(), written=0.0)
 
 
-def stage_of(name, rows) -> Stage:
-    return Stage(name=name, rows=tuple({"step": float(n + 1), **row} for n, row in enumerate(rows)))
+def stage_of(name, rows) -> StageRecord:
+    return StageRecord(
+        name=name, rows=tuple({"step": float(n + 1), **row} for n, row in enumerate(rows))
+    )
 
 
 def test_five_metrics_are_points_with_bounds_and_absent_ones_a_dash():

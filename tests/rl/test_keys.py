@@ -25,7 +25,7 @@ def folded(seed, *numbers):
 def token_key(seed=3, purpose="train", stage="stage2", round=0, draw=17, sample=1, turn=2, at=40):
     """The key of one token, by the functions of the package."""
     key = run_key(seed, purpose, stage=stage, round=round)
-    first, own = row_keys(key, jnp.asarray([5, draw]), samples=3)
+    first, own = row_keys(key, jnp.asarray([5, draw]), group_size=3)
     row = 3 + sample
     return words(token_keys(first[row:][:1], own[row:][:1], jnp.asarray([turn]), jnp.asarray([at])))
 
@@ -61,7 +61,7 @@ def test_purposes_never_share_a_key():
 
 
 def test_branches_share_the_keys_of_their_first_attempt_only():
-    first, own = row_keys(run_key(0, "train"), jnp.asarray([2, 9]), samples=4, branches=2)
+    first, own = row_keys(run_key(0, "train"), jnp.asarray([2, 9]), group_size=4, second_attempts=2)
 
     def keys(turn):
         turns, at = jnp.full(8, turn), jnp.full(8, 12)
@@ -70,5 +70,5 @@ def test_branches_share_the_keys_of_their_first_attempt_only():
     one, two = keys(1), keys(2)
     assert one[0::2] == one[1::2] and len(set(one)) == 4
     assert len(set(two)) == 8
-    alone, _ = row_keys(run_key(0, "train"), jnp.asarray([9]), samples=4, branches=2)
+    alone, _ = row_keys(run_key(0, "train"), jnp.asarray([9]), group_size=4, second_attempts=2)
     assert words(alone) == words(first[4:])

@@ -47,7 +47,7 @@ def program(objective, config, rate, decoder, compose=learner.all_trained):
             decoder,
             reference,
             rows,
-            most=2 * LIMIT,
+            max_policy_tokens=2 * LIMIT,
             config=config,
             keep_hidden=objective.kl == "exact",
         )
@@ -66,8 +66,8 @@ def program(objective, config, rate, decoder, compose=learner.all_trained):
             scores,
             objective=objective,
             config=config,
-            samples=SAMPLES,
-            branches=1,
+            group_size=SAMPLES,
+            second_attempts=1,
             turn_limit=LIMIT,
             compose=compose,
         )
@@ -106,7 +106,7 @@ def naive_loss(params, rows, objective):
 
 @pytest.fixture(scope="module")
 def whole():
-    return run(chunk=100)
+    return run(logits_chunk=100)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,9 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(whole, naive):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"chunk": 3, "microbatches": 2}, {"chunk": 1, "microbatches": 4}], ids=str
+    "fields",
+    [{"logits_chunk": 3, "microbatches": 2}, {"logits_chunk": 1, "microbatches": 4}],
+    ids=str,
 )
 def test_cutting_for_memory_changes_nothing(whole, fields):
     state, metrics = run(**fields)
@@ -152,7 +154,7 @@ def test_cutting_for_memory_changes_nothing(whole, fields):
 @pytest.mark.parametrize("padding", [0, 6])
 def test_more_padding_changes_nothing(whole, padding):
     """Though the padding be the stop token, id 0."""
-    state, metrics = run(rows=episodes(width=17, padding=padding), chunk=100)
+    state, metrics = run(rows=episodes(width=17, padding=padding), logits_chunk=100)
     assert_close(state, whole[0])
     for name, got in metrics.items():
         np.testing.assert_allclose(got, whole[1][name], rtol=1e-6, atol=1e-5, err_msg=name)
@@ -160,7 +162,7 @@ def test_more_padding_changes_nothing(whole, padding):
 
 def test_rematerialisation_changes_nothing(whole):
     decoder = Decoder(dataclasses.replace(MODEL, remat="full"))
-    assert_close(run(decoder=decoder, chunk=100)[0], whole[0])
+    assert_close(run(decoder=decoder, logits_chunk=100)[0], whole[0])
 
 
 def test_minibatches_are_updates_one_after_the_other():
@@ -187,7 +189,7 @@ def test_minibatches_are_updates_one_after_the_other():
         params = jax.tree.map(lambda p, g: p - rate * g, params, slope)
     state, metrics = run(clipped, rows, rate, minibatches=2)
     assert_close(state.params, params)
-    assert float(metrics["logprob_gap/max"]) < 1e-4  # before the first, where nothing has moved
+    assert float(metrics["mismatch/max"]) < 1e-4  # before the first, where nothing has moved
 
 
 def test_state_counts_steps_and_remembers_returns(whole):
@@ -218,7 +220,7 @@ def test_metrics_by_hand(whole):
     assert metrics["length/turn1"] == (3 + 1 + 5 + 1) / 4
     assert metrics["length/turn2"] == (2 + 5 + 1 + 3) / 4
     assert metrics["truncated/turn1"] == 0.0
-    assert metrics["logprob_gap/max"] < 1e-5
+    assert metrics["mismatch/max"] < 1e-5
     advantages = np.array([3 - -2, -2 - 3, 0 - 1, 1 - 0], float)  # less the sibling's
     assert metrics["advantage_std/turn2"] == pytest.approx(advantages.std())
 
@@ -243,10 +245,10 @@ def test_reported_kl_and_entropy_are_per_turn_and_per_token(whole):
 def test_the_gap_metric_sees_a_sampler_that_lies():
     rows = episodes()
     logprobs = rows.logprobs.at[2, 4].add(0.5)
-    metrics = run(rows=rows.replace(logprobs=logprobs), chunk=3, microbatches=2)[1]
-    assert float(metrics["logprob_gap/max"]) == pytest.approx(0.5, abs=1e-4)
-    assert float(metrics["logprob_gap/mean"]) == pytest.approx(0.5 / 21, abs=1e-4)
-    means = [float(metrics[f"logprob_gap/mean/turn{turn}"]) for turn in (1, 2)]
+    metrics = run(rows=rows.replace(logprobs=logprobs), logits_chunk=3, microbatches=2)[1]
+    assert float(metrics["mismatch/max"]) == pytest.approx(0.5, abs=1e-4)
+    assert float(metrics["mismatch/mean"]) == pytest.approx(0.5 / 21, abs=1e-4)
+    means = [float(metrics[f"mismatch/mean/turn{turn}"]) for turn in (1, 2)]
     assert means == pytest.approx([0.5 / 10, 0.0], abs=1e-4)  # row 2, place 4: of turn 1's 10
 
 
@@ -287,7 +289,7 @@ def test_importance_cap_weighs_each_tokens_loss(cap, clip):
     """With a clip range too: what rounding moved is not what an update has moved."""
     rows, off = lying()
     objective = dataclasses.replace(NO_KL, importance_cap=cap, clip=clip)
-    state, metrics = run(objective, rows, chunk=3, microbatches=2)
+    state, metrics = run(objective, rows, logits_chunk=3, microbatches=2)
     by_hand = off if cap is not None else 0 * off
     loss, slope = weighed_slope(rows, by_hand, cap or 1.0, ADVANTAGES, ALL)
     assert_close(gradient(state), slope)
@@ -325,7 +327,7 @@ def test_later_minibatches_keep_the_weights_of_the_policy_before_the_first():
     state, metrics = run(objective, rows, rate, minibatches=2)
     assert_close(state.params, params)
     own = owner > 0
-    assert float(metrics["logprob_gap/mean"]) == pytest.approx(np.abs(off[own]).mean(), abs=1e-4)
+    assert float(metrics["mismatch/mean"]) == pytest.approx(np.abs(off[own]).mean(), abs=1e-4)
 
 
 def test_the_kl_in_the_return_is_the_learners_not_the_samplers():

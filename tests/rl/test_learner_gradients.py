@@ -151,10 +151,12 @@ def test_progress_bonus_never_reaches_turn_one():
     assert np.abs(with_bonus[:, SECOND] - without[:, SECOND]).max() > 1
 
 
-@pytest.mark.parametrize(("baseline", "samples"), [("none", 1), ("leave_one_out", 2)])
-def test_expected_shaped_turn_two_gradient_is_one_plus_alpha_times_the_plain_one(baseline, samples):
-    plain = mean_ascent(objective(baseline=baseline), samples=samples)
-    shaped = mean_ascent(objective(baseline=baseline, alpha=10.0), samples=samples)
+@pytest.mark.parametrize(("baseline", "group_size"), [("none", 1), ("leave_one_out", 2)])
+def test_expected_shaped_turn_two_gradient_is_one_plus_alpha_times_the_plain_one(
+    baseline, group_size
+):
+    plain = mean_ascent(objective(baseline=baseline), group_size=group_size)
+    shaped = mean_ascent(objective(baseline=baseline, alpha=10.0), group_size=group_size)
     assert np.abs(plain[SECOND]).max() > 0.01
     np.testing.assert_allclose(shaped[SECOND], 11 * plain[SECOND], atol=1e-5)
 
@@ -162,7 +164,7 @@ def test_expected_shaped_turn_two_gradient_is_one_plus_alpha_times_the_plain_one
 def test_leave_one_out_leaves_the_expected_gradient_alone():
     alone = mean_ascent(objective(alpha=10.0, beta=BETA, kl="reward"))
     paired = mean_ascent(
-        objective(alpha=10.0, beta=BETA, kl="reward", baseline="leave_one_out"), samples=2
+        objective(alpha=10.0, beta=BETA, kl="reward", baseline="leave_one_out"), group_size=2
     )
     np.testing.assert_allclose(paired, alone, atol=2e-5)
 
@@ -173,7 +175,7 @@ def test_baseline_per_first_attempt_is_unbiased_and_cancels_the_first_reward():
     rewards = world.rewards(np.array([1.0, 0.0]))
     value = objective(alpha=10.0, baseline="leave_one_out_attempt")
     plain = expected_ascent(world, table, reference, rewards, objective(alpha=10.0))
-    tree = expected_ascent(world, table, reference, rewards, value, samples=4, branches=2)
+    tree = expected_ascent(world, table, reference, rewards, value, group_size=4, second_attempts=2)
     np.testing.assert_allclose(tree, plain, atol=2e-6)
 
     rows = np.array([[0, 1, 2, 3]])  # first attempts: right twice, then wrong twice
@@ -181,7 +183,7 @@ def test_baseline_per_first_attempt_is_unbiased_and_cancels_the_first_reward():
     other[:, 0] = 1 - other[:, 0]
     second = world.turn_of_context == 2
     moves = [
-        ascents(world, table, reference, given, value, rows, branches=2)[:, second]
+        ascents(world, table, reference, given, value, rows, second_attempts=2)[:, second]
         for given in (rewards, other)
     ]
     np.testing.assert_allclose(moves[0], moves[1], atol=1e-6)

@@ -19,7 +19,7 @@ from score_jax.model.decoder import Decoder
 from score_jax.rl import learner
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
-from score_jax.rl.sampling import SamplingConfig, Script, sample_dialogues
+from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
 from score_jax.types import Prompts, TrainState
 from tests.tiny import MODEL, random_params, rows_of
 
@@ -31,15 +31,15 @@ WIDTH = len(LINE[0])
 ALL = ROWS * 2 * LIMIT * VOCABULARY  # numbers in [B T V], policy tokens only
 
 
-def compiled_update(chunk, microbatches=1):
+def compiled_update(logits_chunk, microbatches=1):
     """The update with exact KL, which needs two vocabulary rows per token."""
     decoder, adam = Decoder(CONFIG), optax.adam(1e-3)
-    config = LearnerConfig(chunk=chunk, microbatches=microbatches)
+    config = LearnerConfig(logits_chunk=logits_chunk, microbatches=microbatches)
     value = Objective(reward_weights=(1.0, 1.0), beta=(0.1, 0.1), kl="exact")
 
     def go(params, reference, rows):
         scores = learner.score_episodes(
-            decoder, reference, rows, most=2 * LIMIT, config=config, keep_hidden=True
+            decoder, reference, rows, max_policy_tokens=2 * LIMIT, config=config, keep_hidden=True
         )
         state = TrainState(
             step=jnp.array(0), params=params, opt_state=adam.init(params), baseline=jnp.zeros(2)
@@ -53,8 +53,8 @@ def compiled_update(chunk, microbatches=1):
             scores,
             objective=value,
             config=config,
-            samples=2,
-            branches=1,
+            group_size=2,
+            second_attempts=1,
             turn_limit=LIMIT,
         )
 
@@ -71,10 +71,10 @@ def largest_with_vocabulary(compiled):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", [4])
-def test_the_update_never_holds_the_vocabulary_for_every_token(chunk):
-    compiled = compiled_update(chunk)
-    share = 2 * LIMIT // chunk
+@pytest.mark.parametrize("logits_chunk", [4])
+def test_the_update_never_holds_the_vocabulary_for_every_token(logits_chunk):
+    compiled = compiled_update(logits_chunk)
+    share = 2 * LIMIT // logits_chunk
     assert largest_with_vocabulary(compiled) <= max(ALL // share, VOCABULARY * CONFIG.width)
     # Neither does it keep all chunks for the backward pass.
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * ALL
@@ -98,8 +98,8 @@ def test_sampling_expands_one_token_per_row():
     draw = partial(
         sample_dialogues,
         Decoder(CONFIG),
-        script=Script(stops=(0,), instruction=(3,)),
-        config=SamplingConfig(samples=2, prompt_limit=PROMPT, turn_limit=LIMIT),
+        template=TurnTemplate(stops=(0,), instruction=(3,)),
+        config=SamplingConfig(group_size=2, prompt_limit=PROMPT, turn_limit=LIMIT),
     )
     compiled = jax.jit(draw).lower(random_params(CONFIG), prompts, jax.random.key(0)).compile()
     assert largest_with_vocabulary(compiled) == max(ROWS, CONFIG.width) * VOCABULARY

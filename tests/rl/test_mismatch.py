@@ -22,13 +22,13 @@ def drawn(seed=0, scale=0.01):
 
 
 def sums(turn, sampler, learner):
-    return mismatch.gap_sums(jnp.asarray(sampler), jnp.asarray(learner), jnp.asarray(turn), 2)
+    return mismatch.mismatch_sums(jnp.asarray(sampler), jnp.asarray(learner), jnp.asarray(turn), 2)
 
 
 def measured(turn, sampler, learner):
     tokens = jnp.asarray([(turn == 1).sum(), (turn == 2).sum()], jnp.float32)
-    found = mismatch.gap_metrics(sums(turn, sampler, learner), tokens, len(turn))
-    return {name.removeprefix("logprob_gap/"): np.asarray(value) for name, value in found.items()}
+    found = mismatch.mismatch_metrics(sums(turn, sampler, learner), tokens, len(turn))
+    return {name.removeprefix("mismatch/"): np.asarray(value) for name, value in found.items()}
 
 
 @pytest.mark.parametrize("scale", [1e-5, 0.01, 0.2])
@@ -39,15 +39,15 @@ def test_gaps_of_each_turn_are_those_that_numpy_finds(scale):
     for number in (1, 2):
         own = turn == number
         ratio = learner[own].astype(np.float64) - sampler[own]
-        gap = np.sort(np.abs(ratio))
+        mismatch = np.sort(np.abs(ratio))
         at = number - 1
-        np.testing.assert_allclose(found["mean"][at], gap.mean(), rtol=1e-4)
-        np.testing.assert_allclose(found["trimmed"][at], gap[:-1].mean(), rtol=1e-4)
-        np.testing.assert_allclose(found["max"][at], gap[-1], rtol=1e-4)
+        np.testing.assert_allclose(found["mean"][at], mismatch.mean(), rtol=1e-4)
+        np.testing.assert_allclose(found["trimmed"][at], mismatch[:-1].mean(), rtol=1e-4)
+        np.testing.assert_allclose(found["max"][at], mismatch[-1], rtol=1e-4)
         np.testing.assert_allclose(
             found["kl"][at], (np.exp(ratio) - 1 - ratio).sum() / ROWS, rtol=1e-2
         )
-        tail = np.quantile(gap, 0.999, method="higher")
+        tail = np.quantile(mismatch, 0.999, method="higher")
         assert tail / 1.11 < found["p99.9"][at] < tail * 1.11
 
 

@@ -70,10 +70,14 @@ def test_partial_credit_gives_partial_progress():
     np.testing.assert_allclose(got, [[0.25, 0.75 + 10 * 0.5]])
 
 
-def baselines(kind, returns, samples=2, branches=1, running=(0.0, 0.0)):
+def baselines(kind, returns, group_size=2, second_attempts=1, running=(0.0, 0.0)):
     return np.asarray(
         objectives.baselines(
-            kind, jnp.asarray(returns), jnp.asarray(running), samples=samples, branches=branches
+            kind,
+            jnp.asarray(returns),
+            jnp.asarray(running),
+            group_size=group_size,
+            second_attempts=second_attempts,
         )
     )
 
@@ -82,7 +86,7 @@ RETURNS = np.array([[1.0, 10], [2, 20], [4, 40], [8, 80], [16, 160], [32, 320]])
 
 
 def test_leave_one_out_compares_with_the_problems_other_samples():
-    got = baselines("leave_one_out", RETURNS, samples=3)
+    got = baselines("leave_one_out", RETURNS, group_size=3)
     first = [(2 + 4) / 2, (1 + 4) / 2, (1 + 2) / 2, (16 + 32) / 2, (8 + 32) / 2, (8 + 16) / 2]
     np.testing.assert_allclose(got, np.array([first, np.array(first) * 10]).T)
 
@@ -90,7 +94,7 @@ def test_leave_one_out_compares_with_the_problems_other_samples():
 def test_leave_one_out_per_first_attempt_compares_within_the_tree():
     """Turn 1 with the problem's other first attempts, turn 2 with its own siblings."""
     returns = [[1.0, 3], [1, 5], [7, 11], [7, 13], [0.0, 1], [0, 2], [4, 3], [4, 4]]
-    got = baselines("leave_one_out_attempt", returns, samples=4, branches=2)
+    got = baselines("leave_one_out_attempt", returns, group_size=4, second_attempts=2)
     want = [[7, 5], [7, 3], [1, 13], [1, 11], [4, 2], [4, 1], [0, 4], [0, 3]]
     np.testing.assert_allclose(got, want)
 
@@ -98,17 +102,19 @@ def test_leave_one_out_per_first_attempt_compares_within_the_tree():
 def test_leave_one_out_per_first_attempt_with_three_of_three():
     first = np.repeat([1.0, 2.0, 6.0], 3)
     second = np.array([1.0, 2, 4, 10, 20, 40, 3, 3, 9])
-    got = baselines("leave_one_out_attempt", np.stack([first, second], 1), samples=9, branches=3)
+    got = baselines(
+        "leave_one_out_attempt", np.stack([first, second], 1), group_size=9, second_attempts=3
+    )
     np.testing.assert_allclose(got[:, 0], np.repeat([4.0, 3.5, 1.5], 3))
     np.testing.assert_allclose(got[:, 1], [3, 2.5, 1.5, 30, 25, 15, 6, 6, 3])
 
 
 def test_a_leave_one_out_baseline_ignores_the_rows_own_return():
-    for kind, branches in (("leave_one_out", 1), ("leave_one_out_attempt", 2)):
+    for kind, second_attempts in (("leave_one_out", 1), ("leave_one_out_attempt", 2)):
         changed = RETURNS[:4].copy()
         changed[0, 1] += 100
-        before = baselines(kind, RETURNS[:4], samples=4, branches=branches)
-        after = baselines(kind, changed, samples=4, branches=branches)
+        before = baselines(kind, RETURNS[:4], group_size=4, second_attempts=second_attempts)
+        after = baselines(kind, changed, group_size=4, second_attempts=second_attempts)
         np.testing.assert_array_equal(before[0], after[0])
         assert after[1, 1] > before[1, 1]
 
@@ -121,11 +127,16 @@ def test_simple_baselines():
     )
 
 
-def advantages(objective, rewards, samples=2, branches=1):
+def advantages(objective, rewards, group_size=2, second_attempts=1):
     zeros = jnp.zeros(rewards.shape)
     return np.asarray(
         objectives.turn_advantages(
-            objective, rewards, zeros, jnp.zeros(2), samples=samples, branches=branches
+            objective,
+            rewards,
+            zeros,
+            jnp.zeros(2),
+            group_size=group_size,
+            second_attempts=second_attempts,
         )
     )
 
@@ -135,8 +146,8 @@ def test_alpha_weighs_turn_two_even_when_normalised(normalise):
     """Siblings of one first attempt share r1, so the bonus is exactly 1 + alpha."""
     rewards = jnp.array([[0.0, 1], [0, 0], [1, 1], [1, 0], [0, 1], [0, 1], [1, 0], [1, 0]])
     given = {"baseline": "leave_one_out_attempt", "normalise": normalise}
-    plain = advantages(value(**given), rewards, samples=4, branches=2)
-    shaped = advantages(value(alpha=10.0, **given), rewards, samples=4, branches=2)
+    plain = advantages(value(**given), rewards, group_size=4, second_attempts=2)
+    shaped = advantages(value(alpha=10.0, **given), rewards, group_size=4, second_attempts=2)
     assert np.abs(plain[:, 1]).max() > 0.5
     np.testing.assert_allclose(shaped[:, 1], 11 * plain[:, 1], rtol=1e-6)
     np.testing.assert_array_equal(shaped[:, 0], plain[:, 0])

@@ -165,7 +165,7 @@ def test_a_row_of_several_hosts_has_one_grade_whoever_ran_out_of_time():
     def graded(*verdicts):
         return tuple(Grade(verdict=verdict, reward=verdict == "correct") for verdict in verdicts)
 
-    settled = rollout.settle(
+    settled = rollout.merge_grades(
         [
             ([0, 1], [graded("timeout", "correct"), graded("wrong", "timeout")]),
             ([0, 1], [graded("correct", "crashed"), graded("correct", "crashed")]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from score_jax.model.decoder import Decoder, write_cache
-from score_jax.rl.sampling import SamplingConfig, Script, sample_dialogues
+from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
 from score_jax.types import Cache, Prompts
 from tests.tiny import (
     GEMMA,
@@ -26,12 +26,12 @@ KEY = jax.random.key(20)  # its rows differ in every way; see the cases below
 
 
 @lru_cache
-def program(config, script, sampling):
-    return jax.jit(partial(sample_dialogues, Decoder(config), script=script, config=sampling))
+def program(config, template, sampling):
+    return jax.jit(partial(sample_dialogues, Decoder(config), template=template, config=sampling))
 
 
-def sample(config=MODEL, script=SCRIPT, sampling=SAMPLING, prompts=PROMPTS, key=KEY):
-    episodes = program(config, script, sampling)(random_params(config), prompts, key)
+def sample(config=MODEL, template=SCRIPT, sampling=SAMPLING, prompts=PROMPTS, key=KEY):
+    episodes = program(config, template, sampling)(random_params(config), prompts, key)
     return jax.tree.map(np.asarray, episodes)
 
 
@@ -49,15 +49,19 @@ def with_(**fields):
     return dataclasses.replace(SAMPLING, **fields)
 
 
-TREE = with_(samples=4, branches=2, temperature=0.7)
-TREE_SCRIPT = Script(stops=(0,), instruction=(), turns=3)
+TREE = with_(group_size=4, second_attempts=2, temperature=0.7)
+TREE_SCRIPT = TurnTemplate(stops=(0,), instruction=(), turns=3)
 SEVERAL = dataclasses.replace(SCRIPT, stops=(4, 0, 8))
-BRISK = with_(turn_limit=2, samples=6)
+BRISK = with_(turn_limit=2, group_size=6)
 CASES = {
     "two turns": (MODEL, SCRIPT, SAMPLING),
     "several stops, one of them in the instruction": (MODEL, SEVERAL, BRISK),
     "windows, caps and norms": (GEMMA, SCRIPT, SAMPLING),
-    "long turns, the cache in four spans": (MODEL, SCRIPT, with_(turn_limit=24, spans=4)),
+    "long turns, the cache in four segments": (
+        MODEL,
+        SCRIPT,
+        with_(turn_limit=24, decode_segments=4),
+    ),
     "one greedy turn": (MODEL, dataclasses.replace(SCRIPT, turns=1), with_(temperature=0.0)),
     "three turns in branches, cool, no instruction": (
         MODEL,
@@ -69,11 +73,11 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_dialogues_are_those_of_a_plain_loop_without_cache(case):
-    config, script, sampling = CASES[case]
-    got = sample(config, script, sampling)
-    want = naive_dialogues(config, random_params(config), PROMPTS, KEY, script, sampling)
+    config, template, sampling = CASES[case]
+    got = sample(config, template, sampling)
+    want = naive_dialogues(config, random_params(config), PROMPTS, KEY, template, sampling)
     assert rows(got) == want
-    assert got.draw.tolist() == np.repeat([5, 9], sampling.samples).tolist()
+    assert got.draw.tolist() == np.repeat([5, 9], sampling.group_size).tolist()
     assert not got.rewards.any()
     assert not got.turn[np.arange(got.turn.shape[1]) >= got.length[:, None]].any()
 
@@ -121,7 +125,7 @@ def test_a_turn_owns_its_stop_and_a_cut_turn_has_a_forced_one():
 
 
 def test_any_stop_ends_a_turn_and_a_cut_one_gets_the_formats_own():
-    got = sample(script=SEVERAL, sampling=BRISK)
+    got = sample(template=SEVERAL, sampling=BRISK)
     ends = set()
     for tokens, owner, cut in rows(got):
         for number in (1, 2):
@@ -143,7 +147,7 @@ OTHERS = {
             length=PROMPTS.length[1:],
             draw=PROMPTS.draw[1:],
         ),
-        with_(prompt_limit=8, samples=5),
+        with_(prompt_limit=8, group_size=5),
     ),
 }
 
@@ -215,7 +219,7 @@ def test_the_loop_ends_with_the_longest_row():
             return super().__call__(tokens, positions, cache)
 
     draw = jax.jit(
-        partial(sample_dialogues, Counting(MODEL), script=SCRIPT, config=with_(samples=1))
+        partial(sample_dialogues, Counting(MODEL), template=SCRIPT, config=with_(group_size=1))
     )
     got = jax.block_until_ready(draw(random_params(MODEL), PROMPTS, jax.random.key(18)))
     jax.effects_barrier()
@@ -260,27 +264,32 @@ def test_cached_decoding_is_the_full_forward(config, tolerance):
 
 
 def test_row_length_holds_the_longest_dialogue():
-    script = Script(stops=(0,), instruction=(1, 2, 3), turns=3)
+    template = TurnTemplate(stops=(0,), instruction=(1, 2, 3), turns=3)
     config = SamplingConfig(prompt_limit=10, turn_limit=20)
-    assert script.row_length(config) == 10 + 20 + (1 + 3) + 20 + (1 + 3) + 20
+    assert template.row_length(config) == 10 + 20 + (1 + 3) + 20 + (1 + 3) + 20
 
 
 def test_each_span_sees_all_that_may_be_written_in_it():
     """Prompts of 10, then 2 * 20 + 4 = 44 tokens at most, in thirds; slots in tiles of 16."""
-    script = Script(stops=(0,), instruction=(1, 2, 3), turns=2)
-    config = SamplingConfig(prompt_limit=10, turn_limit=20, spans=3)
-    assert script.sights(config) == [(14, 32), (29, 48), (44, 54)]
-    whole = dataclasses.replace(config, spans=1)
-    assert script.sights(whole) == [(44, 54)]
-    assert script.sights(dataclasses.replace(whole, row_limit=30)) == [(29, 30)]  # prompts of 1
+    template = TurnTemplate(stops=(0,), instruction=(1, 2, 3), turns=2)
+    config = SamplingConfig(prompt_limit=10, turn_limit=20, decode_segments=3)
+    assert template.segment_schedule(config) == [(14, 32), (29, 48), (44, 54)]
+    whole = dataclasses.replace(config, decode_segments=1)
+    assert template.segment_schedule(whole) == [(44, 54)]
+    assert template.segment_schedule(dataclasses.replace(whole, row_limit=30)) == [
+        (29, 30)
+    ]  # prompts of 1
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"samples": 0}, r"sampling.samples is 0; set at least 1"),
+        ({"group_size": 0}, r"sampling.group_size is 0; set at least 1"),
         ({"turn_limit": -2}, r"sampling.turn_limit is -2; set at least 1"),
-        ({"samples": 4, "branches": 3}, r"sampling.samples is 4; set a multiple .*branches 3"),
+        (
+            {"group_size": 4, "second_attempts": 3},
+            r"sampling.group_size is 4; set a multiple .*second_attempts 3",
+        ),
         ({"temperature": -0.5}, r"sampling.temperature is -0.5; set a finite value >= 0"),
     ],
 )

@@ -18,7 +18,9 @@ EPISODES = rows_of(LINES, 2)
 OWN = np.asarray(EPISODES.turn) > 0
 
 
-def scores(config=MODEL, episodes=EPISODES, *, most=10, chunk=4, reference=None):
+def scores(
+    config=MODEL, episodes=EPISODES, *, max_policy_tokens=10, logits_chunk=4, reference=None
+):
     decoder, params = Decoder(config), random_params(config)
 
     @jax.jit
@@ -28,7 +30,13 @@ def scores(config=MODEL, episodes=EPISODES, *, most=10, chunk=4, reference=None)
         if fixed is not None:
             other = (fixed, hidden_states(decoder, fixed, episodes.tokens))
         return score_tokens(
-            decoder, params, hidden, episodes, most=most, chunk=chunk, reference=other
+            decoder,
+            params,
+            hidden,
+            episodes,
+            max_policy_tokens=max_policy_tokens,
+            logits_chunk=logits_chunk,
+            reference=other,
         )
 
     return jax.tree.map(np.asarray, run(params, reference, episodes))
@@ -56,9 +64,11 @@ def test_scores_are_those_of_the_full_forward(config):
     assert got.kl[OWN].min() > 1e-4
 
 
-@pytest.mark.parametrize(("most", "chunk"), [(10, 1), (10, 3), (10, 100), (30, 7)])
-def test_chunks_do_not_change_the_scores(most, chunk):
-    base, got = scores(), scores(most=most, chunk=chunk)
+@pytest.mark.parametrize(
+    ("max_policy_tokens", "logits_chunk"), [(10, 1), (10, 3), (10, 100), (30, 7)]
+)
+def test_chunks_do_not_change_the_scores(max_policy_tokens, logits_chunk):
+    base, got = scores(), scores(max_policy_tokens=max_policy_tokens, logits_chunk=logits_chunk)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), base, got)
 
 

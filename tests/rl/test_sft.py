@@ -8,20 +8,22 @@ import numpy as np
 import optax
 import pytest
 
-from score_jax.data.equations import Dialogue, Part
+from score_jax.data.equations import Part, WorkedDialogue
 from score_jax.records import Task
 from score_jax.rl import sft
 from score_jax.rl.learner import LearnerConfig
-from score_jax.rl.sampling import Script
+from score_jax.rl.sampling import TurnTemplate
 from score_jax.rl.sft import random_move, supervised_update
 from score_jax.types import TrainState
 from tests.rl.test_learner import DECODER, LIMIT, assert_close, episodes, gradient
 from tests.tiny import MODEL, random_params, row_logits
 
 TASK = Task(name="letters", prompt=lambda p: f"?{p.prompt}", instruction="i", grade=lambda *_: None)
-SCRIPT = Script(stops=(ord("#"),), instruction=(ord("i"), ord("j")), turns=2)
-WRONG = Dialogue("ab", ((Part("x="), Part("7:", learn=False), Part("cd")), (Part("efg"),)))
-RIGHT = Dialogue("c", ((Part("x="), Part("7:"), Part("d")), (Part("e"), Part("fg", learn=False))))
+SCRIPT = TurnTemplate(stops=(ord("#"),), instruction=(ord("i"), ord("j")), turns=2)
+WRONG = WorkedDialogue("ab", ((Part("x="), Part("7:", learn=False), Part("cd")), (Part("efg"),)))
+RIGHT = WorkedDialogue(
+    "c", ((Part("x="), Part("7:"), Part("d")), (Part("e"), Part("fg", learn=False)))
+)
 
 
 class Letters:
@@ -67,7 +69,7 @@ def test_making_rows_leaves_the_script_alone():
 
 
 def test_worked_turns_end_in_the_formats_own_stop():
-    several = Script(stops=(ord("#"), ord("!")), instruction=SCRIPT.instruction, turns=2)
+    several = TurnTemplate(stops=(ord("#"), ord("!")), instruction=SCRIPT.instruction, turns=2)
     ids, _ = sft.encode_dialogue(Letters(), several, "?ab", WRONG)
     assert "".join(map(chr, ids)) == "?abx=7:cd#ijefg#"
 
@@ -92,8 +94,10 @@ def updated(params, rows, *, step=0, **options):
     state = TrainState(
         step=jnp.array(step), params=params, opt_state=sgd.init(params), baseline=jnp.zeros(2)
     )
-    config = LearnerConfig(microbatches=2, chunk=3)
-    update = partial(supervised_update, DECODER, sgd, config=config, most=2 * LIMIT, **options)
+    config = LearnerConfig(microbatches=2, logits_chunk=3)
+    update = partial(
+        supervised_update, DECODER, sgd, config=config, max_policy_tokens=2 * LIMIT, **options
+    )
     return jax.jit(update)(state, rows)
 
 
@@ -135,7 +139,7 @@ def test_no_step_is_no_step():
     assert all(np.array_equal(moved[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("field", ["microbatches", "minibatches", "chunk"])
+@pytest.mark.parametrize("field", ["microbatches", "minibatches", "logits_chunk"])
 def test_a_learner_cut_into_nothing_is_refused(field):
     with pytest.raises(ValueError, match=f"learner.{field} is 0; set at least 1"):
         LearnerConfig(**{field: 0})

@@ -12,8 +12,8 @@ from score_jax.model.lora import LoraConfig, attach, init_lora, merge
 from score_jax.rl.learner import LearnerConfig
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.handoff import open_checkpoints
-from tests.chains import links, train
 from tests.rl.test_learner import DECODER, STAGE_TWO, assert_close, episodes, naive_loss, program
+from tests.stage_configs import stages, train
 from tests.tiny import MODEL, random_params
 from tests.tiny_stages import lines
 
@@ -30,7 +30,7 @@ def test_the_adapters_gradient_is_that_of_the_merged_model():
     adapter = jax.tree.map(lambda x: 0.2 * jax.random.normal(jax.random.key(3), x.shape), fresh)
     learn = program(
         STAGE_TWO,
-        LearnerConfig(chunk=8, microbatches=2),
+        LearnerConfig(logits_chunk=8, microbatches=2),
         1.0,
         DECODER,
         lambda adapter, base: attach(base, adapter, LORA),
@@ -58,21 +58,21 @@ def adapted(tmp_path_factory, cache):
 
 
 def trained(workdir, name):
-    link = links(name, **FIELDS)[-1]
-    built = build(link.settings)
-    with open_checkpoints(link.settings, workdir / name) as checkpoints:
-        return built, checkpoints.restore_params(checkpoints.best(), built.abstract_state())
+    stage = stages(name, **FIELDS)[-1]
+    programs = build(stage.settings)
+    with open_checkpoints(stage.settings, workdir / name) as checkpoints:
+        return programs, checkpoints.restore_params(checkpoints.best(), programs.abstract_state())
 
 
 def test_checkpoints_hold_the_adapter_alone(adapted):
     for name in ("stage1", "stage2"):
-        built, adapter = trained(adapted, name)
+        programs, adapter = trained(adapted, name)
         halves = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(adapter)}
         assert halves == {"a", "b"}
         files = (adapted / name / "checkpoints").rglob("_METADATA")
         stored = [json.loads(path.read_text())["tree_metadata"] for path in files]
         assert stored and not any("embedding" in leaf for tree in stored for leaf in tree)
-        whole = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
+        whole = jax.eval_shape(programs.init_params.jitted, jax.random.key(0))
         assert jax.tree.structure(adapter) != jax.tree.structure(whole)
 
 
@@ -82,15 +82,15 @@ def test_stage_two_begins_with_the_adapter_of_stage_one(adapted):
     for turn in (1, 2):
         assert one[0][f"kl/turn{turn}"] == pytest.approx(0, abs=1e-6)
         assert two[0][f"kl/turn{turn}"] > 1e-4
-    assert max(row["logprob_gap/max"] for row in one + two) < 1e-4
+    assert max(row["mismatch/max"] for row in one + two) < 1e-4
 
 
 def test_the_policy_is_the_base_with_the_adapter_added(adapted):
-    built, adapter = trained(adapted, "stage2")
-    reference = load_reference(built)
-    policy = built.policy(adapter, reference)
+    programs, adapter = trained(adapted, "stage2")
+    reference = load_reference(programs)
+    policy = programs.policy(adapter, reference)
     pair = adapter["blocks"]["mlp"]["gate"]
-    scale = built.settings.lora.alpha / 2
+    scale = programs.settings.lora.alpha / 2
     expected = reference["blocks"]["mlp"]["gate"][0] + scale * (pair["a"][0] @ pair["b"][0])
     np.testing.assert_allclose(policy["blocks"]["mlp"]["gate"][0], expected, atol=1e-6)
     np.testing.assert_array_equal(policy["embedding"], reference["embedding"])
@@ -103,23 +103,23 @@ def test_the_merged_model_is_exported_and_answers(adapted, capsys):
     assert "exported stage2 at step" in capsys.readouterr().out
     folder = adapted / "stage2/export"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    built, adapter = trained(adapted, "stage2")
-    policy = built.policy(adapter, load_reference(built))
+    programs, adapter = trained(adapted, "stage2")
+    policy = programs.policy(adapter, load_reference(programs))
     tokens = np.array([[5, 9, 3, 11, 4]])
     positions = np.arange(5)[None]
 
     def run(decoder):
         return decoder.logits(decoder(tokens, positions)[0])
 
-    ours = built.decoder.apply({"params": policy}, method=run)
+    ours = programs.decoder.apply({"params": policy}, method=run)
     with torch.no_grad():
         theirs = model(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     train(adapted, "stage2", mode="ask", steps=4, prompt="3*x+1=10", **FIELDS)
     shown = capsys.readouterr().out
-    assert "attempt 1" in shown and "attempt 2" in shown and built.task.instruction in shown
+    assert "attempt 1" in shown and "attempt 2" in shown and programs.task.instruction in shown
 
 
 def test_stages_hand_on_what_they_train():
     with pytest.raises(ValueError, match=r"lora.rank is 2, but its parent 'stage1' has 0"):
-        links("stage2", lora__rank=2, shared=False)
+        stages("stage2", lora__rank=2, shared=False)

@@ -19,7 +19,7 @@ SIZES = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "ml
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer = train_sentencepiece(CORPUS, vocab_size=80, markers=["<user>", "<policy>", "<stop>"])
     tokenizer.save(folder)
@@ -35,30 +35,30 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_greedy_attempts_are_those_of_the_sampler(built):
-    params = built.init_params(jax.random.key(3))
-    sampling = SamplingConfig(samples=1, prompt_limit=80, turn_limit=12, temperature=0.0)
-    sample = built.sample(sampling, 2)
+def test_greedy_attempts_are_those_of_the_sampler(programs):
+    params = programs.init_params(jax.random.key(3))
+    sampling = SamplingConfig(group_size=1, prompt_limit=80, turn_limit=12, temperature=0.0)
+    sample = programs.sample(sampling, 2)
     long = "7x+95=628" * 6  # more tokens than one block
     for prompt in ("7x+95=628", long):
         written = []
-        attempts = ask.ask(built, params, prompt, write=written.append)
+        attempts = ask.ask(programs, params, prompt, write=written.append)
         problem = Problem(id="a", prompt=prompt)
-        prompts = encode_prompts(built.chat, built.task, np.arange(1), [problem], 80)
-        episodes = sample(params, built.to_global(prompts), jax.random.key(0))
-        assert [tuple(attempts)] == attempt_texts(built.chat, episodes, 2)
+        prompts = encode_prompts(programs.chat, programs.task, np.arange(1), [problem], 80)
+        episodes = sample(params, programs.to_global(prompts), jax.random.key(0))
+        assert [tuple(attempts)] == attempt_texts(programs.chat, episodes, 2)
         shown = "".join(written)
-        assert built.task.instruction in shown
+        assert programs.task.instruction in shown
         for attempt in attempts:
             assert attempt in shown
 
 
 @pytest.mark.slow
-def test_a_seed_decides_what_is_drawn(built):
-    params = built.init_params(jax.random.key(3))
+def test_a_seed_decides_what_is_drawn(programs):
+    params = programs.init_params(jax.random.key(3))
 
     def draw(seed):
-        return ask.ask(built, params, "7x=7", temperature=1.0, seed=seed, write=len)
+        return ask.ask(programs, params, "7x=7", temperature=1.0, seed=seed, write=len)
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
@@ -76,7 +76,7 @@ def test_a_seed_decides_what_is_drawn(built):
 def test_any_stop_ends_a_turn_that_is_shown(drawn, given, read):
     heard, coming = [], [*drawn, 1, 1]
 
-    class Scripted(ask.Dialogue):
+    class Scripted(ask.AskedDialogue):
         def __post_init__(self):
             self.logits = np.eye(10)[drawn[0]]
 
@@ -108,7 +108,7 @@ def test_the_change_is_marked_word_by_word():
     assert ask.mark_change("a", "b", colour=True) == "\x1b[31;9ma\x1b[0m\x1b[32mb\x1b[0m"
 
 
-def test_without_prompt_and_terminal_the_flag_is_named(built, monkeypatch):
+def test_without_prompt_and_terminal_the_flag_is_named(programs, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(ValueError, match="set --prompt"):
-        ask.interact(built, None, "")
+        ask.interact(programs, None, "")

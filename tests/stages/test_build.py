@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, multi_turn, single_turn, stage1, stage2
-from score_jax.planning.programs import calls, result
+from score_jax.planning.step_programs import calls, result
 from score_jax.stages.build import build
 from score_jax.stages.settings import parse
-from tests.chains import links
+from tests.stage_configs import stages
 
 CONFIGS = {c.__name__.split(".")[-1]: c for c in (base, stage1, stage2, single_turn, multi_turn)}
 
@@ -20,79 +20,81 @@ def shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-def traced(built):
+def traced(programs):
     """Episodes, scores, and the train state before and after an update, as shapes."""
-    update = calls(built)[-1]
+    update = calls(programs)[-1]
     state, _, episodes, scores = update.arguments
-    if built.settings.program == "supervised":
+    if programs.settings.program == "supervised":
         rows = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((built.settings.batch, *leaf.shape[1:]), leaf.dtype),
+            lambda leaf: jax.ShapeDtypeStruct(
+                (programs.settings.batch, *leaf.shape[1:]), leaf.dtype
+            ),
             episodes,
         )
-        return episodes, None, state, result(built.supervise, state, rows)[0]
+        return episodes, None, state, result(programs.supervise, state, rows)[0]
     return episodes, scores, state, result(update.program, *update.arguments)[0]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_config_is_built_and_its_programs_fit_each_other(name):
-    built = build(parse(CONFIGS[name].get_config()))
-    settings = built.settings
-    episodes, scores, before, after = traced(built)
+    programs = build(parse(CONFIGS[name].get_config()))
+    settings = programs.settings
+    episodes, scores, before, after = traced(programs)
     assert shapes(after) == shapes(before)
-    rows = settings.batch * settings.sampling.samples
-    length = built.script(settings.objective.turns).row_length(settings.sampling)
+    rows = settings.batch * settings.sampling.group_size
+    length = programs.turn_template(settings.objective.turns).row_length(settings.sampling)
     assert episodes.tokens.shape == (rows, length) == episodes.logprobs.shape
     assert episodes.rewards.shape == (rows, settings.objective.turns) == episodes.truncated.shape
     if scores is not None:
-        assert scores.hidden.shape == (rows, length, built.decoder.config.width)
+        assert scores.hidden.shape == (rows, length, programs.decoder.config.width)
 
 
 def longest_of(**fields):
     """What the longest dialogue of a stage takes."""
-    built = build(links("stage1", **fields)[-1].settings)
-    return built.script(2).row_length(built.settings.sampling)
+    programs = build(stages("stage1", **fields)[-1].settings)
+    return programs.turn_template(2).row_length(programs.settings.sampling)
 
 
 @pytest.mark.parametrize("fields", [{}, {"sampling__row_limit": 0}, {"sampling__turn_limit": 7}])
 def test_rows_are_no_longer_than_the_models_longest_text(fields):
     length = longest_of(**fields)
-    build(links("stage1", model__max_length=length, **fields)[-1].settings)
+    build(stages("stage1", model__max_length=length, **fields)[-1].settings)
     with pytest.raises(
         ValueError, match=rf"turns 2 may take {length} tok.* has {length - 1}; lower"
     ):
-        build(links("stage1", model__max_length=length - 1, **fields)[-1].settings)
+        build(stages("stage1", model__max_length=length - 1, **fields)[-1].settings)
 
 
 def test_evaluation_of_more_turns_is_held_to_it_too():
     """row_limit is for two attempts; three take what they take."""
     length = longest_of()
-    build(links("stage1", model__max_length=length)[-1].settings)
+    build(stages("stage1", model__max_length=length)[-1].settings)
     with pytest.raises(
         ValueError, match=r"evaluation.turns 3 may take \d+ tokens, but the model's"
     ):
-        build(links("stage1", model__max_length=length, evaluation__turns=3)[-1].settings)
+        build(stages("stage1", model__max_length=length, evaluation__turns=3)[-1].settings)
 
 
 def test_rows_that_do_not_divide_are_named():
     with pytest.raises(ValueError, match=r"config.batch is 3.*6 rows.*= 4 parts"):
-        links("stage1", batch=3, learner__microbatches=4)
-    settings = links("stage1", mesh__data=2)[-1].settings
+        stages("stage1", batch=3, learner__microbatches=4)
+    settings = stages("stage1", mesh__data=2)[-1].settings
     with pytest.raises(
-        ValueError, match=r"mesh is slices=1 data=2 fsdp=1 swing=1 tensor=1; .*devices, 1"
+        ValueError, match=r"mesh is slices=1 data=2 fsdp=1 sampling_tensor=1 tensor=1; .*devices, 1"
     ):
         build(settings, devices=jax.devices()[:1])
 
 
 @pytest.mark.parametrize(("stops", "fits"), [([11, 79], True), ([11, 80], False)])
 def test_a_stop_that_the_model_cannot_draw_is_named(stops, fits, tmp_path):
-    settings = links("stage1")[-1].settings
-    built = build(settings)
-    built.chat.tokenizer.save(tmp_path)
+    settings = stages("stage1")[-1].settings
+    programs = build(settings)
+    programs.chat.tokenizer.save(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
     tokenizer = dataclasses.replace(settings.tokenizer, source=str(tmp_path))
     settings = dataclasses.replace(settings, tokenizer=tokenizer)
     if fits:
-        assert build(settings).script(2).stops == (built.chat.stop, 11, 79)
+        assert build(settings).turn_template(2).stops == (programs.chat.stop, 11, 79)
         return
     message = r"eos_token_id of .* is 80, but the model has embeddings for 80; correct its gener"
     with pytest.raises(ValueError, match=message):
@@ -108,7 +110,7 @@ def test_a_model_of_random_weights_must_be_described():
 
 def test_an_adapter_is_all_that_the_state_holds():
     """Counted by hand: rank x (inputs + outputs) of each target, in every layer."""
-    built = build(links("stage1", lora__rank=3)[-1].settings)
+    programs = build(stages("stage1", lora__rank=3)[-1].settings)
     width, heads, kv_heads, head, mlp = 16, 2, 1, 8, 16
     sides = {
         "query": width + heads * head,
@@ -119,7 +121,7 @@ def test_an_adapter_is_all_that_the_state_holds():
         "up": width + mlp,
         "down": mlp + width,
     }
-    leaves = jax.tree.leaves(built.abstract_state().params)
+    leaves = jax.tree.leaves(programs.abstract_state().params)
     assert sum(leaf.size for leaf in leaves) == 3 * sum(sides.values())
     config = ConfigDict(stage1.get_config())
     config.lora.targets = ("query", "router")

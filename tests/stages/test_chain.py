@@ -13,9 +13,9 @@ from score_jax.stages import chain
 from score_jax.stages import train as training
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.checkpoint import StorageError, fingerprint
-from score_jax.stages.handoff import open_checkpoints, take_over
+from score_jax.stages.handoff import load_parent_policy, open_checkpoints
 from score_jax.stages.train import TrainingError
-from tests.chains import links, train
+from tests.stage_configs import stages, train
 from tests.tiny_stages import assert_same_tree, lines
 
 
@@ -32,9 +32,9 @@ def chained(tmp_path_factory, cache):
     told = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
 
-        def remember(built, params, *rest, **options):
-            measured.append((built.settings.name, options["step"], int(fingerprint(params))))
-            return measure(built, params, *rest, **options)
+        def remember(programs, params, *rest, **options):
+            measured.append((programs.settings.name, options["step"], int(fingerprint(params))))
+            return measure(programs, params, *rest, **options)
 
         def watch(*arguments, problems, draws, **options):
             found = collect(*arguments, problems=problems, draws=draws, **options)
@@ -71,8 +71,8 @@ def best_of(rewards):
     return max(rewards, key=lambda step: (rewards[step], step))
 
 
-def opened(workdir, link):
-    return open_checkpoints(link.settings, workdir / link.settings.name)
+def opened(workdir, stage):
+    return open_checkpoints(stage.settings, workdir / stage.settings.name)
 
 
 def test_stage_two_runs_stage_one_first_and_says_so(chained):
@@ -111,7 +111,7 @@ def test_a_stage_whose_parent_went_on_is_called_stale(copy, compiled, capsys):
 
 def test_the_best_by_training_reward_is_handed_on_and_measured(chained):
     workdir, _, measured, _ = chained
-    first, second = links("stage2", steps=4)
+    first, second = stages("stage2", steps=4)
     one = rewards_by_window(workdir / "stage1", (0.0, 1.0))
     two = rewards_by_window(workdir / "stage2", (1.0, 1.0))
     handoff = json.loads((workdir / "stage2/handoff.json").read_text())
@@ -122,11 +122,11 @@ def test_the_best_by_training_reward_is_handed_on_and_measured(chained):
     for name, rewards in (("stage1", one), ("stage2", two)):
         evaluation = json.loads((workdir / name / "evaluation.json").read_text())
         assert evaluation["step"] == evaluation["models"][name]["step"] == best_of(rewards)
-    for link, rewards in ((first, one), (second, two)):
-        built = build(link.settings)
-        with opened(workdir, link) as checkpoints:
-            params = checkpoints.restore_params(best_of(rewards), built.abstract_state())
-        expected = (link.settings.name, best_of(rewards), int(fingerprint(params)))
+    for stage, rewards in ((first, one), (second, two)):
+        programs = build(stage.settings)
+        with opened(workdir, stage) as checkpoints:
+            params = checkpoints.restore_params(best_of(rewards), programs.abstract_state())
+        expected = (stage.settings.name, best_of(rewards), int(fingerprint(params)))
         assert expected in measured
     assert len(measured) == 3  # the base once, each stage once
 
@@ -162,19 +162,19 @@ def test_single_turn_rl_draws_one_attempt_and_is_measured_on_two(tmp_path, compi
 
 def test_the_optimizer_begins_anew_from_the_handed_on_policy(chained, compiled, tmp_path):
     workdir, *_ = chained
-    first, second = links("stage2", steps=4)
-    built = build(second.settings)
-    params = take_over(first, tmp_path, workdir)
+    first, second = stages("stage2", steps=4)
+    programs = build(second.settings)
+    params = load_parent_policy(first, tmp_path, workdir)
     with opened(workdir, first) as checkpoints:
         step = best_of(rewards_by_window(workdir / "stage1", (0.0, 1.0)))
         handed_on, _ = checkpoints.restore(step, build(first.settings).abstract_state())
     assert_same_tree(params, handed_on.params)
-    state = built.init_state(params)
+    state = programs.init_state(params)
     assert int(state.step) == 0 and not np.any(state.baseline)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(handed_on.opt_state))
     with opened(workdir, second) as checkpoints:
-        last, _ = checkpoints.restore(checkpoints.steps()[-1], built.abstract_state())
+        last, _ = checkpoints.restore(checkpoints.steps()[-1], programs.abstract_state())
     assert int(last.step) == 4
 
 
@@ -185,7 +185,7 @@ def test_the_reference_is_the_base_through_both_stages(chained, compiled):
     for turn in (1, 2):
         assert one[0][f"kl/turn{turn}"] == pytest.approx(0, abs=1e-6)
         assert two[0][f"kl/turn{turn}"] > 1e-3
-    first, second = (build(link.settings) for link in links("stage2", steps=4))
+    first, second = (build(stage.settings) for stage in stages("stage2", steps=4))
     assert_same_tree(load_reference(first), load_reference(second))
 
 
@@ -256,7 +256,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, com
 def test_a_gap_between_sampler_and_scorer_stops_the_run(copy, compiled):
     message = r"step 5: sampler and scorer differ by .* in turn 1, .* 0.0; the last .* step 4"
     with pytest.raises(TrainingError, match=message):
-        train(copy, "stage2", steps=6, gap_limit=0.0)
+        train(copy, "stage2", steps=6, mismatch_limit=0.0)
     assert len(lines(copy / "stage2/metrics.jsonl")) == 4
 
 
@@ -268,8 +268,8 @@ def test_a_prompt_that_is_too_long_is_named_and_the_remedy_works(tmp_path, compi
 
 
 def test_a_parent_that_is_unfinished_hands_nothing_on(copy):
-    first, _ = links("stage2")
-    later = links("stage1", steps=60)[0]
+    first, _ = stages("stage2")
+    later = stages("stage1", steps=60)[0]
     with pytest.raises(StorageError, match=r"stage1 has no finished checkpoint; run stage1 first"):
-        take_over(later, copy, copy)
+        load_parent_policy(later, copy, copy)
     assert first.settings.steps == 6

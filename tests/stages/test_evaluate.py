@@ -16,28 +16,28 @@ from score_jax.stages.evaluate import (
 )
 from score_jax.stages.problem_sets import measured, read
 from score_jax.tasks import equations, math
-from tests.chains import links
 from tests.report.test_dialogues import dialogue
+from tests.stage_configs import stages
 
 
 def open_tiny(**fields):
-    built = build(links("stage1", evaluation__problems=5, **fields)[-1].settings)
-    return built, load_reference(built), read(measured(built.settings))[1]
+    programs = build(stages("stage1", evaluation__problems=5, **fields)[-1].settings)
+    return programs, load_reference(programs), read(measured(programs.settings))[1]
 
 
 def measure(**fields):
-    built, params, problems = open_tiny(**fields)
-    with chain.open_pool(built) as pool:
-        return built, problems, measure_model(built, params, problems, pool, step=3)
+    programs, params, problems = open_tiny(**fields)
+    with chain.open_pool(programs) as pool:
+        return programs, problems, measure_model(programs, params, problems, pool, step=3)
 
 
 def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
     found = []
     for batch in (2, 5):  # 2: the last one is filled up, and what fills it is left out
-        built, params, problems = open_tiny(evaluation__batch=batch)
-        sampling = replace(built.settings.sampling, samples=3)
-        with chain.open_pool(built) as pool:
-            found.append(attempts_of(built, params, problems, pool, sampling=sampling, step=0))
+        programs, params, problems = open_tiny(evaluation__batch=batch)
+        sampling = replace(programs.settings.sampling, group_size=3)
+        with chain.open_pool(programs) as pool:
+            found.append(attempts_of(programs, params, problems, pool, sampling=sampling, step=0))
     assert found[0] == found[1]
     assert [t.problem for t in found[0]] == [p.id for p in problems for _ in range(3)]
     assert len({t.attempts for t in found[0]}) > 5  # sampled, not repeated
@@ -54,7 +54,7 @@ def test_of_what_two_hosts_hold_the_record_with_verdicts_counts():
 
 @pytest.mark.parametrize("turns", [1, 2, 4])
 def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
-    built, problems, found = measure(evaluation__turns=turns, evaluation__samples=0)
+    programs, problems, found = measure(evaluation__turns=turns, evaluation__samples=0)
     greedy, dialogues = found["greedy"], found["transcripts"]
     assert len(dialogues) == len(problems) == 5 and "sampled" not in found
     for turn in range(turns):
@@ -69,39 +69,41 @@ def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
     gained = sum(d["rewards"][1] >= 1 > d["rewards"][0] for d in dialogues)
     lost = sum(d["rewards"][0] >= 1 > d["rewards"][1] for d in dialogues)
     assert greedy["delta"]["value"] == pytest.approx((gained - lost) / 5)
-    assert built.settings.objective.turns == 2  # trained for two, measured over more
+    assert programs.settings.objective.turns == 2  # trained for two, measured over more
 
 
 def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
-    built, problems, found = measure()
-    mine = protocol_of(built, problems)
+    programs, problems, found = measure()
+    mine = protocol_of(programs, problems)
     path = tmp_path / "evaluation.json"
     out = {"long": (), "bad": ()}
-    write_evaluation(path, built, {"base": found}, step=3, protocol=mine, reference=7, left_out=out)
-    known = known_models(tmp_path, protocol_of(built, list(problems)), 7)
+    write_evaluation(
+        path, programs, {"base": found}, step=3, protocol=mine, reference=7, left_out=out
+    )
+    known = known_models(tmp_path, protocol_of(programs, list(problems)), 7)
     assert known["base"]["greedy"] == found["greedy"] and known["base"]["step"] == 3
     assert known_models(tmp_path, mine, 8) == {}  # another base model
-    assert known_models(tmp_path, protocol_of(built, problems[:4]), 7) == {}
+    assert known_models(tmp_path, protocol_of(programs, problems[:4]), 7) == {}
     assert known_models(tmp_path / "nowhere", mine, 7) == {}
 
 
 def test_another_task_than_the_trained_one_can_be_measured(compiled):
     """Its instruction between the turns, its grader, its name in the protocol."""
-    built, problems, found = measure(evaluation__task="equations", evaluation__samples=0)
+    programs, problems, found = measure(evaluation__task="equations", evaluation__samples=0)
     by_id = {problem.id: problem for problem in problems}
     for record in found["transcripts"]:
         problem = by_id[record["problem"]]
         graded = [equations.TASK.grade(problem, text) for text in record["attempts"]]
         assert record["verdicts"] == tuple(grade.verdict for grade in graded)
-    assert built.task.name == "tests.short_answers"
-    assert protocol_of(built, problems)["task"] == "equations"
+    assert programs.task.name == "tests.short_answers"
+    assert protocol_of(programs, problems)["task"] == "equations"
 
 
 def test_the_measured_tasks_instruction_stands_between_the_turns():
-    built = open_tiny(evaluation__task="math")[0]
-    script = built.script(2, built.measured_task)
-    assert script.instruction == tuple(built.chat.encode_instruction(math.INSTRUCTION))
-    assert built.script(2).instruction != script.instruction
+    programs = open_tiny(evaluation__task="math")[0]
+    script = programs.turn_template(2, programs.measured_task)
+    assert script.instruction == tuple(programs.chat.encode_instruction(math.INSTRUCTION))
+    assert programs.turn_template(2).instruction != script.instruction
 
 
 @pytest.mark.parametrize(
@@ -132,24 +134,24 @@ OTHER_PROTOCOLS = {
 
 @pytest.mark.parametrize("name", OTHER_PROTOCOLS)
 def test_all_that_reaches_prompt_sampler_or_grader_is_part_of_the_protocol(name, compiled):
-    built, _, problems = open_tiny()
+    programs, _, problems = open_tiny()
     other, *_ = open_tiny(**{name: OTHER_PROTOCOLS[name]})
-    assert protocol_of(other, problems)["hash"] != protocol_of(built, problems)["hash"]
+    assert protocol_of(other, problems)["hash"] != protocol_of(programs, problems)["hash"]
 
 
 @pytest.mark.parametrize("name", ["prompt", "answer", "tests", "id"])
 def test_the_problems_contents_are_part_of_the_protocol(name, compiled):
-    built, _, problems = open_tiny()
+    programs, _, problems = open_tiny()
     changed = [replace(problems[0], **{name: ("x",) if name == "tests" else "5x+9=34"})]
-    mine, theirs = protocol_of(built, problems), protocol_of(built, changed + problems[1:])
+    mine, theirs = protocol_of(programs, problems), protocol_of(programs, changed + problems[1:])
     assert mine["hash"] != theirs["hash"]
     assert (mine["prompts"] != theirs["prompts"]) == (name == "prompt")
 
 
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
     """What was graded before is not graded again, and the whole is the uninterrupted one's."""
-    built, params, problems = open_tiny(evaluation__batch=2)
-    sampling = replace(built.settings.sampling, samples=3)
+    programs, params, problems = open_tiny(evaluation__batch=2)
+    sampling = replace(programs.settings.sampling, group_size=3)
     asked = []
 
     class Counting:
@@ -162,11 +164,11 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
             asked.append({problem.id for problem, _ in items})
             return self.pool.submit(task, items, cut)
 
-    with chain.open_pool(built) as pool:
+    with chain.open_pool(programs) as pool:
 
         def run(grader, kept=None):
             options = {"sampling": sampling, "step": 0, "kept": kept}
-            return attempts_of(built, params, problems, grader, **options)
+            return attempts_of(programs, params, problems, grader, **options)
 
         whole = run(pool)
         path = tmp_path / "deep" / "greedy.jsonl"

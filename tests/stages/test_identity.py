@@ -21,8 +21,8 @@ from score_jax.stages import identity
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.handoff import check_contents, check_folder, config_fields
 from score_jax.text.tokenizer import JsonTokenizer
-from tests.chains import links, train
 from tests.small_tokenizers import make
+from tests.stage_configs import stages, train
 from tests.tiny_stages import lines
 
 PROBLEMS = [
@@ -146,13 +146,15 @@ def test_a_tokenizer_is_its_values():
     assert make("gemma").contents() == make("gemma").contents()
 
 
-@pytest.mark.parametrize("part", identity.TOLD)
+@pytest.mark.parametrize("part", identity.PART_SOURCES)
 def test_hosts_with_other_contents_under_one_name_are_refused(part, monkeypatch):
-    mine = dict.fromkeys(identity.TOLD, "x")
-    monkeypatch.setattr(processes, "gather", lambda value: [value, value, {**value, part: "y"}])
-    field = identity.TOLD[part][0]
+    mine = dict.fromkeys(identity.PART_SOURCES, "x")
+    monkeypatch.setattr(
+        processes, "all_gather_objects", lambda value: [value, value, {**value, part: "y"}]
+    )
+    field = identity.PART_SOURCES[part][0]
     with pytest.raises(ValueError, match=rf"config.{field} gives host 2 other .* y, not x\); give"):
-        identity.agreed(mine)
+        identity.check_hosts_agree(mine)
 
 
 def problem_file(path, last="3"):
@@ -163,10 +165,10 @@ def problem_file(path, last="3"):
 
 def write_models(*folders):
     """Models of one shape, each with weights of its own."""
-    built = build(links("stage1")[-1].settings)
+    programs = build(stages("stage1")[-1].settings)
     for seed, folder in enumerate(folders):
-        params = built.init_params(jax.random.key(seed))
-        export(params, built.decoder.config, built.chat, folder)
+        params = programs.init_params(jax.random.key(seed))
+        export(params, programs.decoder.config, programs.chat, folder)
 
 
 def other_weights(root):
@@ -179,9 +181,9 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("begun")
     write_models(root / "model", root / "other")
     problem_file(root / "problems.jsonl")
-    link = go_on(root)
+    stage = go_on(root)
     folder = root / "runs/stage1"
-    write_json(folder / "config.json", config_fields(link.config))
+    write_json(folder / "config.json", config_fields(stage.config))
     (folder / "checkpoints/2").mkdir(parents=True)
     return root
 
@@ -192,7 +194,7 @@ def root(place, tmp_path):
     return shutil.copytree(place, tmp_path / "copy")
 
 
-def stage(root, **fields):
+def fields_in(root, **fields):
     """Fields of a stage on the files of a folder."""
     return {
         "weights__source": str(root / "model"),
@@ -248,13 +250,13 @@ OTHERS = {  # what lies under the same names now, and what is said
 
 def go_on(root, **fields):
     """What a stage does before its first step."""
-    link = links("stage1", steps=4, **stage(root, **fields))[-1]
+    stage = stages("stage1", steps=4, **fields_in(root, **fields))[-1]
     folder = root / "runs/stage1"
-    check_folder(link, folder)
-    built = build(link.settings)
-    problems = sources.load(**dict(link.settings.data))
-    check_contents(built, load_reference(built), problems, folder, None)
-    return link
+    check_folder(stage, folder)
+    programs = build(stage.settings)
+    problems = sources.load(**dict(stage.settings.data))
+    check_contents(programs, load_reference(programs), problems, folder, None)
+    return stage
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -284,7 +286,7 @@ def test_the_same_contents_in_another_place_go_on(moved, root):
 def test_a_policy_beside_another_base_model_is_refused(mode, root):
     other_weights(root)
     with pytest.raises(ValueError, match=r"config.weights.source is .* but its weights \("):
-        train(root / "runs", mode=mode, prompt="1 + 1?", **stage(root))
+        train(root / "runs", mode=mode, prompt="1 + 1?", **fields_in(root))
 
 
 @pytest.mark.slow
@@ -292,14 +294,14 @@ def test_a_chain_moves_and_its_second_stage_keeps_the_reference(place, tmp_path,
     root = tmp_path / "files"
     shutil.copytree(place, root, ignore=lambda *_: {"runs"})
     fields = {"steps": 1, "evaluation__problems": 4, "evaluation__samples": 0}
-    train(tmp_path / "runs", **fields, **stage(root))
+    train(tmp_path / "runs", **fields, **fields_in(root))
     root = root.rename(tmp_path / "moved")
-    train(tmp_path / "runs", **fields | {"steps": 2}, **stage(root))
+    train(tmp_path / "runs", **fields | {"steps": 2}, **fields_in(root))
     rows = lines(tmp_path / "runs/stage1/metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     other_weights(root)
     with pytest.raises(ValueError, match=r"its weights \(.*/stage1 was begun with"):
-        train(tmp_path / "runs", "stage2", **fields | {"steps": 2}, **stage(root))
+        train(tmp_path / "runs", "stage2", **fields | {"steps": 2}, **fields_in(root))
     assert not (tmp_path / "runs/stage2/checkpoints").exists()
 
 

@@ -100,7 +100,7 @@ def test_only_the_first_host_writes(tmp_path, capsys):
     log = open_log(tmp_path / "none", 0, write=False)
     log.metrics(1, {"loss": 1.0})
     log.transcripts([transcript(1)])
-    log.say("hello")
+    log.message("hello")
     log.sync()
     log.close()
     assert not (tmp_path / "none").exists()
@@ -109,7 +109,7 @@ def test_only_the_first_host_writes(tmp_path, capsys):
 
 def test_messages_name_the_stage(tmp_path, capsys):
     log = open_log(tmp_path, 0)
-    log.say("saved step 3")
+    log.message("saved step 3")
     log.close()
     assert "[s] saved step 3" in capsys.readouterr().err
 

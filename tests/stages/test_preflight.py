@@ -12,7 +12,7 @@ from score_jax.stages import chain
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.preflight import check_room, check_stage, state_bytes, try_row
-from tests.chains import links, train
+from tests.stage_configs import stages, train
 from tests.tiny_stages import lines
 
 
@@ -32,7 +32,7 @@ from tests.tiny_stages import lines
     ],
 )
 def test_a_fault_of_the_last_stage_stops_the_run_before_the_first_one(tmp_path, fields, told):
-    config = links("stage2", shared=False, **fields)
+    config = stages("stage2", shared=False, **fields)
     with pytest.raises(ValueError, match=told):
         chain.run_mode("train", config, tmp_path, config="", command="")
     assert not (tmp_path / "stage1").exists() and not (tmp_path / "stage2").exists()
@@ -46,33 +46,33 @@ def test_evaluation_alone_is_looked_at_as_well(tmp_path, mode):
 
 def test_a_disk_without_room_for_the_checkpoints_is_told(tmp_path, monkeypatch):
     """Two stages of six steps, saved at every second: the latest, the best, the one written."""
-    stages = [build(link.settings) for link in links("stage2", checkpoint__keep=1, steps=6)]
-    need = 3 * sum(state_bytes(built) for built in stages)
+    built = [build(stage.settings) for stage in stages("stage2", checkpoint__keep=1, steps=6)]
+    need = 3 * sum(state_bytes(programs) for programs in built)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need))
-    check_room(stages, tmp_path)
+    check_room(built, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need - 1))
     with pytest.raises(StorageError, match=r"GB free, but the checkpoints of stage1, stage2 take"):
-        check_room(stages, tmp_path)
+        check_room(built, tmp_path)
     (tmp_path / "stage1/checkpoints/2").mkdir(parents=True)  # one is there already
-    check_room(stages, tmp_path)
+    check_room(built, tmp_path)
 
 
 def test_a_states_bytes_are_its_arrays(compiled):
-    built = build(links()[-1].settings)
-    state = built.init_state(load_reference(built))
-    assert state_bytes(built) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    programs = build(stages()[-1].settings)
+    state = programs.init_state(load_reference(programs))
+    assert state_bytes(programs) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 def test_a_trial_row_agrees_and_broken_weights_are_refused(compiled, tmp_path):
-    checked = check_stage(links(evaluation__task="equations")[-1].settings, tmp_path)
-    built = checked.built
-    reference = load_reference(built)
-    with chain.open_pool(built) as pool:
-        assert 0 <= try_row(built, checked.evaluation, reference, pool) < 1e-4
+    checked = check_stage(stages(evaluation__task="equations")[-1].settings, tmp_path)
+    programs = checked.programs
+    reference = load_reference(programs)
+    with chain.open_pool(programs) as pool:
+        assert 0 <= try_row(programs, checked.evaluation, reference, pool) < 1e-4
         broken = jax.tree.map(lambda leaf: leaf * np.nan, reference)
         with pytest.raises(ValueError, match=r"weights.source is 'random'; a trial row's"):
-            try_row(built, checked.evaluation, broken, pool)
+            try_row(programs, checked.evaluation, broken, pool)
 
 
 def test_what_is_left_out_is_neither_trained_nor_measured_and_said(tmp_path, compiled, capsys):
@@ -85,7 +85,7 @@ def test_what_is_left_out_is_neither_trained_nor_measured_and_said(tmp_path, com
     evaluation = json.loads((tmp_path / "stage1/evaluation.json").read_text())
     left = evaluation["left_out"]["long"]
     assert 0 < len(left) < 8 and evaluation["problems"] == 8 - len(left)
-    chat = build(links()[-1].settings).chat
+    chat = build(stages()[-1].settings).chat
     shown = {row["problem"] for row in lines(tmp_path / "stage1/transcripts.jsonl")}
     shown |= {row["problem"] for row in evaluation["transcripts"]["base"]}
     assert all(len(chat.encode_prompt(problem)) <= 10 for problem in shown)

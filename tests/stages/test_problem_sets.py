@@ -11,7 +11,7 @@ from score_jax.stages.problem_sets import Wanted, measured, read, select, traine
 from score_jax.stages.settings import GradingConfig, parse
 from score_jax.tasks import registry
 from score_jax.text.chat import ChatFormat
-from tests.chains import links
+from tests.stage_configs import stages
 from tests.tiny_stages import get_config
 
 GRADING = GradingConfig(workers=1)
@@ -168,7 +168,9 @@ def test_all_hosts_act_on_what_the_first_found(tmp_path, monkeypatch):
     """A host whose machine is busy may see a timeout where another sees none."""
     lengths, chat = [FRAME + n for n in (1, 4, 8, 2, 9)], Chat()
     monkeypatch.setattr(problem_sets.processes, "is_first", lambda: False)
-    monkeypatch.setattr(problem_sets.processes, "from_first", lambda _: (lengths, {0: "timeout"}))
+    monkeypatch.setattr(
+        problem_sets.processes, "broadcast_from_first", lambda _: (lengths, {0: "timeout"})
+    )
     found = chosen(tmp_path, 4, chat, skip_long=True, skip_bad=True)
     assert [p.id for p in found.problems] == [f"{tmp_path}/p.jsonl:2", "d"]
     assert (found.long, found.bad) == (("c", "e"), ("a",))
@@ -182,7 +184,7 @@ def test_hosts_with_different_problems_are_told_so(tmp_path, monkeypatch, place)
         other[place] = "another"
         return [keys, other]
 
-    monkeypatch.setattr(problem_sets.processes, "gather", gather)
+    monkeypatch.setattr(problem_sets.processes, "all_gather_objects", gather)
     with pytest.raises(ValueError, match="the hosts hold different training problems"):
         chosen(tmp_path, 9)
 
@@ -231,7 +233,7 @@ def test_a_gold_answer_without_a_verdict_is_tried_again(monkeypatch):
 
 
 def test_the_parts_of_a_config_have_their_own_limits_and_tasks():
-    settings = links(evaluation__prompt_limit=20, evaluation__task="equations")[-1].settings
+    settings = stages(evaluation__prompt_limit=20, evaluation__task="equations")[-1].settings
     training, held_out = trained(settings), measured(settings)
     assert (training.prompt_limit, training.limit_field) == (12, "config.sampling.prompt_limit")
     assert (held_out.prompt_limit, held_out.limit_field) == (20, "config.evaluation.prompt_limit")

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from score_jax.main import resolve_chain
+from score_jax.main import resolve_stages
 from score_jax.stages.chain import run_mode
 from score_jax.stages.profile import Profile
 from score_jax.stages.settings import ProfileConfig
@@ -18,7 +18,7 @@ def test_profile_windows_open_and_close_at_their_steps(tmp_path, monkeypatch):
     profile = Profile(ProfileConfig(steps=2, start=1, every=4), tmp_path)
     for step in range(7):
         calls.append(step)
-        profile.at(step)
+        profile.begin_step(step)
     profile.close()
     assert calls == [0, 1, "host0", 2, 3, "stop", 4, 5, "host0", 6, "stop"]
 
@@ -35,6 +35,6 @@ def test_one_profile_window_and_none():
 def test_a_profile_is_written(tmp_path):
     config = tiny_stages.get_config()
     config.update_from_flattened_dict({"profile.steps": 1, "profile.start": 1, "steps": 3})
-    links = resolve_chain(config, {})
-    run_mode("train", links, tmp_path, config=f"{FILE}:stage1", command="")
+    stages = resolve_stages(config, {})
+    run_mode("train", stages, tmp_path, config=f"{FILE}:stage1", command="")
     assert list((tmp_path / "stage1/profile/host0").rglob("*.xplane.pb"))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from score_jax.main import resolve_chain
+from score_jax.main import resolve_stages
 from score_jax.records import Grade
 from score_jax.rl.rollout import Graded, Rollout
 from score_jax.stages import saved_rollout
@@ -19,8 +19,8 @@ REFERENCE = {"w": np.zeros(6, np.float32)}
 
 
 @pytest.fixture(scope="module")
-def built():
-    return build(resolve_chain(tiny_stages.get_config(), {})[-1].settings, jax.devices()[:1])
+def programs():
+    return build(resolve_stages(tiny_stages.get_config(), {})[-1].settings, jax.devices()[:1])
 
 
 def episodes(rows=8, length=5, turns=2):
@@ -36,7 +36,7 @@ def episodes(rows=8, length=5, turns=2):
     )
 
 
-def rollout(built):
+def rollout(programs):
     local = episodes()
     grades = [
         (
@@ -50,17 +50,17 @@ def rollout(built):
         grades=grades,
         seconds={"grade": 2.0},
     )
-    return Rollout(episodes=built.to_global(local), scores=None, local=local, graded=graded)
+    return Rollout(episodes=programs.to_global(local), scores=None, local=local, graded=graded)
 
 
-def read(folder, built, step=3, params=PARAMS):
-    return saved_rollout.read(folder, built, lambda *given: given, step, params, REFERENCE)
+def read(folder, programs, step=3, params=PARAMS):
+    return saved_rollout.read(folder, programs, lambda *given: given, step, params, REFERENCE)
 
 
-def test_everything_comes_back_and_is_scored_anew(built, tmp_path):
-    before = rollout(built)
-    saved_rollout.write(tmp_path, built, before, 3, PARAMS)
-    after = read(tmp_path, built)
+def test_everything_comes_back_and_is_scored_anew(programs, tmp_path):
+    before = rollout(programs)
+    saved_rollout.write(tmp_path, programs, before, 3, PARAMS)
+    after = read(tmp_path, programs)
     assert after.graded == before.graded
     for field in fields(Episodes):
         want = getattr(before.local, field.name)
@@ -71,24 +71,24 @@ def test_everything_comes_back_and_is_scored_anew(built, tmp_path):
     assert after.scores == (REFERENCE, after.episodes)
 
 
-def test_another_step_or_policy_does_not_take_it(built, tmp_path):
-    saved_rollout.write(tmp_path, built, rollout(built), 3, PARAMS)
-    assert read(tmp_path, built, step=4) is None
-    assert read(tmp_path, built, params={"w": PARAMS["w"] + 1}) is None
-    assert read(tmp_path, built) is not None
+def test_another_step_or_policy_does_not_take_it(programs, tmp_path):
+    saved_rollout.write(tmp_path, programs, rollout(programs), 3, PARAMS)
+    assert read(tmp_path, programs, step=4) is None
+    assert read(tmp_path, programs, params={"w": PARAMS["w"] + 1}) is None
+    assert read(tmp_path, programs) is not None
 
 
 @pytest.mark.parametrize("size", [0, 100, -10])
-def test_a_damaged_one_is_passed_over(size, built, tmp_path):
-    saved_rollout.write(tmp_path, built, rollout(built), 3, PARAMS)
+def test_a_damaged_one_is_passed_over(size, programs, tmp_path):
+    saved_rollout.write(tmp_path, programs, rollout(programs), 3, PARAMS)
     path = tmp_path / saved_rollout.NAME
     path.write_bytes(path.read_bytes()[:size])
-    assert read(tmp_path, built) is None
+    assert read(tmp_path, programs) is None
 
 
-def test_there_may_be_none(built, tmp_path):
-    assert read(tmp_path, built) is None
-    saved_rollout.write(tmp_path, built, rollout(built), 3, PARAMS)
+def test_there_may_be_none(programs, tmp_path):
+    assert read(tmp_path, programs) is None
+    saved_rollout.write(tmp_path, programs, rollout(programs), 3, PARAMS)
     saved_rollout.drop(tmp_path)
     saved_rollout.drop(tmp_path)
-    assert read(tmp_path, built) is None
+    assert read(tmp_path, programs) is None

@@ -29,7 +29,7 @@ CONFIG = {
         "mlp_dim": 8,
     },
     "mesh": {},
-    "sampling": {"samples": 4},
+    "sampling": {"group_size": 4},
     "objective": {"reward_weights": [1.0, 1.0], "beta": [0.01, 0.01], "alpha": 10.0},
     "optimizer": {},
     "learner": {},
@@ -55,7 +55,7 @@ def test_sections_become_checked_dataclasses():
     settings = parse(ConfigDict(CONFIG))
     assert settings.objective.alpha == 10.0 and settings.objective.turns == 2
     assert settings.objective.beta == (0.01, 0.01)  # a tuple, whatever the config held
-    assert settings.model.width == 8 and settings.sampling.samples == 4
+    assert settings.model.width == 8 and settings.sampling.group_size == 4
     assert dict(settings.data) == {"source": "procedural", "split": "train"}
     assert dict(settings.evaluation.data) == {"split": "test", "count": 5}
     assert settings.program == "rl" and settings.learner.microbatches == 1
@@ -109,16 +109,20 @@ WRONG = {
         3,
         r"config\.batch is 8, 32 rows; .* evenly .* = 3 parts",
     ),
-    "nobody to compare with": ("sampling.samples", 1, r"sampling\.samples is 1; draw at least 2"),
+    "nobody to compare with": (
+        "sampling.group_size",
+        1,
+        r"group_size is 1; draw at least 2",
+    ),
     "no branches": (
         "objective.baseline",
         "leave_one_out_attempt",
-        r"sampling\.branches=1; it needs at least 2 branches of each of at least 2",
+        r"sampling\.second_attempts=1; it needs at least 2 second attempts from each of at",
     ),
     "branches in vain": (
-        "sampling.branches",
+        "sampling.second_attempts",
         2,
-        r"sampling\.branches is 2 .* 'leave_one_out_attempt' or branches to 1",
+        r"sampling\.second_attempts is 2 .* 'leave_one_out_attempt', or second_attempts to 1",
     ),
     "off-policy temperature": (
         "sampling.temperature",
@@ -144,9 +148,17 @@ WRONG = {
     "too many turns": ("evaluation.turns", 11, r"evaluation\.turns is 11; set 1 to 10"),
     "empty batches": ("evaluation.batch", 0, r"evaluation\.batch is 0; set at least 1"),
     "odd heads": ("model.kv_heads", 3, r"model\.heads is 2; set a multiple of model\.kv_heads 3"),
-    "negative gap": ("gap_limit", -0.1, r"config\.gap_limit is -0\.1; set a finite value >= 0"),
-    "boundless gap": ("gap_limit", float("inf"), r"config\.gap_limit is inf; .* or None"),
-    "no gap": ("gap_limit", float("nan"), r"config\.gap_limit is nan; set a finite"),
+    "negative": (
+        "mismatch_limit",
+        -0.1,
+        r"config\.mismatch_limit is -0\.1; set a finite value >= 0",
+    ),
+    "boundless mismatch": (
+        "mismatch_limit",
+        float("inf"),
+        r"config\.mismatch_limit is inf; .* or None",
+    ),
+    "no mismatch": ("mismatch_limit", float("nan"), r"config\.mismatch_limit is nan; set a finite"),
     "no learning": ("optimizer.learning_rate", 0.0, r"learning_rate is 0\.0; set a value > 0"),
 }
 
@@ -175,7 +187,7 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "sampling.row_limit": (-1, 0.5),
     "sampling.turn_limit": (0, 10**12),
     "learner.baseline_decay": (NAN, 1.0, -0.1),
-    "learner.chunk": (0, 1.5),
+    "learner.logits_chunk": (0, 1.5),
     "grading.workers": (0, -1, 1.5),
     "grading.deadline_seconds": (0.0, NAN, INF, -1.0),
     "grading.batch_deadline_seconds": (NAN, 0),
@@ -281,7 +293,7 @@ def test_what_is_missing_is_named(name):
 
 
 def test_supervised_stages_need_no_second_sample():
-    config = changed("sampling.samples", 1)
+    config = changed("sampling.group_size", 1)
     config.program = "supervised"
     assert parse(config).program == "supervised"
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from score_jax.stages.train import Progress, Stage
+from score_jax.stages.train import Progress, StageRun
 
 
 def test_every_candidate_is_judged_by_equally_many_steps():
@@ -29,10 +29,10 @@ def stage_that_failed(**learner):
         optimizer=optimizer,
         weights=SimpleNamespace(source="folder"),
         learner=SimpleNamespace(**{"minibatches": 1} | learner),
-        gap_limit=1.0,
+        mismatch_limit=1.0,
     )
-    stage = object.__new__(Stage)
-    stage.built = SimpleNamespace(settings=settings)
+    stage = object.__new__(StageRun)
+    stage.programs = SimpleNamespace(settings=settings)
     stage.last_saved = lambda: "there is no checkpoint yet"
     return stage
 

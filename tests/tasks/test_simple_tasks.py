@@ -10,8 +10,8 @@ TASKS = {"choice": choice, "exact": exact, "numeric": numeric, "words": words}
 @pytest.mark.parametrize("name", list(TASKS))
 def test_known_cases_hold(name):
     task = TASKS[name].TASK
-    assert {verdict for _, _, verdict in task.known} == {"correct", "wrong", "unparsable"}
-    for problem, response, verdict in task.known:
+    assert {verdict for _, _, verdict in task.self_test_cases} == {"correct", "wrong", "unparsable"}
+    for problem, response, verdict in task.self_test_cases:
         assert task.grade(problem, response).verdict == verdict
 
 
@@ -20,8 +20,8 @@ def test_the_stated_gold_answer_is_correct(name):
     task = TASKS[name].TASK
     answer = {"choice": "C", "exact": "a\nb", "numeric": "1,250 +- 3", "words": "7"}[name]
     problem = Problem(id="1", prompt="?", answer=answer)
-    assert task.state is not None
-    assert task.grade(problem, task.state(problem)).verdict == "correct"
+    assert task.gold_response is not None
+    assert task.grade(problem, task.gold_response(problem)).verdict == "correct"
 
 
 def test_code_prompts_hold_three_shots_and_the_asserts():

@@ -126,7 +126,7 @@ def model_config(source: str) -> ModelConfig:
 @cache  # a run reads its config many times
 def tell_head(path: Path) -> None:
     """Says once of a folder that its unembedding is not the embedding, whatever its config says."""
-    processes.say(
+    processes.log(
         f"{path}: its {HEAD} differs from the embeddings and is used, although "
         "tie_word_embeddings is true"
     )
@@ -176,7 +176,7 @@ def load_params(
             "embeddings; set it to False"
         )
     if isinstance(tensors, SafetensorsFolder) and tensors.note:
-        processes.say(tensors.note)
+        processes.log(tensors.note)
     params: dict[str, Any] = {}
     for entry in sorted(places, key=lambda e: -np.prod(e.shape)):
         sharding = SingleDeviceSharding(jax.devices()[0])

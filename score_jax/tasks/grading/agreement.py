@@ -33,7 +33,7 @@ def one_spelling(
         not equal, so they are not compared.
     """
     spelling: list[dict[str, str]] = [{} for _ in problems]
-    if task.state is not None:
+    if task.gold_response is not None:
         waiting = _groups(problems)
         while waiting:
             waiting = _next_round(grade, task, waiting, spelling)
@@ -73,11 +73,11 @@ def _next_round(
 
 
 def _equal(grade: GradeAll, task: Task, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-    assert task.state is not None, "without it nothing can be compared"
+    assert task.gold_response is not None, "without it nothing can be compared"
     items = []
     for gold, given in pairs:
         problem = Problem(id="vote", prompt="", answer=gold)
-        items.append((problem, task.state(replace(problem, answer=given))))
+        items.append((problem, task.gold_response(replace(problem, answer=given))))
     grades: list[Grade] = []
     for start in range(0, len(items), MOST_AT_ONCE):
         grades += grade(items[start : start + MOST_AT_ONCE])

@@ -16,7 +16,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
-from score_jax.records import LOST, VERDICTS, Grade, Problem, Task
+from score_jax.records import UNGRADED, VERDICTS, Grade, Problem, Task
 from score_jax.tasks.grading.process import GraderBroken, WorkerLost, WorkerProcess
 
 LONGEST_RESPONSE = 1_000_000  # characters; a longer one is not sent to a worker at all
@@ -185,9 +185,9 @@ class Pool:
         Raises:
           ValueError: the grader, or a problem's gold answer, is broken; it names up to five.
         """
-        state = task.state or (lambda problem: problem.answer)
+        state = task.gold_response or (lambda problem: problem.answer)
         cases = [(problem, state(problem), "correct") for problem in problems]
-        cases += list(task.known)
+        cases += list(task.self_test_cases)
         grades = self.grade(task.name, [(problem, response) for problem, response, _ in cases])
         faults = [
             f"problem {problem.id!r}, answer {problem.answer!r}: {response[-80:]!r} is graded "
@@ -294,7 +294,7 @@ class Pool:
 
     def _settle(self, answer: _Answer, grade: Grade) -> None:
         answer.pending.settle(answer.places, grade)
-        if grade.verdict in LOST or not self._cache_size:
+        if grade.verdict in UNGRADED or not self._cache_size:
             return  # another time the machine may be less busy
         with self._changed:
             self._cache[answer.key] = grade

@@ -114,7 +114,7 @@ def build(machine: str, *, files: bool) -> bytes | None:
     return program + _step(RETURN, ALLOW)
 
 
-class _Program(ctypes.Structure):
+class _FilterProgram(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]
 
 
@@ -126,5 +126,5 @@ def install(*, files: bool) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return False
-    program = _Program(len(steps) // 8, steps)
+    program = _FilterProgram(len(steps) // 8, steps)
     return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0

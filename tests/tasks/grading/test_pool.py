@@ -140,13 +140,13 @@ def test_the_self_test_names_what_is_broken(pool):
     def task(**fields):
         return Task(name=TASK, prompt=str, instruction="", grade=None, **fields)  # pyright: ignore
 
-    pool.self_test(task(known=((PROBLEM, "5", "wrong"),)), [PROBLEM])
+    pool.self_test(task(self_test_cases=((PROBLEM, "5", "wrong"),)), [PROBLEM])
     with pytest.raises(ValueError, match=r"fails 1 of 2 self-tests(.|\n)*'odd'"):
         pool.self_test(
-            task(state=lambda p: "4"), [PROBLEM, Problem(id="odd", prompt="?", answer="7")]
+            task(gold_response=lambda p: "4"), [PROBLEM, Problem(id="odd", prompt="?", answer="7")]
         )
     with pytest.raises(ValueError, match="graded wrong, not correct"):
-        pool.self_test(task(known=((PROBLEM, "5", "correct"),)), [PROBLEM])
+        pool.self_test(task(self_test_cases=((PROBLEM, "5", "correct"),)), [PROBLEM])
 
 
 @pytest.mark.parametrize(

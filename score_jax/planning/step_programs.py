@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from score_jax.distributed import sharding
-from score_jax.stages.build import Built, Program
+from score_jax.stages.build import Program, StagePrograms
 from score_jax.types import Prompts
 
 
@@ -39,10 +39,10 @@ def result(program: Program, *arguments: Any) -> Any:
         return jax.eval_shape(program.jitted, *arguments)
 
 
-def calls(built: Built) -> list[Call]:
+def calls(programs: StagePrograms) -> list[Call]:
     """The programs of one training step, in their order."""
-    settings, rows = built.settings, sharding.rows(built.mesh)
-    state, reference = built.abstract_state(), whole_model(built)
+    settings, rows = programs.settings, sharding.rows(programs.mesh)
+    state, reference = programs.abstract_state(), whole_model(programs)
     problems, width = settings.batch, settings.sampling.prompt_limit
     shapes: dict[str, Any] = {  # shapes stand where prompts have arrays
         "tokens": jax.ShapeDtypeStruct((problems, width), jnp.int32),
@@ -51,27 +51,27 @@ def calls(built: Built) -> list[Call]:
     }
     prompts = placed(Prompts(**shapes), rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    sample = built.sample(settings.sampling, settings.objective.turns)
-    sampled = placed(result(built.reshard, reference), built.sample_shardings)
+    sample = programs.sample(settings.sampling, settings.objective.turns)
+    sampled = placed(result(programs.reshard, reference), programs.sample_shardings)
     episodes = placed(result(sample, sampled, prompts, key), rows)
-    scores = placed(result(built.score, reference, episodes), rows)
+    scores = placed(result(programs.score, reference, episodes), rows)
     kept, merged = ("params", "optimizer", "reference"), ("merged",)
     found = [
         # The policy itself is the argument: the parameters, or what an adapter was merged to.
-        Call("reshard", built.reshard, (reference,), kept if built.merge else kept[1:]),
+        Call("reshard", programs.reshard, (reference,), kept if programs.merge else kept[1:]),
         Call("sample", sample, (sampled, prompts, key), kept + merged),
-        Call("score", built.score, (reference, episodes), kept[:2] + merged),
-        Call("update", built.update, (state, reference, episodes, scores), ()),
+        Call("score", programs.score, (reference, episodes), kept[:2] + merged),
+        Call("update", programs.update, (state, reference, episodes, scores), ()),
     ]
-    if built.merge is not None:
-        found.insert(0, Call("merge", built.merge, (reference, state.params), ("optimizer",)))
+    if programs.merge is not None:
+        found.insert(0, Call("merge", programs.merge, (reference, state.params), ("optimizer",)))
     return found
 
 
-def whole_model(built: Built) -> Any:
+def whole_model(programs: StagePrograms) -> Any:
     """Shapes of the whole model's parameters, as the reference is held."""
-    shapes = jax.eval_shape(built.init_params.jitted, jax.random.key(0))
-    return placed(shapes, built.model_shardings)
+    shapes = jax.eval_shape(programs.init_params.jitted, jax.random.key(0))
+    return placed(shapes, programs.model_shardings)
 
 
 def tree_bytes(tree: Any) -> int:
@@ -82,14 +82,14 @@ def tree_bytes(tree: Any) -> int:
     )
 
 
-def resident_bytes(built: Built) -> dict[str, int]:
+def resident_bytes(programs: StagePrograms) -> dict[str, int]:
     """Bytes per chip of what a step keeps; `merged` is an adapter's policy, during a rollout."""
-    state, model = built.abstract_state(), whole_model(built)
-    sampled = placed(result(built.reshard, model), built.sample_shardings)
+    state, model = programs.abstract_state(), whole_model(programs)
+    sampled = placed(result(programs.reshard, model), programs.sample_shardings)
     return {
         "params": tree_bytes(state.params),
         "optimizer": tree_bytes(state.opt_state),
         "reference": tree_bytes(model),
-        "merged": tree_bytes(model) if built.merge else 0,
+        "merged": tree_bytes(model) if programs.merge else 0,
         "sampling_params": tree_bytes(sampled),
     }

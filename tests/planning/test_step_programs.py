@@ -45,7 +45,7 @@ def test_a_split_decode_step_adds_up_twice_a_layer_and_gathers_no_parameter(coun
 
     A regression shows as another count, or as a message of more than the rows' activations.
     """
-    found = in_loop(counted["swing"])
+    found = in_loop(counted["sampling_tensor"])
     assert set(found) == {("all-reduce", 2), ("all-gather", 2), ("all-reduce", 4)}
     # Two a layer; lookup (with the chosen token's logit); maximum and sum of the softmax.
     assert found["all-reduce", 2]["count"] == 2 * LAYERS + 1 + 2
@@ -59,7 +59,7 @@ def test_a_split_decode_step_adds_up_twice_a_layer_and_gathers_no_parameter(coun
 
 def test_resharding_gathers_over_fsdp_and_exchanges_over_swing(counted):
     assert {c["kind"] for c in counted["fsdp"]["reshard"]} == {"all-gather"}
-    kinds = {(c["kind"], c["group"]) for c in counted["swing"]["reshard"]}
+    kinds = {(c["kind"], c["group"]) for c in counted["sampling_tensor"]["reshard"]}
     assert kinds == {("all-gather", 2), ("all-to-all", 2)}
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from score_jax.main import resolve_chain
+from score_jax.main import resolve_stages
 from score_jax.stages.chain import run_mode
 from tests.tiny_stages import FILE, get_config
 
 
-def links(name="stage1", *, shared=True, **fields):
+def stages(name="stage1", *, shared=True, **fields):
     """A chain as main makes it, with fields changed as a command line does: a__b for a.b.
 
     shared=False: as if they stood in the last stage's file, out of reach of its parents.
@@ -15,10 +15,10 @@ def links(name="stage1", *, shared=True, **fields):
     config = get_config(name)
     overrides = {path.replace("__", "."): value for path, value in fields.items()}
     config.update_from_flattened_dict(overrides)
-    return resolve_chain(config, overrides if shared else {})
+    return resolve_stages(config, overrides if shared else {})
 
 
 def train(workdir, name="stage1", mode="train", prompt="", **fields):
     """Runs a chain in this process."""
     options = {"config": f"{FILE}:{name}", "command": "", "prompt": prompt}
-    run_mode(mode, links(name, **fields), Path(workdir), **options)
+    run_mode(mode, stages(name, **fields), Path(workdir), **options)
