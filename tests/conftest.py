@@ -39,9 +39,13 @@ def compiled(cache):
 
 @pytest.fixture(scope="session")
 def finished_run(cache, tmp_path_factory):
-    """A workdir in which Stage I has run to its end without an interruption."""
+    """A workdir in which Stage I has run to its end without an interruption.
+
+    Under the transfer guard: what is compared with it without one shows that nothing changed.
+    """
     workdir = tmp_path_factory.mktemp("finished")
-    code, _, err = tiny_stages.finish(tiny_stages.command(workdir), cache)
+    command = tiny_stages.command(workdir, program="tests.guarded")
+    code, _, err = tiny_stages.finish(command, cache)
     assert code == 0, err
     return workdir
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from score_jax.main import resolve_stages
 from score_jax.stages.chain import run_mode
+from tests.guarded import guarded_steps
 from tests.tiny_stages import FILE, get_config
 
 
@@ -19,6 +20,7 @@ def stages(name="stage1", *, shared=True, **fields):
 
 
 def train(workdir, name="stage1", mode="train", prompt="", **fields):
-    """Runs a chain in this process."""
+    """Runs a chain in this process, its steps under the transfer guard."""
     options = {"config": f"{FILE}:{name}", "command": "", "prompt": prompt}
-    run_mode(mode, stages(name, **fields), Path(workdir), **options)
+    with guarded_steps():
+        run_mode(mode, stages(name, **fields), Path(workdir), **options)

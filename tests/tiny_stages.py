@@ -52,9 +52,9 @@ def get_config(name: str = "stage1") -> ConfigDict:
     return config
 
 
-def command(workdir, *flags, config=f"{FILE}:stage1"):
+def command(workdir, *flags, config=f"{FILE}:stage1", program="score_jax.main"):
     """The command line of a run."""
-    return ["-m", "score_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+    return ["-m", program, f"--config={config}", f"--workdir={workdir}", *flags]
 
 
 def launch(arguments, cache, *, variables=None, **options):

@@ -229,7 +229,9 @@ def rows_to_global(mesh: Mesh, local: Any) -> Any:
             return x[at : at + size]
 
         shape = (size * row_shards(mesh), *x.shape[1:])
-        return jax.make_array_from_callback(shape, rows(mesh), part)
+        places = rows(mesh).addressable_devices_indices_map(shape)
+        parts = [jax.device_put(part(index), device) for device, index in places.items()]
+        return jax.make_array_from_single_device_arrays(shape, rows(mesh), parts)
 
     return jax.tree.map(one, local)
 
@@ -241,7 +243,7 @@ def local_rows(tree: Any) -> Any:
         parts: Mapping[int, Any] = {
             shard.index[0].start or 0: shard.data for shard in array.addressable_shards
         }
-        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+        return np.concatenate(jax.device_get([parts[start] for start in sorted(parts)]))
 
     return jax.tree.map(one, tree)
 

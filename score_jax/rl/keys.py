@@ -13,6 +13,7 @@ Dialogues that branch off one first attempt share that turn's keys and no others
 """
 
 import zlib
+from functools import partial
 from typing import Literal
 
 import jax
@@ -23,6 +24,8 @@ from jaxtyping import Array, Int, Key
 Purpose = Literal["train", "evaluate", "collect", "ask"]
 
 
+# As constants of a program the words reach the device without a transfer in every step.
+@partial(jax.jit, static_argnames=("seed", "purpose", "stage", "round"))
 def run_key(seed: int, purpose: Purpose, *, stage: str = "", round: int = 0) -> Key[Array, ""]:
     """The key that a stage's draws are folded from.
 

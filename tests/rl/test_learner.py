@@ -14,6 +14,7 @@ from score_jax.rl import learner
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
 from score_jax.types import TrainState
+from tests.guarded import guarded
 from tests.tiny import MODEL, naive_logprobs, random_params, row_logits, rows_of
 
 LIMIT = 5
@@ -38,7 +39,7 @@ def episodes(**options):
 
 @lru_cache
 def program(objective, config, rate, decoder, compose=learner.all_trained):
-    """Reference scores and one update, jitted."""
+    """Reference scores and one update, jitted, under the transfer guard."""
     sgd = optax.sgd(rate)
 
     @jax.jit
@@ -72,7 +73,7 @@ def program(objective, config, rate, decoder, compose=learner.all_trained):
             compose=compose,
         )
 
-    return go
+    return guarded(go)
 
 
 def run(objective=STAGE_TWO, rows=None, rate=1.0, decoder=DECODER, **fields):

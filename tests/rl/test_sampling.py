@@ -11,6 +11,7 @@ import pytest
 from score_jax.model.decoder import Decoder, write_cache
 from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
 from score_jax.types import Cache, Prompts
+from tests.guarded import guarded
 from tests.tiny import (
     GEMMA,
     MODEL,
@@ -27,7 +28,8 @@ KEY = jax.random.key(20)  # its rows differ in every way; see the cases below
 
 @lru_cache
 def program(config, template, sampling):
-    return jax.jit(partial(sample_dialogues, Decoder(config), template=template, config=sampling))
+    draw = partial(sample_dialogues, Decoder(config), template=template, config=sampling)
+    return guarded(jax.jit(draw))
 
 
 def sample(config=MODEL, template=SCRIPT, sampling=SAMPLING, prompts=PROMPTS, key=KEY):

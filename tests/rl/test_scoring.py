@@ -7,6 +7,7 @@ import pytest
 
 from score_jax.model.decoder import Decoder
 from score_jax.rl.scoring import hidden_states, policy_positions, score_tokens
+from tests.guarded import guarded
 from tests.tiny import GEMMA, MODEL, naive_logprobs, random_params, row_logits, rows_of
 
 LINES = [  # tokens, turn
@@ -23,6 +24,7 @@ def scores(
 ):
     decoder, params = Decoder(config), random_params(config)
 
+    @guarded
     @jax.jit
     def run(params, fixed, episodes):
         hidden = hidden_states(decoder, params, episodes.tokens)

@@ -15,6 +15,7 @@ from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.sampling import TurnTemplate
 from score_jax.rl.sft import random_move, supervised_update
 from score_jax.types import TrainState
+from tests.guarded import guarded
 from tests.rl.test_learner import DECODER, LIMIT, assert_close, episodes, gradient
 from tests.tiny import MODEL, random_params, row_logits
 
@@ -98,7 +99,7 @@ def updated(params, rows, *, step=0, **options):
     update = partial(
         supervised_update, DECODER, sgd, config=config, max_policy_tokens=2 * LIMIT, **options
     )
-    return jax.jit(update)(state, rows)
+    return guarded(jax.jit(update))(state, rows)
 
 
 def test_supervised_update_follows_the_mean_cross_entropy():
