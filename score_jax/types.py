@@ -9,7 +9,7 @@ token `#` belongs to the turn that it ends, the instruction to nobody:
                                                ^ length
 
 Row b of B = P * G belongs to problem b // G and is its sample b % G. No mask is
-ever inferred from a token's id: padding may equal the stop token.
+ever inferred from a token's id: the stop token's id may also stand in the padding.
 
 Dimensions: P problems, G samples per problem, B rows, T tokens of a row, R turns,
 D width, N query heads, K key/value heads, H head width, F feed-forward, L layers,
@@ -49,19 +49,19 @@ class Cache(struct.PyTreeNode):
 
     keys: Float[Array, "L B K S H"]
     values: Float[Array, "L B K S H"]
-    # The first slots, that are all a block may need to look at; None: all there are.
+    # Attention reads only this many slots, from the first; None: all of them.
     attended_slots: int | None = struct.field(pytree_node=False, default=None)
 
 
 class Scores(struct.PyTreeNode):
-    """What the fixed reference model says of sampled dialogues."""
+    """Scores of sampled dialogues under the fixed reference model."""
 
     logprobs: Float[Array, "B T"]  # nats; 0 where turn is 0
     hidden: Float[Array, "B T D"] | None  # kept for the exact KL only
 
 
 class TokenScores(struct.PyTreeNode):
-    """What a model says of the policy's tokens; 0 elsewhere."""
+    """A model's scores of the policy's tokens; 0 at all other tokens."""
 
     logprobs: Float[Array, "B T"]  # nats
     entropy: Float[Array, "B T"]  # nats
@@ -69,18 +69,19 @@ class TokenScores(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """Rows with all that their loss needs."""
+    """Rows with everything that their loss needs."""
 
     episodes: Episodes
     scores: Scores
     advantages: Float[Array, "B T"]
     weights: Float[Array, "B T"]
-    # The learner's own, before the first update; None: as the loss finds them, at its only one.
+    # Nats, of the learner before the first of several updates; None: there is only one update,
+    # and the loss takes its own values.
     logprobs: Float[Array, "B T"] | None = None
 
 
 class TrainState(struct.PyTreeNode):
-    """All that an update changes. The reference parameters are never part of it."""
+    """Everything that an update changes; the reference parameters are not part of it."""
 
     step: Int[Array, ""]  # rollouts learnt from
     params: Params

@@ -26,7 +26,7 @@ GEMMA = dataclasses.replace(  # every switch that could break a cache
     norm_plus_one=True,
     embedding_scale=True,
 )
-SCRIPT = TurnTemplate(
+TEMPLATE = TurnTemplate(
     stops=(0,), instruction=(7, 8), turns=2
 )  # the stop token is the padding as well
 SAMPLING = SamplingConfig(group_size=3, prompt_limit=5, turn_limit=5)

@@ -1,9 +1,9 @@
-"""Several hosts: how they find each other, and what they tell each other besides arrays.
+"""Several hosts: joining a run, and exchanging values that are not sharded arrays.
 
-Every host runs the same program in the same order; whatever could differ between them
-(a clock, a file system's view, a signal) is decided by `exchange`, `gather` or
-`from_first`, which all hosts must call at the same point. On one host nothing here does
-anything.
+Every host runs the same program in the same order. A value that may differ between hosts (a
+clock, the view of a shared file system, a signal) is agreed on through `all_gather`,
+`all_gather_objects`, `broadcast_from_first` or `any_process`, which all hosts must call at the
+same point. With one host all of them return at once.
 """
 
 import os
@@ -16,25 +16,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# After this long without a sign of life JAX's own service ends a run. The watchdog is
-# faster, and says more; this is for what it can't see.
+# JAX's coordination service ends a run when a host is silent for this long. The watchdog is
+# faster and says more; this catches what the watchdog's own threads cannot.
 HEARTBEAT_SECONDS = 50
-SHUTDOWN_SECONDS = 60  # waited at the end for hosts that don't come any more
-# Collectives of CPUs would give up on a slow host after 30 s, before its graders' deadline.
+SHUTDOWN_SECONDS = 60  # waited at the end for the other hosts
+# XLA's collectives on CPUs time out after 30 s, which is before the graders' deadline.
 PATIENCE, PATIENCE_SECONDS = "xla_cpu_collective_timeout_seconds", 3600
 AUTO = "auto"
 
 
 def start(coordinator: str, processes: int | None, process: int | None) -> None:
-    """Joins the hosts of a run; must come before anything that uses a device.
+    """Joins the hosts of a run; must be called before any device is used.
 
     Args:
-      coordinator: HOST:PORT of process 0; "auto": the TPU's, Slurm's or MPI's own
-        description says everything; "": this is the only host, unless a TPU's
-        environment names several.
+      coordinator: HOST:PORT of process 0; "auto": taken from the environment of a TPU, Slurm or
+        MPI; "": this is the only host, unless a TPU's environment names several.
 
     Raises:
-      ValueError: the three don't fit together.
+      ValueError: the three arguments contradict each other, or "auto" finds no description.
     """
     if not coordinator and (processes or process) is None:
         if "," not in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
@@ -54,7 +53,7 @@ def start(coordinator: str, processes: int | None, process: int | None) -> None:
         told = os.environ.get("XLA_FLAGS", "")
         if PATIENCE not in told:  # XLA reads it when the first device is asked for
             os.environ["XLA_FLAGS"] = f"{told} --{PATIENCE}={PATIENCE_SECONDS}".strip()
-    # SIGTERM is ours: it is agreed on with the metrics of each step.
+    # score_jax handles SIGTERM itself: after each step the hosts agree on whether to stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -64,17 +63,17 @@ def start(coordinator: str, processes: int | None, process: int | None) -> None:
         )
     except ValueError as error:
         raise ValueError(
-            f"--coordinator is {coordinator!r}, but the hosts can't be told from it ({error}); "
+            f"--coordinator is {coordinator!r}, but it describes no hosts ({error}); "
             "set --coordinator=HOST:PORT, --processes and --process"
         ) from error
-    jax.devices()  # all hosts meet here, so that nothing later waits for it
+    jax.devices()  # waits for all hosts here, so that no later call does
 
 
 def check_flags(coordinator: str, processes: int | None, process: int | None) -> None:
     """Checks the flags that describe the hosts.
 
     Raises:
-      ValueError: they do not.
+      ValueError: a flag is missing or malformed.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
@@ -89,12 +88,12 @@ def check_flags(coordinator: str, processes: int | None, process: int | None) ->
 
 
 def process_count() -> int:
-    """How many hosts there are; asks no device while there is only one."""
+    """The number of hosts; initialises no device while there is only one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def process_index() -> int:
-    """Which of them this is, from 0."""
+    """The number of this host, from 0."""
     return jax.process_index() if process_count() > 1 else 0
 
 
@@ -104,48 +103,52 @@ def is_first() -> bool:
 
 
 def log(text: str) -> None:
-    """Prints a line, once for all hosts."""
+    """Prints a line on the first host."""
     if is_first():
         print(text, flush=True)
 
 
 def log_prefix() -> str:
-    """What stands before this host's errors; empty when there is only one."""
+    """Prefix of this host's error messages; "" when there is only one host."""
     return f"[host {process_index()}] " if process_count() > 1 else ""
 
 
 def file_of_process(name: str) -> str:
-    """A file name of this host's own, where several write the same kind of file."""
+    """The name with this host's number in it; unchanged when there is only one host."""
     stem, dot, kind = name.rpartition(".")
     return f"{stem}_host{process_index()}{dot}{kind}" if process_count() > 1 else name
 
 
 def all_gather(values: np.ndarray) -> np.ndarray:
-    """Gives every host's float64 values to all, as [hosts, n]; n is the same everywhere."""
+    """Gathers float64 values [n] of every host to all hosts, as [hosts, n]; n is equal on all."""
     values = np.asarray(values, np.float64)
     if process_count() == 1:
         return values[None]
-    words = multihost_utils.process_allgather(values.view(np.uint32))  # devices may lack float64
+    words = multihost_utils.process_allgather(
+        values.view(np.uint32)
+    )  # devices may not have float64
     return np.ascontiguousarray(words).view(np.float64)
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Gives every host's Python value to all, in the hosts' order.
+    """Gathers a Python value of every host to all hosts, in the order of the hosts.
 
-    Values are pickled: they come from this same program, over the links that carry its
-    parameters.
+    Values are pickled, which is safe: they come from this same program, over the links that
+    also carry its parameters.
     """
     if process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     lengths = all_gather(np.asarray([len(data)]))[:, 0].astype(int)
-    room = 1 << int(max(lengths) - 1).bit_length()  # few sizes: each compiles a program
+    room = (
+        1 << int(max(lengths) - 1).bit_length()
+    )  # powers of two, since every size compiles a program
     found = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
     return [pickle.loads(row[:n].tobytes()) for row, n in zip(found, lengths, strict=True)]
 
 
 def broadcast_from_first(value: Any) -> Any:
-    """The first host's value: what files show may differ between hosts for a moment."""
+    """The first host's value on all hosts; for what a shared file system shows, for example."""
     return all_gather_objects(value)[0]
 
 
@@ -164,16 +167,17 @@ def barrier() -> None:
 def exit_with_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Ends a process by an error that nothing has caught, or several hosts by it."""
+    """Excepthook: prints the traceback; with several hosts it also ends this process."""
     sys.__excepthook__(kind, error, trace)
     if process_count() > 1:
         exit_process(1)
 
 
 def exit_process(code: int) -> None:
-    """Ends this process; with several hosts at once, for the others may never come.
+    """Ends this process with an exit code.
 
-    A regular end of Python waits for all hosts.
+    A regular exit of Python waits for all hosts, which may never come after an error; so with
+    several hosts and a code other than 0 the process ends at once.
     """
     if code and process_count() > 1:
         sys.stdout.flush()

@@ -1,18 +1,31 @@
-"""The mesh, the tables from logical to mesh axes, and moves between host and devices.
+"""The mesh, the tables from logical to mesh axes, and transfers between host and devices.
 
-Nothing else in the package makes a mesh or a global array. Training and sampling share
-the mesh and differ by table:
+No other module makes a mesh or a global array. Training and sampling share the mesh and
+differ by their table. What is split over which mesh axis:
 
-    axis      training                     sampling
-    slice     rows                         rows             slowest: between slices, DCN
-    data      rows                         rows             parameters whole on each
-    fsdp      rows, parameters             rows             parameters whole on each
-    swing     rows, parameters (fsdp)      heads, MLP, vocabulary (tensor)
-    tensor    heads, MLP, vocabulary       heads, MLP, vocabulary
+    axis               training                   sampling
+    slice              rows                       rows           between slices, over DCN
+    data               rows                       rows           parameters whole on each
+    fsdp               rows, parameters           rows           parameters whole on each
+    sampling_tensor    rows, parameters           heads, MLP, vocabulary
+    tensor             heads, MLP, vocabulary     heads, MLP, vocabulary
 
-Decoding reads every parameter for every token. Gathering them over fsdp each time would
-send them all over the links, so they are gathered once per rollout, and `sampling_tensor` says
-over how many of the devices they stay split while the rows' keys and values do, too.
+Decoding reads every parameter for every token, so sampling does not gather them over fsdp at
+each use: they are gathered once per rollout, and `sampling_tensor` says over how many devices
+they stay split meanwhile, together with the cache's heads. An example: a matrix [embed 4,
+heads 4] and eight rows on fsdp=2 x sampling_tensor=2. Devices 0 and 1 are fsdp 0, devices 0
+and 2 are sampling_tensor 0; each entry names the devices that hold it:
+
+                  training       gathered over fsdp      sampling
+    embed 0       0  0  0  0     02 02 02 02             02 02 13 13
+    embed 1       2  2  2  2     02 02 02 02             02 02 13 13
+    embed 2       1  1  1  1     13 13 13 13             02 02 13 13
+    embed 3       3  3  3  3     13 13 13 13             02 02 13 13
+
+    rows 0 to 7   0 0 1 1 2 2 3 3                        01 01 01 01 23 23 23 23
+
+The second step moves each device's part from one axis of the matrix to the other within a
+pair of devices: one exchange, no further gathering.
 """
 
 import math
@@ -81,11 +94,11 @@ GATHERED_RULES: Rules = (("embed", "sampling_tensor"), *TRAIN_RULES)
 class MeshConfig:
     """Devices along each mesh axis."""
 
-    slices: Devices = -1  # groups of devices joined by the slower network; -1: as the devices say
-    data: Devices = -1  # copies of the model in a slice; -1: all devices that the other axes leave
-    fsdp: Count = 1  # parameters, optimiser and rows are split
-    sampling_tensor: Count = 1  # as fsdp in training, as tensor in sampling
-    tensor: Count = 1  # heads, feed-forward and vocabulary are split
+    slices: Devices = -1  # groups of devices joined by the slower network; -1: read from devices
+    data: Devices = -1  # copies of the model in a slice; -1: all devices not used by the other axes
+    fsdp: Count = 1  # splits parameters, optimiser state and rows
+    sampling_tensor: Count = 1  # like fsdp in training, like tensor in sampling
+    tensor: Count = 1  # splits heads, feed-forward and vocabulary
 
     def __post_init__(self):
         check_fields(self, "mesh")
@@ -135,10 +148,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def warm_up_collectives(mesh: Mesh) -> None:
-    """Has the CPUs of several hosts open their connections, while no host is behind another.
+    """Runs one collective per group of mesh axes, on CPUs of several hosts only.
 
-    gloo does so at the first collective of a group of devices and gives up after 30 s; by
-    then the time that programs take to compile may differ by more.
+    gloo opens its connections at the first collective of a group of devices and gives up after
+    30 s. Later in a run hosts may be further apart than that, since compile times differ.
     """
     if jax.process_count() == 1 or jax.default_backend() != "cpu":
         return
@@ -155,31 +168,31 @@ def warm_up_collectives(mesh: Mesh) -> None:
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts rows are split in training, and wherever hosts give or take them."""
+    """The number of parts that rows are split into, in training and between hosts and devices."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Split along the first dimension."""
+    """The sharding of arrays whose first dimension is rows."""
     return NamedSharding(mesh, P(ROW_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def parameter_shardings(
     boxed: Any, mesh: Mesh, rules: Rules = TRAIN_RULES, *, constants: int = 0
 ) -> Any:
-    """The sharding of each leaf of a tree made by `eval_shape` with its axes on it.
+    """The sharding of each leaf of a tree made by `eval_shape`, from its logical axes.
 
     Args:
-      constants: most dimensions of a leaf that needs no axes and is replicated: 0 for
-        parameters, 1 where an optimiser's state holds coefficients of its own.
+      constants: leaves with at most this many dimensions need no axes and are replicated: 0 for
+        parameters, 1 for optimiser states, which hold coefficients of their own.
 
     Raises:
-      ValueError: an array has no logical axes, or one that does not divide.
+      ValueError: an array has no logical axes, or an axis does not divide over its devices.
     """
 
     def one(path: tuple, leaf: Any) -> Any:
@@ -189,7 +202,7 @@ def parameter_shardings(
                 return replicated(mesh)
             raise ValueError(f"parameter {name} of shape {leaf.shape} has no logical axes")
         if not jax.tree.leaves(leaf.value):
-            return leaf.value  # a place that an optimiser keeps empty
+            return leaf.value  # an empty node of the optimiser state
         spec = logical_to_mesh_axes(leaf.names, rules)
         shape = leaf.value.shape
         assert spec is not None, f"no mesh axes for {name} with logical axes {leaf.names}"
@@ -208,16 +221,17 @@ def parameter_shardings(
 
 
 def own_rows(mesh: Mesh, count: int) -> np.ndarray:
-    """Which of `count` rows this host holds, ascending; `count` divides by the row shards.
+    """Indices of the rows that this host holds, ascending, of `count` rows in all.
 
-    Hosts that split a model between them (`tensor`) hold the same rows.
+    `count` must be a multiple of `row_shards`. Hosts that split a model between them (`tensor`)
+    hold the same rows.
     """
     indices = rows(mesh).addressable_devices_indices_map((count,)).values()
-    return np.unique(np.concatenate([np.arange(count)[place] for place in indices]))
+    return np.unique(np.concatenate([np.arange(count)[index] for index in indices]))
 
 
 def rows_to_global(mesh: Mesh, local: Any) -> Any:
-    """Makes global arrays of which each host gives its `own_rows`."""
+    """Makes global arrays; each host passes the rows that `own_rows` names."""
     shards = own_rows(mesh, row_shards(mesh))
 
     def one(x: Any) -> jax.Array:
@@ -229,15 +243,15 @@ def rows_to_global(mesh: Mesh, local: Any) -> Any:
             return x[at : at + size]
 
         shape = (size * row_shards(mesh), *x.shape[1:])
-        places = rows(mesh).addressable_devices_indices_map(shape)
-        parts = [jax.device_put(part(index), device) for device, index in places.items()]
+        indices = rows(mesh).addressable_devices_indices_map(shape)
+        parts = [jax.device_put(part(index), device) for device, index in indices.items()]
         return jax.make_array_from_single_device_arrays(shape, rows(mesh), parts)
 
     return jax.tree.map(one, local)
 
 
 def local_rows(tree: Any) -> Any:
-    """This host's rows of arrays that are split along the first dimension, as numpy."""
+    """This host's rows of arrays that are split by row, as numpy."""
 
     def one(array: jax.Array) -> np.ndarray:
         parts: Mapping[int, Any] = {
@@ -249,7 +263,7 @@ def local_rows(tree: Any) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """All numbers of global arrays as numpy, on every host; all hosts must ask."""
+    """Global arrays as whole numpy arrays on every host; all hosts must call."""
 
     def one(array: jax.Array) -> np.ndarray:
         if array.is_fully_addressable or array.is_fully_replicated:

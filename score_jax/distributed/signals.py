@@ -1,4 +1,4 @@
-"""Signals that ask a run to end, after a save where there is something to be saved."""
+"""SIGTERM and SIGINT: a run stops after the step under way is saved."""
 
 import signal
 from collections.abc import Iterator
@@ -8,33 +8,34 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end, and nothing is left to be saved."""
+    """A signal stopped the run, and everything is saved."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
-        self.code = 128 + number  # as a shell reports a process that the signal ended
+        self.code = 128 + number  # the shell's exit code of a process ended by a signal
 
 
 @dataclass
 class StopRequest:
-    """Whether a signal has asked the run to end, and whether it must wait for a save."""
+    """A signal that was received, and whether the run first finishes and saves its step."""
 
-    number: int = 0
-    after_save: bool = False  # steps are under way: the one being done is saved first
+    number: int = 0  # of the signal; 0: none was received
+    after_save: bool = False  # True while steps run: the current one is saved first
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM and SIGINT into `Interrupted`, while training after a save.
+    """Handles SIGTERM and SIGINT while the context is open.
 
-    A second SIGINT does not wait.
+    Outside of training they raise `Interrupted` at once. During training they set the request,
+    and the loop raises `Interrupted` after its save; a second SIGINT raises at once.
     """
     request = StopRequest()
 
     def ask(number: int, _: Any) -> None:
         if not request.after_save or (request.number and number == signal.SIGINT):
             name = signal.Signals(number).name
-            raise Interrupted(f"{name}: the same command goes on from what is saved", number)
+            raise Interrupted(f"{name}: the same command goes on from the last checkpoint", number)
         request.number = number
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}

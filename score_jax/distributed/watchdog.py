@@ -1,10 +1,10 @@
-"""Says which host is late and in which phase, and ends all hosts when one is gone.
+"""Reports hosts that are late, and ends all hosts when one of them is lost.
 
-Every host tells the first one each second where it is in the program. All run the same
-phases in the same order, so a host is late when it is phases behind another. Whoever
-ends, tells why; a connection that closes without a word is a process that was killed.
-All of it happens in threads beside the program and over sockets of its own: it needs no
-disk, no collective and no device, and takes part in no decision of the program.
+Every host sends its current phase to the first host once a second. All hosts run the same
+phases in the same order, so a host is late when it is phases behind another one. A host that
+ends sends the reason first; a connection that closes without a message means that the process
+was killed. The watchdog runs in its own threads and uses its own sockets: it needs no disk, no
+collective and no device, and never changes what the program computes.
 """
 
 import json
@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from score_jax.distributed import processes
 
 BEAT_SECONDS = 1.0
-LATE_SECONDS = 10.0  # behind another host before it is said; then after twice as long
-SILENT_SECONDS = 40.0  # without a beat a host counts as gone
-GRACE_SECONDS = 5.0  # between the news that a host is gone and the end of this one
+LATE_SECONDS = 10.0  # behind another host before the first report; the interval then doubles
+SILENT_SECONDS = 40.0  # without a message; after that a host counts as lost
+GRACE_SECONDS = 5.0  # from learning that a host is lost to the exit of this process
 CONNECT_SECONDS = 5.0
 
 
 class HostLost(RuntimeError):
-    """Another host has ended; the message says which, where and why."""
+    """Another host has ended; the message gives its number, its phase and the reason."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -37,26 +37,26 @@ class HostLost(RuntimeError):
 
 @dataclass
 class Host:
-    """What is known of one host."""
+    """State of one host."""
 
     connection: socket.socket | None = None
-    serial: int = 0  # phases begun: comparable, as all hosts begin the same ones
+    serial: int = 0  # phases begun; comparable between hosts, which all begin the same phases
     phase: str = "start"
     last_heard: float = field(default_factory=time.monotonic)
-    behind_since: float | None = None  # since when another host is ahead
-    reported_seconds: float = 0.0  # seconds of lateness that were said
-    finished: bool = False  # said goodbye
-    closed: bool = False  # closed its connection
+    behind_since: float | None = None  # time since which another host is ahead; None: it is level
+    reported_seconds: float = 0.0  # lateness in the last report, in seconds
+    finished: bool = False  # ended regularly
+    closed: bool = False  # its connection is closed
 
 
 class Watchdog:
     """The connections of one host: of the first to all others, of any other to the first."""
 
     def __init__(self, near: str = ""):
-        """Connects the hosts; all must come here together.
+        """Connects the hosts; all hosts must construct it at the same point.
 
         Args:
-          near: a name under which the first host may be found, tried before its own.
+          near: an address of the first host, tried before those that it reports itself.
         """
         self.number, self.count = processes.process_index(), processes.process_count()
         self.hosts = {n: Host() for n in (range(self.count) if not self.number else (0,))}
@@ -71,12 +71,16 @@ class Watchdog:
             threading.Thread(target=self.monitor, name="watchdog", daemon=True).start()
 
     def enter_phase(self, phase: str) -> None:
-        """Says which phase this host begins."""
+        """Records the phase that this host begins, and sends it."""
         self.phase, self.serial = phase, self.serial + 1
         self.phase_changed.set()
 
     def late_hosts(self, now: float) -> Iterator[str]:
-        """What is to be said of hosts that are behind, each in one line."""
+        """Yields one line for each host whose lateness is to be reported.
+
+        Args:
+          now: time.monotonic() in seconds.
+        """
         ahead = max(host.serial for host in self.hosts.values())
         for number, host in self.hosts.items():
             if host.serial == ahead or host.finished:
@@ -99,7 +103,7 @@ class Watchdog:
             server = socket.create_server(("", 0), backlog=self.count)
             port, token = server.getsockname()[1], secrets.token_hex(16)
             for number in set(self.hosts) - {0}:
-                self.hosts[number].finished = True  # not to be watched before it has come
+                self.hosts[number].finished = True  # not watched before it has connected
             processes.broadcast_from_first(([near, *own_addresses()], port, token))
             reader = threading.Thread(target=self.accept, args=(server, token), daemon=True)
             reader.start()
@@ -109,7 +113,7 @@ class Watchdog:
             with suppress(OSError):
                 connection = socket.create_connection((name, port), timeout=CONNECT_SECONDS)
                 connection.sendall(line({"token": token, "host": self.number}))
-                if connection.recv(1) == b"\n":  # this was the first host and no stranger
+                if connection.recv(1) == b"\n":  # only the first host answers so
                     connection.settimeout(None)
                     self.hosts[0].connection = connection
                     self.listen(0, connection)
@@ -121,7 +125,7 @@ class Watchdog:
         )
 
     def accept(self, server: socket.socket, token: str) -> None:
-        """Takes the connections of all other hosts, then no more."""
+        """Accepts one connection from every other host, then closes the server."""
         missing = set(self.hosts) - {0}
         with server:
             while missing and not self.closing.is_set():
@@ -131,7 +135,7 @@ class Watchdog:
                     hello = json.loads(connection.makefile("rb").readline(200))
                     number = hello["host"]
                     if hello["token"] != token or number not in missing:
-                        raise ValueError("a stranger")
+                        raise ValueError("not a host of this run")
                     connection.sendall(b"\n")
                 except (OSError, ValueError, KeyError, TypeError):
                     connection.close()
@@ -142,13 +146,13 @@ class Watchdog:
                 self.listen(number, connection)
 
     def listen(self, number: int, connection: socket.socket) -> None:
-        """Starts reading what another host says."""
+        """Starts a thread that reads the messages of another host."""
         self.hosts[number].last_heard, self.hosts[number].finished = time.monotonic(), False
         reader = threading.Thread(target=self.read, args=(number, connection), daemon=True)
         reader.start()
 
     def read(self, number: int, connection: socket.socket) -> None:
-        """Takes in one host's lines until it is gone."""
+        """Reads one host's messages until its connection closes."""
         host = self.hosts[number]
         with suppress(OSError, ValueError), connection.makefile("rb") as lines:
             for text in lines:
@@ -162,18 +166,25 @@ class Watchdog:
         host.closed = True
         if not host.finished and not self.closing.is_set():
             self.report_lost(
-                f"host {number} of {self.count} has ended without a word, {self.last_seen(host)}", 1
+                f"host {number} of {self.count} has ended without a message, "
+                f"{self.last_seen(host)}",
+                1,
             )
 
     def last_seen(self, host: Host) -> str:
-        """Where a host was last seen."""
+        """The phase that a host last reported, and how to go on."""
         return (
-            f"last seen in phase {host.phase}: the same command on all hosts goes on from what "
-            "is saved"
+            f"last seen in phase {host.phase}: the same command on all hosts goes on from the last "
+            "checkpoint"
         )
 
     def report_lost(self, message: str, code: int) -> None:
-        """Takes note that a host is gone, tells the others, and ends this one soon."""
+        """Records that a host is lost, tells the others, and ends this process soon.
+
+        Args:
+          message: for people.
+          code: exit code of this process.
+        """
         with self.lock:
             if self.lost is not None or self.closing.is_set():
                 return
@@ -183,29 +194,32 @@ class Watchdog:
         threading.Thread(target=self.exit_after_grace, daemon=True).start()
 
     def exit_after_grace(self) -> None:
-        """Ends a process that waits for a host that won't come."""
+        """Ends this process after GRACE_SECONDS, unless the program ends by itself before."""
         if self.closing.wait(GRACE_SECONDS) or self.lost is None:
-            return  # the program has noticed by itself
+            return  # the program has raised an error by itself
         print(f"{processes.log_prefix()}error: {self.lost}", file=sys.stderr, flush=True)
         self.wait_for_others_to_close()
         os._exit(self.lost.code)
 
     def wait_for_others_to_close(self) -> None:
-        """Has the first host end last: JAX's service is in it, and aborts whom it leaves."""
+        """Lets the first host exit last.
+
+        It runs JAX's coordination service, whose end aborts every process still connected.
+        """
         end = time.monotonic() + GRACE_SECONDS + 1
         others = [host for host in self.hosts.values() if host.connection and self.number == 0]
         while time.monotonic() < end and not all(host.closed for host in others):
             time.sleep(0.05)
 
     def send(self, message: dict) -> None:
-        """Sends a line to all that this host is connected to."""
+        """Sends a message to every host that this one is connected to."""
         for host in self.hosts.values():
             if host.connection is not None:
                 with suppress(OSError), self.lock:
                     host.connection.sendall(line(message))
 
     def monitor(self) -> None:
-        """Beats, and looks for hosts that are late or silent."""
+        """Sends this host's phase every BEAT_SECONDS; reports late hosts, ends on silent ones."""
         while not self.closing.is_set():
             self.phase_changed.wait(BEAT_SECONDS)
             self.phase_changed.clear()
@@ -228,17 +242,18 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
-        """Takes leave of the others; an error that a lost host has caused is told as its loss.
+        """Tells the other hosts that this one ends, and whether by an error.
+
+        A collective that fails because a host is lost raises an error here, often before the
+        loss itself is known; so an error of that kind waits briefly for the cause.
 
         Raises:
-          HostLost: instead of an error that followed from it.
+          HostLost: in place of a RuntimeError or OSError, where a lost host caused it.
         """
         if self.count == 1:
             return
         if isinstance(error, RuntimeError | OSError):
-            self.lost_event.wait(
-                GRACE_SECONDS / 2
-            )  # broken links are noticed sooner than their cause
+            self.lost_event.wait(GRACE_SECONDS / 2)  # a collective fails before its cause is known
         lost = self.lost if isinstance(error, RuntimeError | OSError) else None
         self.closing.set()
         if error is None:
@@ -257,14 +272,14 @@ class Watchdog:
 
 
 def line(message: dict) -> bytes:
-    """A message as one line."""
+    """A message as one line of JSON."""
     return json.dumps(message).encode() + b"\n"
 
 
 def own_addresses() -> list[str]:
-    """Names under which others may reach this machine, the likeliest first."""
+    """Addresses of this machine, the one that other hosts most likely reach first."""
     found = []
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("10.255.255.255", 1))  # sends nothing; it picks the way out
+        probe.connect(("10.255.255.255", 1))  # sends nothing: UDP only selects the route
         found.append(probe.getsockname()[0])
     return [*found, socket.gethostname(), "127.0.0.1"]

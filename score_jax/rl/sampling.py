@@ -1,17 +1,27 @@
 """The two-turn sampling loop: one program from prompts to finished dialogues.
 
-The prompt is prefilled once per problem and fanned out to G rows. Then every row
-goes its own way, one token per iteration: it draws turn 1 up to the stop token, is
-fed the instruction (its next tokens are forced instead of drawn), draws turn 2. The
-loop ends when every row has. A row writes keys, values and tokens at its own
-length, so rows stay contiguous and go to the learner as they are:
+The prompt is prefilled once per problem and fanned out to G rows. Then every row advances by
+one token per iteration, independently of the others: it draws turn 1 up to the stop token,
+takes the instruction's tokens (forced, not drawn), and draws turn 2. The loop ends when all
+rows are done. A row writes keys, values and tokens at its own length, so rows stay contiguous
+and go to the learner as they are.
 
-    iteration   0  1  2  3  4  5  6  7  8
-    row 0       y  y  #  i  i  y  y  #  .
-    row 1       y  y  y  y  #  i  i  y  #
+Forced tokens stand in one array, here `# i j #` for the instruction `i j`, and each row holds
+the index of its next one; an index behind the instruction, here 3, means that it draws. Row 0
+draws its stop token `#`. Row 1 is cut after turn_limit=3 tokens, and the stop token that it
+lacks is forced as well; `turn` is 0 there, so that it is not trained:
 
-Long dialogues are drawn in spans, loops one after the other: no row is longer than the
-prompt's limit and the steps taken, so the first span reads only the front of the cache.
+    iteration     0  1  2  3  4  5  6  7
+    row 0 token   y  #  i  j  y  #  .  .
+          forced  3  3  1  2  3  3  3  3
+          turn    1  1  0  0  2  2  0  0
+    row 1 token   y  y  y  #  i  j  y  #
+          forced  3  3  3  0  1  2  3  3
+          turn    1  1  1  0  0  0  2  2
+
+Long dialogues are decoded in segments, one loop after the other. After n iterations no row is
+longer than prompt_limit + n tokens, so an early segment attends only to the first slots of
+the cache.
 """
 
 from dataclasses import dataclass
@@ -35,7 +45,7 @@ from score_jax.rl.keys import row_keys, token_keys
 from score_jax.rl.logprobs import log_softmax, select_logprob
 from score_jax.types import Cache, Episodes, Params, Prompts
 
-TILE = 16  # slots that a TPU reads together, in bfloat16
+TILE = 16  # slots of the cache that a TPU reads at a time, in bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +58,7 @@ class SamplingConfig:
     turn_limit: Count = 64  # tokens of one turn, its stop token included
     row_limit: Natural = 0  # tokens of a whole dialogue; 0: all that the other limits allow
     temperature: NotNegative = 1.0  # 0: greedy
-    decode_segments: Count = 1  # loops one after the other, each with more of the cache in sight
+    decode_segments: Count = 1  # loops one after the other, each over more of the cache
 
     def __post_init__(self):
         check_fields(self, "sampling")
@@ -66,24 +76,24 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnTemplate:
-    """What stands between turns, and what ends one."""
+    """The tokens that end a turn and those that stand between two turns."""
 
-    stops: tuple[int, ...]  # ids that end a turn; the first is the format's own, which is forced
-    instruction: tuple[int, ...]  # ids from behind the stop token to where the next turn begins
+    stops: tuple[int, ...]  # ids that end a turn; the first is the one that is forced
+    instruction: tuple[int, ...]  # ids between the stop token and the next turn
     turns: int = 2  # R, attempts per dialogue
 
     def row_length(self, config: SamplingConfig) -> int:
-        """T: the most tokens that a dialogue can take."""
+        """T: the largest number of tokens of a dialogue."""
         whole = config.prompt_limit + self.steps(config)
         return min(whole, config.row_limit or whole)
 
     def steps(self, config: SamplingConfig) -> int:
-        """The most tokens that a dialogue can take behind its prompt, of one token at least."""
+        """The largest number of tokens after a prompt, which has at least one token."""
         whole = self.turns * config.turn_limit + (self.turns - 1) * (len(self.instruction) + 1)
         return min(whole, (config.row_limit or whole + 1) - 1)
 
     def segment_schedule(self, config: SamplingConfig) -> list[tuple[int, int]]:
-        """For each span, the step before which it ends and the slots in sight until then."""
+        """For each segment, the iteration at which it ends and the slots that it attends to."""
         ends = [
             self.steps(config) * n // config.decode_segments
             for n in range(1, config.decode_segments + 1)
@@ -100,28 +110,28 @@ class SamplingState(struct.PyTreeNode):
     logprobs: Float[Array, "B T"]
     truncated: Bool[Array, "B R"]
     length: Int[Array, "B"]  # tokens so far
-    turn: Int[Array, "B"]  # the turn being drawn or about to be, 1..R
+    turn: Int[Array, "B"]  # current turn, 1..R; the next one while its instruction is forced
     used: Int[Array, "B"]  # tokens drawn in that turn
-    forced: Int[Array, "B"]  # next forced token's place in the script; behind its end: draw
+    forced: Int[Array, "B"]  # index of the next forced token; above len(instruction): draw one
     done: Bool[Array, "B"]
     hidden: Float[Array, "B D"]  # of the last token
-    cache: Cache | None  # None: apart from the rest, which is split otherwise
+    cache: Cache | None  # None while `advance` and `constrain_rows` handle the other fields
 
 
 def sample_token(
     keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float
 ) -> Int[Array, "B"]:
-    """One token per row, each from its own key."""
+    """Draws one token per row, each from its own key; argmax at temperature 0."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
 
 
 def constrain_rows(tree: Any) -> Any:
-    """Keeps arrays split by row as sampling splits them.
+    """Constrains arrays to the row sharding of sampling.
 
-    Unasked, the partitioner takes the finer split of the episodes that come out, into the
-    loop, and then gathers rows again for every product.
+    Without it the partitioner carries the finer sharding of the resulting episodes into the
+    loop, and gathers rows again for every matrix product.
     """
     return jax.tree.map(
         lambda x: with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1))), tree
@@ -129,7 +139,7 @@ def constrain_rows(tree: Any) -> Any:
 
 
 def write_where(row: Array, at: Int[Array, "B"], value: Array, write: Bool[Array, "B"]) -> Array:
-    """Sets one entry of each row where `write`; elementwise, so no scatter is compiled."""
+    """Sets entry `at` of each row where `write`; elementwise, so that no scatter is compiled."""
     here = (jnp.arange(row.shape[1])[None, :] == at[:, None]) & write[:, None]
     return jnp.where(here, value[:, None], row)
 
@@ -141,7 +151,7 @@ def prefill(
     template: TurnTemplate,
     config: SamplingConfig,
 ) -> SamplingState:
-    """Runs the prompts once per problem and fans them out to G rows each."""
+    """Runs each problem's prompt once and repeats its cache for G rows."""
     problems, width = prompts.tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), (problems, width))
     hidden, new = forward(decoder, params, prompts.tokens, positions)
@@ -180,11 +190,11 @@ def advance(
     template: TurnTemplate,
     limit: int,
 ) -> SamplingState:
-    """Appends one token to every row that is not done, and moves rows between turns.
+    """Appends one token to every row that is not done, and starts the next turn where one ends.
 
-    A turn that reaches its limit is flagged as truncated and closed by a forced stop
-    token, which is not the policy's; a turn that stops itself owns its stop token. A row
-    that is full ends where it is, the turn under way truncated.
+    A turn that draws a stop token owns it. A turn that reaches its limit is flagged as truncated
+    and followed by a forced stop token, which is not the policy's. A row that is full ends, its
+    current turn flagged as truncated.
     """
     forcing = state.forced <= len(template.instruction)
     policy = ~forcing & ~state.done
@@ -197,7 +207,7 @@ def advance(
     full = (state.length + 1 >= state.tokens.shape[1]) & ~over & ~state.done
     this_turn = jnp.arange(1, template.turns + 1)[None, :] == state.turn[:, None]
     ahead = jnp.arange(1, template.turns + 1)[None, :] > state.turn[:, None]
-    lost = (this_turn & ~stopped[:, None]) | ahead  # turns that a full row leaves unfinished
+    lost = (this_turn & ~stopped[:, None]) | ahead  # turns that a full row does not finish
     forced = jnp.where(forcing, state.forced + 1, state.forced)
     return state.replace(
         tokens=write_where(state.tokens, state.length, token, ~state.done),
@@ -207,7 +217,7 @@ def advance(
         length=state.length + ~state.done,
         turn=jnp.where(ended & ~final, state.turn + 1, state.turn),
         used=jnp.where(ended, 0, used),
-        # The script begins with the stop token, which only a truncated turn still needs.
+        # Forced tokens begin with the stop token, which only a truncated turn still needs.
         forced=jnp.where(ended & ~final, jnp.where(cut, 0, 1), forced),
         done=state.done | over | full,
     )
@@ -246,16 +256,16 @@ def sample_dialogues(
         forcing = state.forced <= len(template.instruction)
         token = jnp.where(forcing, forced_tokens[state.forced], drawn)
         logprob = select_logprob(log_softmax(logits), token)
-        at = jnp.minimum(state.length, state.tokens.shape[1] - 1)  # done rows may be full
-        assert state.cache is not None, "the loop begins with the prefilled cache"
-        seen = state.cache.replace(attended_slots=slots)
-        hidden, new = forward(decoder, params, token[:, None], at[:, None], seen)
+        at = jnp.minimum(state.length, state.tokens.shape[1] - 1)  # rows that are done may be full
+        assert state.cache is not None, "the loop starts with the prefilled cache"
+        attended = state.cache.replace(attended_slots=slots)
+        hidden, new = forward(decoder, params, token[:, None], at[:, None], attended)
         cache = write_cache(state.cache, new, at)
         state = advance(state.replace(cache=None), token, logprob, template, config.turn_limit)
         return constrain_rows(state.replace(hidden=hidden[:, 0])).replace(cache=cache)
 
     start = prefill(decoder, params, constrain_rows(prompts), template, config)
-    # A row gains at most a token a step, so nobody's length needs to be asked for.
+    # A row grows by at most one token per iteration, so the count of iterations bounds all lengths.
     end, step = start, jnp.zeros((), jnp.int32)
     for last, slots in template.segment_schedule(config):
         end, step = jax.lax.while_loop(

@@ -110,8 +110,8 @@ def test_a_killed_process_ends_the_others_with_its_name_and_phase(killed):
     _, ((code, err), (other, _)), _ = killed
     assert code not in (0, None) and other == -9
     assert re.search(
-        r"\[host 0\] error: host 1 of 2 has ended without a word, last seen in phase update of "
-        r"step 3: the same command on all hosts goes on from what is saved",
+        r"\[host 0\] error: host 1 of 2 has ended without a message, last seen in phase update of "
+        r"step 3: the same command on all hosts goes on from the last checkpoint",
         err,
     )
 

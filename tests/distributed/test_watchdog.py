@@ -68,10 +68,10 @@ def test_a_connection_that_closes_without_a_word_is_a_lost_host(pair):
     cut(second)
     assert first.lost_event.wait(WAIT)
     assert str(first.lost) == (
-        "host 1 of 2 has ended without a word, last seen in phase update of step 7: the same "
-        "command on all hosts goes on from what is saved"
+        "host 1 of 2 has ended without a message, last seen in phase update of step 7: the same "
+        "command on all hosts goes on from the last checkpoint"
     )
-    with pytest.raises(HostLost, match="host 1 of 2 has ended without a word"), first:
+    with pytest.raises(HostLost, match="host 1 of 2 has ended without a message"), first:
         raise RuntimeError("a collective broke")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from score_jax.model.decoder import Decoder, write_cache
+from score_jax.rl import sampling as sampling_module
 from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
 from score_jax.types import Cache, Prompts
 from tests.guarded import guarded
@@ -17,7 +18,7 @@ from tests.tiny import (
     MODEL,
     PROMPTS,
     SAMPLING,
-    SCRIPT,
+    TEMPLATE,
     naive_dialogues,
     naive_logprobs,
     random_params,
@@ -32,7 +33,7 @@ def program(config, template, sampling):
     return guarded(jax.jit(draw))
 
 
-def sample(config=MODEL, template=SCRIPT, sampling=SAMPLING, prompts=PROMPTS, key=KEY):
+def sample(config=MODEL, template=TEMPLATE, sampling=SAMPLING, prompts=PROMPTS, key=KEY):
     episodes = program(config, template, sampling)(random_params(config), prompts, key)
     return jax.tree.map(np.asarray, episodes)
 
@@ -52,22 +53,22 @@ def with_(**fields):
 
 
 TREE = with_(group_size=4, second_attempts=2, temperature=0.7)
-TREE_SCRIPT = TurnTemplate(stops=(0,), instruction=(), turns=3)
-SEVERAL = dataclasses.replace(SCRIPT, stops=(4, 0, 8))
+TREE_TEMPLATE = TurnTemplate(stops=(0,), instruction=(), turns=3)
+SEVERAL = dataclasses.replace(TEMPLATE, stops=(4, 0, 8))
 BRISK = with_(turn_limit=2, group_size=6)
 CASES = {
-    "two turns": (MODEL, SCRIPT, SAMPLING),
+    "two turns": (MODEL, TEMPLATE, SAMPLING),
     "several stops, one of them in the instruction": (MODEL, SEVERAL, BRISK),
-    "windows, caps and norms": (GEMMA, SCRIPT, SAMPLING),
+    "windows, caps and norms": (GEMMA, TEMPLATE, SAMPLING),
     "long turns, the cache in four segments": (
         MODEL,
-        SCRIPT,
+        TEMPLATE,
         with_(turn_limit=24, decode_segments=4),
     ),
-    "one greedy turn": (MODEL, dataclasses.replace(SCRIPT, turns=1), with_(temperature=0.0)),
+    "one greedy turn": (MODEL, dataclasses.replace(TEMPLATE, turns=1), with_(temperature=0.0)),
     "three turns in branches, cool, no instruction": (
         MODEL,
-        TREE_SCRIPT,
+        TREE_TEMPLATE,
         TREE,
     ),
 }
@@ -103,7 +104,7 @@ def test_logprobs_are_the_policys_at_temperature_one(config):
 
 
 def test_logprobs_do_not_follow_the_temperature():
-    cool = sample(MODEL, TREE_SCRIPT, TREE)
+    cool = sample(MODEL, TREE_TEMPLATE, TREE)
     want = np.where(cool.turn > 0, naive_logprobs(MODEL, random_params(MODEL), cool.tokens), 0.0)
     np.testing.assert_allclose(cool.logprobs, want, atol=1e-5)
 
@@ -117,10 +118,10 @@ def test_a_turn_owns_its_stop_and_a_cut_turn_has_a_forced_one():
             own = np.flatnonzero(turn == number)
             assert len(own) <= SAMPLING.turn_limit
             assert (np.diff(own) == 1).all()
-            assert (tokens[own] == SCRIPT.stops[0]).sum() == (0 if cut[number - 1] else 1)
-            assert cut[number - 1] or tokens[own[-1]] == SCRIPT.stops[0]
+            assert (tokens[own] == TEMPLATE.stops[0]).sum() == (0 if cut[number - 1] else 1)
+            assert cut[number - 1] or tokens[own[-1]] == TEMPLATE.stops[0]
             if number == 1:
-                between = [*SCRIPT.stops] * int(cut[0]) + [7, 8]
+                between = [*TEMPLATE.stops] * int(cut[0]) + [7, 8]
                 assert tokens[own[-1] + 1 : own[-1] + 1 + len(between)].tolist() == between
             else:
                 assert length == own[-1] + 1
@@ -202,7 +203,7 @@ def test_samples_steps_and_problems_differ():
 
 
 def test_branches_share_the_first_attempt_and_part_at_the_second():
-    got = sample(MODEL, TREE_SCRIPT, TREE)
+    got = sample(MODEL, TREE_TEMPLATE, TREE)
     lines = [(np.array(t), np.array(o)) for t, o, _ in rows(got)]
     firsts = [tuple(tokens[owner == 1]) for tokens, owner in lines]
     assert firsts[0::2] == firsts[1::2]
@@ -221,13 +222,13 @@ def test_the_loop_ends_with_the_longest_row():
             return super().__call__(tokens, positions, cache)
 
     draw = jax.jit(
-        partial(sample_dialogues, Counting(MODEL), template=SCRIPT, config=with_(group_size=1))
+        partial(sample_dialogues, Counting(MODEL), template=TEMPLATE, config=with_(group_size=1))
     )
     got = jax.block_until_ready(draw(random_params(MODEL), PROMPTS, jax.random.key(18)))
     jax.effects_barrier()
     drawn = np.asarray(got.length) - PROMPTS.length
     assert len(steps) == drawn.max()
-    assert drawn.max() < SCRIPT.row_length(SAMPLING) - 6  # it could have gone on
+    assert drawn.max() < TEMPLATE.row_length(SAMPLING) - 6  # it could have gone on
 
 
 @pytest.mark.parametrize(
@@ -298,3 +299,45 @@ def test_each_span_sees_all_that_may_be_written_in_it():
 def test_impossible_settings_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**fields)
+
+
+def pictured(name):
+    """The rows of the module's picture of forced tokens: one list of words for each row."""
+    lines = sampling_module.__doc__.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.split()[:1] == ["iteration"])
+    found = [line.split() for line in lines[first + 1 : first + 7]]
+    return [words[words.index(name) + 1 :] for words in found if name in words]
+
+
+def test_the_picture_of_forced_tokens_shows_what_advance_does():
+    """Drawn tokens are taken from the picture; what is forced and whose it is must follow."""
+    ids = {"#": 0, "i": 7, "j": 8, "y": 3, ".": 3}
+    template = TurnTemplate(stops=(0,), instruction=(7, 8), turns=2)
+    forced_tokens = [0, 7, 8, 0]
+    state = sampling_module.SamplingState(
+        tokens=jnp.zeros((2, 8), jnp.int32),
+        turn_ids=jnp.zeros((2, 8), jnp.int32),
+        logprobs=jnp.zeros((2, 8)),
+        truncated=jnp.zeros((2, 2), bool),
+        length=jnp.zeros(2, jnp.int32),
+        turn=jnp.ones(2, jnp.int32),
+        used=jnp.zeros(2, jnp.int32),
+        forced=jnp.full(2, 3),
+        done=jnp.zeros(2, bool),
+        hidden=jnp.zeros((2, 1)),
+        cache=None,
+    )
+    tokens, forced = pictured("token"), pictured("forced")
+    for step in range(8):
+        assert state.forced.tolist() == [int(row[step]) for row in forced], f"iteration {step}"
+        drawn = [ids[row[step]] for row in tokens]
+        token = [
+            forced_tokens[at] if at < 3 else own
+            for at, own in zip(state.forced.tolist(), drawn, strict=True)
+        ]
+        state = sampling_module.advance(
+            state, jnp.asarray(token), jnp.full(2, -1.0), template, limit=3
+        )
+    assert state.tokens.tolist() == [[ids[x] if x != "." else 0 for x in row] for row in tokens]
+    assert state.turn_ids.tolist() == [[int(x) for x in row] for row in pictured("turn")]
+    assert state.done.all() and state.truncated.tolist() == [[False, False], [True, False]]

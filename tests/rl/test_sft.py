@@ -20,7 +20,7 @@ from tests.rl.test_learner import DECODER, LIMIT, assert_close, episodes, gradie
 from tests.tiny import MODEL, random_params, row_logits
 
 TASK = Task(name="letters", prompt=lambda p: f"?{p.prompt}", instruction="i", grade=lambda *_: None)
-SCRIPT = TurnTemplate(stops=(ord("#"),), instruction=(ord("i"), ord("j")), turns=2)
+TEMPLATE = TurnTemplate(stops=(ord("#"),), instruction=(ord("i"), ord("j")), turns=2)
 WRONG = WorkedDialogue("ab", ((Part("x="), Part("7:", learn=False), Part("cd")), (Part("efg"),)))
 RIGHT = WorkedDialogue(
     "c", ((Part("x="), Part("7:"), Part("d")), (Part("e"), Part("fg", learn=False)))
@@ -30,7 +30,7 @@ RIGHT = WorkedDialogue(
 class Letters:
     """A chat whose tokens are characters."""
 
-    stops = SCRIPT.stops
+    stops = TEMPLATE.stops
 
     @property
     def tokenizer(self):
@@ -43,34 +43,34 @@ class Letters:
 
 
 def test_learnt_tokens_are_exactly_the_intended_ones():
-    ids, turns = sft.encode_dialogue(Letters(), SCRIPT, "?ab", WRONG)
+    ids, turns = sft.encode_dialogue(Letters(), TEMPLATE, "?ab", WRONG)
     assert "".join(map(chr, ids)) == "?abx=7:cd#ijefg#"
     assert "".join(map(str, turns)) == "0001100111002222"
 
 
 def test_a_stop_token_is_learnt_with_the_part_that_it_ends():
-    ids, turns = sft.encode_dialogue(Letters(), SCRIPT, "?c", RIGHT)
+    ids, turns = sft.encode_dialogue(Letters(), TEMPLATE, "?c", RIGHT)
     assert "".join(map(chr, ids)) == "?cx=7:d#ije" + "fg#"
     assert "".join(map(str, turns)) == "00111111002" + "000"
 
 
 def test_rows_are_padded_behind_with_nothing_learnt():
-    rows = sft.encode_dialogues(Letters(), TASK, SCRIPT, [WRONG, RIGHT], 20)
+    rows = sft.encode_dialogues(Letters(), TASK, TEMPLATE, [WRONG, RIGHT], 20)
     assert rows.length.tolist() == [16, 14]
     for row, dialogue in enumerate([WRONG, RIGHT]):
-        ids, turns = sft.encode_dialogue(Letters(), SCRIPT, f"?{dialogue.prompt}", dialogue)
+        ids, turns = sft.encode_dialogue(Letters(), TEMPLATE, f"?{dialogue.prompt}", dialogue)
         assert rows.tokens[row].tolist() == ids + [0] * (20 - len(ids))
         assert rows.turn[row].tolist() == turns + [0] * (20 - len(ids))
     assert not np.any(rows.logprobs) and not np.any(rows.rewards) and not np.any(rows.truncated)
 
 
 def test_making_rows_leaves_the_script_alone():
-    sft.encode_dialogues(Letters(), TASK, SCRIPT, [WRONG] * 3, 20)
-    assert SCRIPT.instruction == (ord("i"), ord("j"))
+    sft.encode_dialogues(Letters(), TASK, TEMPLATE, [WRONG] * 3, 20)
+    assert TEMPLATE.instruction == (ord("i"), ord("j"))
 
 
 def test_worked_turns_end_in_the_formats_own_stop():
-    several = TurnTemplate(stops=(ord("#"), ord("!")), instruction=SCRIPT.instruction, turns=2)
+    several = TurnTemplate(stops=(ord("#"), ord("!")), instruction=TEMPLATE.instruction, turns=2)
     ids, _ = sft.encode_dialogue(Letters(), several, "?ab", WRONG)
     assert "".join(map(chr, ids)) == "?abx=7:cd#ijefg#"
 
@@ -78,7 +78,7 @@ def test_worked_turns_end_in_the_formats_own_stop():
 def test_a_dialogue_longer_than_a_row_is_refused_by_name():
     message = r"turn_limit allow 15 tokens; a dialogue on 'ab' has 16: raise them"
     with pytest.raises(ValueError, match=message):
-        sft.encode_dialogues(Letters(), TASK, SCRIPT, [WRONG], 15)
+        sft.encode_dialogues(Letters(), TASK, TEMPLATE, [WRONG], 15)
 
 
 @jax.jit
