@@ -1,13 +1,13 @@
-"""The command: which stages run, in which order, in which folder.
+"""The command line: which stages run, in which order, in which folder.
 
     python -m score_jax.main --config=configs/stage2.py [--workdir=DIR]
         [--mode=train|evaluate|report|export|ask] [--config.field=value ...]
         [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
     python -m score_jax.main --config=FILE:preset --mode=plan --topology=v5p:4x4x4 [--search]
 
-A config names its parent stage. What the workdir already holds is used, what is
-missing is run first. The exit code is 0 only on success; a mistake is told in one
-line, with the traceback kept in the workdir.
+A config names its parent stage. Stages that the workdir already holds are used, missing ones
+run first. The exit code is 0 only on success; an error is printed in one line, and its
+traceback is written to the workdir.
 """
 
 import errno
@@ -50,18 +50,18 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there are on all hosts")
 PROCESS = flags.DEFINE_integer("process", None, "number of this one, from 0")
-OVER_HOSTS = ("train", "evaluate", "export")  # the other modes are for one process
+OVER_HOSTS = ("train", "evaluate", "export")  # other modes run in one process
 PROMPT = flags.DEFINE_string("prompt", "", "the problem for --mode=ask; none: a terminal asks")
 TOPOLOGY = flags.DEFINE_string("topology", "", "of --mode=plan: v5e:4x4, 2*v5p:4x4x4, ...")
 SEARCH = flags.DEFINE_bool("search", False, "of --mode=plan: try meshes and ways to save memory")
 
-# Overrides of these fields on the command line reach the parent stages as well: they say
-# what is trained and measured, not how a stage goes about it.
+# Overrides of these fields on the command line apply to the parent stages as well: they define
+# what is trained and measured, not how one stage is trained.
 SHARED_FIELDS = (
     "seed", "task", "data", "tokenizer", "weights", "model", "lora", "compute", "mesh", "grading",
     "evaluation", "log", "profile",
 )  # fmt: skip
-CONFIG_ERRORS = (  # what ConfigDict raises, and Python for a file that is none
+CONFIG_ERRORS = (  # raised by ConfigDict, and by Python for a file that is no config
     ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,
 )  # fmt: skip
 OVERRIDE = re.compile(r"--?config\.([\w.]+)=(.*)", re.DOTALL)
@@ -69,10 +69,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def load_config(path: str) -> ConfigDict:
-    """Runs `get_config` of FILE or FILE:preset.
+    """The config that `get_config` of FILE or FILE:preset returns.
 
     Raises:
-      ValueError: there is no such file or preset, or it sets fields that are not there.
+      ValueError: there is no such file or preset, or it sets fields that do not exist.
     """
     name, _, preset = path.partition(":")
     if not Path(name).is_file():
@@ -88,13 +88,13 @@ def load_config(path: str) -> ConfigDict:
 
 
 def find_parent(path: str, child: str) -> str:
-    """Where the config is that another names as its parent.
+    """The path of the config that a child config names as its parent.
 
-    It is looked for beside the child's file, then from the folder above (a repository's
-    configs name each other configs/stage1.py), then from the current folder.
+    It is searched in the folder of the child's file, then in the folder above it (configs of a
+    repository call each other configs/stage1.py), then in the current folder.
 
     Args:
-      path: FILE or FILE:preset, as the child has it.
+      path: FILE or FILE:preset, as written in the child.
       child: FILE or FILE:preset of the child; "": it has no file.
     """
     name, colon, preset = path.partition(":")
@@ -111,14 +111,14 @@ def resolve_stages(
     """The stages from the first to the one asked for.
 
     Args:
-      overrides: of the command line; those of SHARED reach the parents.
-      path: FILE or FILE:preset that the config is of.
+      overrides: of the command line; those of SHARED_FIELDS apply to the parents too.
+      path: FILE or FILE:preset of the config.
 
     Raises:
-      ValueError: a config is at fault, or its parents lead in a circle.
+      ValueError: a config is invalid, or its parents form a circle.
     """
     stages = [StageConfig(settings=parse(config), config=config)]
-    child = "" if "parent" in overrides else path  # what people type counts from where they are
+    child = "" if "parent" in overrides else path  # a typed path is relative to the current folder
     while parent := stages[0].settings.parent:
         child = parent = find_parent(parent, child)
         config = load_config(parent)
@@ -130,13 +130,13 @@ def resolve_stages(
         stages.insert(0, StageConfig(settings=parse(config), config=config))
         names = [stage.settings.name for stage in stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"config.parent leads in a circle: {' -> '.join(names)}")
+            raise ValueError(f"config.parent forms a circle: {' -> '.join(names)}")
         check_adapters(stages[0], stages[1])
     return stages
 
 
 def check_adapters(parent: StageConfig, stage: StageConfig) -> None:
-    """Checks that a stage can take over what its parent trains.
+    """Checks that a stage can start from what its parent trains.
 
     Raises:
       ValueError: their adapters differ.
@@ -152,25 +152,25 @@ def check_adapters(parent: StageConfig, stage: StageConfig) -> None:
 
 
 def null_overrides(argv: Sequence[str]) -> dict[str, None]:
-    """The fields that the command line sets to None, as --config.objective.clip=None does."""
+    """The fields that the command line sets to None, such as --config.objective.clip=None."""
     last = {found[1]: found[2] for arg in argv if (found := OVERRIDE.fullmatch(arg))}
     return {path: None for path, value in last.items() if value == "None"}
 
 
 def overrides_any(arg: str, fields: Mapping[str, Any]) -> bool:
-    """Whether an argument overrides one of these fields."""
+    """Whether an argument overrides one of the fields."""
     found = OVERRIDE.fullmatch(arg)
     return found is not None and found[1] in fields
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Reads the command line, and with it the config file and its overrides.
+    """Parses the command line, the config file and its overrides.
 
-    The flags of numbers take no None, so those that say so are kept from them.
+    Number flags accept no None, so overrides with None are applied separately.
 
     Raises:
-      ValueError: a flag, the file or an override is at fault. Nothing of this package
-        runs here but configs, so whatever fails is theirs.
+      ValueError: a flag, the file or an override is invalid. Only config files run here, so
+        every error comes from them.
     """
     try:
         none = null_overrides(argv)
@@ -190,16 +190,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def workdir() -> Path:
-    """The folder of the run that the flags ask for."""
+    """The folder of the run, from the flags."""
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     return Path(WORKDIR.value or Path("runs") / Path(path.partition(":")[0]).stem)
 
 
 def main(_: list[str]) -> None:
     """Runs the mode asked for."""
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it opens
-    # Nor are its errors shown, nor those of its loop: it raises the first, and may log them
-    # after a run has told of it.
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every file that it opens
+    # Its errors and those of its event loop are hidden too: Orbax raises the first one, and may
+    # log others after that one was reported.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     getLogger("asyncio").setLevel(CRITICAL)
     flag = flags.FLAGS["config"]
@@ -240,9 +240,9 @@ def config_error(path: str, error: BaseException) -> ValueError:
 
 
 def print_error(error: BaseException) -> None:
-    """Prints one line; the traceback goes beside the run, if that has begun."""
+    """Prints an error in one line; writes its traceback to the workdir, if that exists."""
     note = ""
-    with suppress(OSError, flags.Error):  # no run, or no room
+    with suppress(OSError, flags.Error):  # no workdir yet, or a full disk
         path = workdir() / processes.file_of_process("traceback.txt")
         if path.parent.is_dir():
             path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
@@ -251,7 +251,7 @@ def print_error(error: BaseException) -> None:
 
 
 def memory_error(error: BaseException) -> RuntimeError:
-    """What to change where a device has no room for a program or its arrays."""
+    """The error for a device whose memory is full, with the fields that save memory."""
     advised = RuntimeError(
         f"the device's memory is full ({one_line(error)}); the update takes less with a larger "
         "learner.microbatches and with compute.remat=full, sampling with fewer batch x "
@@ -261,16 +261,17 @@ def memory_error(error: BaseException) -> RuntimeError:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether this package raised an error itself, rather than a library that it called."""
+    """Whether this package raised the error, rather than a library that it called."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     name = frame.f_globals["__name__"]
     return name == "__main__" or name.split(".")[0] in ("score_jax", "configs")
 
 
 def hide_late_write_errors(found: Any) -> None:
-    """Shows what Python can raise nowhere, but for writes that end when a save has failed.
+    """Unraisablehook: prints everything except Orbax's late errors of a failed save.
 
-    Orbax stops at the first that fails and closes the loop that the others report to.
+    Orbax stops at the first write that fails and closes its event loop; the other writes then
+    fail because the loop is closed.
     """
     if "Event loop is closed" not in str(found.exc_value):
         sys.__unraisablehook__(found)
@@ -279,8 +280,8 @@ def hide_late_write_errors(found: Any) -> None:
 def run() -> None:
     """Entry point: exit codes and one-line errors.
 
-    A ValueError of ours is a user's mistake (2), a failure to train or to store is told
-    in one line as well (1); whatever else comes is a defect and shows its traceback.
+    A ValueError raised by score_jax is a user's mistake and exits with 2; errors of training or
+    storage exit with 1. Any other error is a defect and prints its traceback.
     """
     terminal.open_to_all_text()
     sys.excepthook = processes.exit_with_traceback

@@ -112,7 +112,7 @@ def test_a_rollout_is_kept_from_one_run_to_the_next(interruptions):
     _, told, (_, _, resumed) = interruptions
     assert "kept" not in told[-1][3]
     assert "goes on from the checkpoint of step 5 of 6" in resumed
-    assert "learns from the rollout of step 6 that was kept" in resumed
+    assert "uses the saved rollout of step 6" in resumed
 
 
 def test_a_killed_run_goes_on_from_what_was_saved(interruptions):

@@ -149,7 +149,7 @@ def test_the_advice_names_a_field_that_exists_and_helps():
     config = stage2.get_config()
     config.compute.dtype, config.mismatch_limit = "float32", 0.3
     assert build(parse(config)).mismatch_limit == 0.3
-    with pytest.raises(TrainingError, match=r"They compute two policies, which is a fault; raise"):
+    with pytest.raises(TrainingError, match=r"In float32 this is a fault"):
         checked("float32", learner_scores("float32") - 0.2)
 
 

@@ -1,4 +1,4 @@
-"""Where chance comes from: the one rule by which every sampled token gets its key.
+"""The random key of every sampled token.
 
 A key is folded from
 
@@ -20,20 +20,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-# What dialogues are drawn for; equal numbers else, other purposes draw other tokens.
+# What dialogues are drawn for; two purposes draw different tokens where all else is equal.
 Purpose = Literal["train", "evaluate", "collect", "ask"]
 
 
-# As constants of a program the words reach the device without a transfer in every step.
+# Jitted with static arguments, so that no step transfers them to the device.
 @partial(jax.jit, static_argnames=("seed", "purpose", "stage", "round"))
 def run_key(seed: int, purpose: Purpose, *, stage: str = "", round: int = 0) -> Key[Array, ""]:
     """The key that a stage's draws are folded from.
 
     Args:
       seed: of the run, or of its evaluation.
-      stage: name of the stage that learns from the draws; "" where several models are to
-        be compared on the same chance.
-      round: number of the stage's turn, where stages take turns.
+      stage: name of the stage that is trained on the draws; "" where several models are
+        compared on the same random numbers.
+      round: number of the round, where stages alternate.
     """
     key = jax.random.key(seed)
     for word in (purpose, stage):

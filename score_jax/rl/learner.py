@@ -1,7 +1,7 @@
 """The learner: reference scores, the shaped policy gradient, one update.
 
-A batch's loss is one weighted sum over tokens whose denominators are those of the
-whole batch, so minibatches, microbatches and devices only cut it into parts.
+A batch's loss is one weighted sum over tokens, with the denominators of the whole batch, so
+splitting it into minibatches, microbatches or device shards does not change it.
 """
 
 from collections.abc import Callable
@@ -34,19 +34,21 @@ Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Array]]]
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
-    """How a batch is cut for memory, and how often it is used."""
+    """How a batch is split to save memory, and how many updates use it."""
 
     microbatches: Count = 1  # parts of a minibatch whose gradients are accumulated
     minibatches: Count = 1  # updates per rollout; above 1 needs objective.clip
-    logits_chunk: Count = 128  # positions per row whose vocabulary is expanded at once
-    baseline_decay: Decay = 0.9  # of the running baseline, per rollout; 0: the last one alone
+    logits_chunk: Count = 128  # positions per row whose logits are held at a time
+    baseline_decay: Decay = (
+        0.9  # of the running baseline, per rollout; 0: only the last rollout counts
+    )
 
     def __post_init__(self):
         check_fields(self, "learner")
 
 
 def split_rows(tree: Any, parts: int) -> Any:
-    """Deals rows out to parts; every device keeps its own rows."""
+    """Splits rows into parts such that every device keeps its own rows."""
     return jax.tree.map(
         lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree
     )
@@ -70,7 +72,7 @@ def score_episodes(
 
     def one(part: Episodes) -> Scores:
         hidden = hidden_states(decoder, params, part.tokens)
-        if keep_hidden:  # the exact KL is taken in the update, where the policy is known
+        if keep_hidden:  # the update computes the exact KL, since it needs the policy
             return Scores(logprobs=jnp.zeros(part.turn.shape), hidden=hidden)
         scores = score_tokens(
             decoder,
@@ -86,18 +88,18 @@ def score_episodes(
     return join_rows(jax.lax.map(one, split_rows(episodes, parts)))
 
 
-Compose = Callable[[Params, Params], Params]  # (trained, reference) -> the policy's parameters
+Compose = Callable[[Params, Params], Params]  # (trained parameters, reference) -> policy
 
 
 def all_trained(params: Params, _: Params) -> Params:
-    """The policy of full fine-tuning: what is trained is the whole model."""
+    """The policy's parameters in full fine-tuning: the trained ones."""
     return params
 
 
 def kl_terms(
     objective: Objective, scores: TokenScores, batch: Batch
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """The per-token KL loss of the objective, and the estimate that is reported."""
+    """The per-token KL loss of the objective, and the estimate that is logged."""
     if objective.kl == "exact":
         return scores.kl, scores.kl
     own = batch.episodes.turn > 0
@@ -118,7 +120,7 @@ def batch_loss(
     max_policy_tokens: int,
     logits_chunk: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted sum of token losses of some rows, and sums for the metrics."""
+    """The weighted sum of the token losses of rows, and sums for the metrics."""
     episodes = batch.episodes
     hidden = hidden_states(decoder, params, episodes.tokens)
     reference = None

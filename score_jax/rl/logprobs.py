@@ -1,4 +1,4 @@
-"""Masked sums, log-probabilities and KL estimators, as plain array functions."""
+"""Log-probabilities, KL estimators and masked sums, as plain array functions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,11 +1,11 @@
-"""How far sampler and learner differ on the sampled tokens, and what makes up for it.
+"""The mismatch of sampler and learner on the sampled tokens, and its correction.
 
 Both compute the same policy, one a token at a time over a cache, the other by whole rows,
-and rounding makes them differ. In bfloat16 single tokens are off by tenths of a nat, and the
-largest gap grows with the number of tokens; their mean stays small. Other weights, positions
-or masks move the mean. So a run stops at a turn's mean, never at one finite token, and for
-what is left each token's loss is weighed by the learner's odds over the sampler's, cut off
-at a cap.
+and rounding makes them differ. In bfloat16 single tokens differ by tenths of a nat, and the
+largest difference grows with the number of tokens; the mean stays small. A fault in weights,
+positions or masks moves the mean. So a run stops on the mean of a turn, never on one finite
+token, and each token's loss is multiplied by its probability under the learner over that under
+the sampler, truncated at a cap.
 
 Source: https://fengyao.notion.site/off-policy-rl (Yao et al. 2025: truncated importance
 sampling by token, cap 2); for the truncation doi:10.1198/106186008X320456 (Ionides 2008).
@@ -22,7 +22,7 @@ from score_jax.rl.logprobs import k3, sum_by_turn, turn_mask
 
 ImportanceCap = float | Literal["auto"] | None
 
-# By the decoder's type. docs/method.md has the gaps of sound and of faulty runs, as measured.
+# By the decoder's dtype. docs/method.md gives the mismatch of sound and of faulty runs.
 MISMATCH_LIMITS: dict[str, float] = {"float32": 0.001, "bfloat16": 0.05}  # nats a token
 IMPORTANCE_CAPS: dict[str, float | None] = {"float32": None, "bfloat16": 2.0}
 TAIL = 0.001  # share of tokens above the 99.9th percentile
@@ -32,7 +32,7 @@ EDGES = np.geomspace(1e-7, 10.0, 8 * 24 + 1, dtype=np.float32)  # nats; steps of
 def importance_weights(
     learner: Float[Array, "B T"], sampler: Float[Array, "B T"], cap: float | None
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """What each token's policy loss is multiplied by, and 1.0 where that was cut off.
+    """The factor of each token's policy loss, and 1.0 where it was truncated, else 0.0.
 
     Args:
       learner: nats, of the learner's policy before the update.
@@ -48,7 +48,7 @@ def importance_weights(
 def mismatch_sums(
     sampler: Float[Array, "B T"], learner: Float[Array, "B T"], turn: Int[Array, "B T"], turns: int
 ) -> dict[str, Array]:
-    """What adds up over parts of a batch: sums by turn, maxima, and counts above EDGES."""
+    """Sums by turn, maxima by turn, and counts above EDGES, to be added up over a batch."""
     own = turn > 0
     sampler, learner = jnp.where(own, sampler, 0.0), jnp.where(own, learner, 0.0)
     mismatch = jnp.abs(sampler - learner)
@@ -65,14 +65,14 @@ def mismatch_sums(
 def mismatch_metrics(
     sums: dict[str, Array], tokens: Float[Array, "R"], rows: int
 ) -> dict[str, Float[Array, "R"]]:
-    """Gaps of each turn in nats.
+    """The mismatch of each turn in nats.
 
     Args:
       sums: of `mismatch_sums`, over all parts.
       tokens: the policy's tokens in each turn.
 
     Returns:
-      mean; trimmed, the mean of all tokens but the worst, by which a run is stopped; p99.9,
+      mean; trimmed, the mean of all tokens but the largest, which stops a run; p99.9,
       the percentile to within 10% below 10 nats; max; and kl, an estimate of
       KL(sampler || learner) of a whole turn.
     """

@@ -1,6 +1,6 @@
-"""From problems to graded dialogues: encode, sample, grade both turns, score.
+"""One rollout: encodes problems, samples dialogues, grades every turn, scores the reference.
 
-Grading runs in worker processes while the device scores the dialogues under the
+Grading runs in worker processes. Meanwhile the device scores the dialogues under the
 reference model, which needs no rewards.
 """
 
@@ -21,26 +21,26 @@ from score_jax.types import Episodes, Params, Prompts, Scores
 
 
 class PendingGrades(Protocol):
-    """Grades under way."""
+    """Grades that are being computed."""
 
     def result(self) -> list[Grade]:
-        """Waits for them; late ones are `timeout`."""
+        """Waits for the grades; those that are late are `timeout`."""
         ...
 
 
 class Grader(Protocol):
-    """What a rollout asks of tasks.grading.pool.Pool."""
+    """The part of tasks.grading.pool.Pool that a rollout uses."""
 
     def submit(
         self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool]
     ) -> PendingGrades:
-        """Starts grading answers; `cut` says of each whether it reached its length limit."""
+        """Starts to grade answers; `cut` is True for answers cut at their length limit."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graded:
-    """This host's part of a rollout, as people and files see it."""
+    """This host's rows of a rollout as texts and grades."""
 
     attempts: list[tuple[str, ...]]  # per row, one text per turn
     grades: list[tuple[Grade, ...]]  # per row, one grade per turn
@@ -75,7 +75,7 @@ def encode_prompts(
 
 
 def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str, ...]]:
-    """Each row's attempts as text, up to what ended them: nothing behind a stop is graded."""
+    """Each row's attempts as text, up to the first stop token, which is left out."""
     tokens, turn = np.asarray(episodes.tokens), np.asarray(episodes.turn)
     stops = frozenset(chat.stops)
 
@@ -90,7 +90,7 @@ def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str,
 
 
 def group_by_row(values: Sequence, turns: int) -> list[tuple]:
-    """Groups a flat list, row by row, into one tuple per row."""
+    """Splits a flat list into tuples of `turns` values, one per row."""
     return [tuple(values[i : i + turns]) for i in range(0, len(values), turns)]
 
 
@@ -107,13 +107,14 @@ def grade_rollout(
     episodes: Episodes,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Graded:
-    """Grades every turn of this host's rows; `meanwhile` starts device work.
+    """Grades every turn of this host's rows.
 
-    Of a turn that was cut, only an answer that was closed before the cut counts.
+    In a turn that was cut, only a final answer that is complete before the cut counts.
 
     Args:
       problems: one per group of G adjacent rows.
-      episodes: host arrays.
+      episodes: numpy arrays.
+      meanwhile: is called while the grades are computed.
     """
     start = time.monotonic()
     turns = episodes.rewards.shape[1]
@@ -131,13 +132,17 @@ def grade_rollout(
 def merge_grades(
     parts: Sequence[tuple[Sequence[int], Sequence[tuple[Grade, ...]]]],
 ) -> dict[int, tuple[Grade, ...]]:
-    """One grade for each turn of each row, where several hosts hold the row.
+    """Chooses one grade for each turn of each row, where several hosts hold the row.
 
-    Hosts that split a model between them (`tensor`) grade the same answers, and one may be
-    out of time where another is not. They must learn from the same reward.
+    Hosts that split a model between them (`tensor`) grade the same answers, and one may time
+    out where another does not. All of them must train on the same reward.
 
     Args:
-      parts: per host, its rows and their grades; the first that has a verdict decides.
+      parts: per host its row indices and their grades. The first grade counts, or where that
+        is in UNGRADED the first one that is not.
+
+    Returns:
+      The grades of every row, by row index.
     """
     found: dict[int, tuple[Grade, ...]] = {}
     for rows, graded in parts:
@@ -159,7 +164,7 @@ def transcripts(
     step: int,
     rows: Sequence[int],
 ) -> list[Transcript]:
-    """Records of the given rows for files and people; `episodes` are host arrays."""
+    """Transcripts of the given rows; `episodes` are numpy arrays."""
     group_size = len(graded.attempts) // len(problems)
     turns = range(1, episodes.rewards.shape[1] + 1)
     out = []
@@ -183,7 +188,7 @@ def transcripts(
 
 
 def grading_metrics(graded: Graded) -> dict[str, float]:
-    """Shares of verdicts over all turns, and of rows whose final answer changed."""
+    """Shares of verdicts over all turns, and the share of rows whose final answer changed."""
     counts = Counter(grade.verdict for row in graded.grades for grade in row)
     total = max(1, sum(counts.values()))
     metrics = {f"verdict/{verdict}": counts[verdict] / total for verdict in VERDICTS}
@@ -194,7 +199,7 @@ def grading_metrics(graded: Graded) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Graded dialogues on the devices, with what the host knows of them."""
+    """Graded dialogues on the devices, and the same rows on this host."""
 
     episodes: Episodes  # global device arrays, rewards set
     scores: Scores
@@ -204,11 +209,11 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """The device programs that a rollout runs, and how its host data reach them."""
+    """The device programs of a rollout, and the transfers between host and devices."""
 
     to_global: Callable  # this host's rows -> global arrays
-    own_rows: Callable  # rows that every host has -> those that this one holds
-    prepare: Callable[[Params], Params]  # params -> what `sample` reads
+    own_rows: Callable  # rows that all hosts hold -> the part of this host
+    prepare: Callable[[Params], Params]  # params -> params as `sample` takes them
     sample: Callable[..., Episodes]  # (prepared params, prompts, key)
     score: Callable[..., Scores]  # (reference_params, episodes)
 
@@ -232,7 +237,7 @@ def collect_rollout(
     Args:
       key: of `keys.run_key`.
       draws: ordinals of the problems in the run's stream.
-      begin: is told of each phase.
+      begin: is called with the name of each phase.
     """
     start = time.monotonic()
     begin("sample")
@@ -252,9 +257,9 @@ def collect_rollout(
     )
     begin("share verdicts")
     rows = sampler.own_rows(np.arange(len(episodes.tokens))).tolist()
-    settled = merge_grades(processes.all_gather_objects((rows, graded.grades)))
+    merged = merge_grades(processes.all_gather_objects((rows, graded.grades)))
     seconds = {"sample": sampled - start, **graded.seconds}
-    graded = replace(graded, grades=[settled[row] for row in rows], seconds=seconds)
+    graded = replace(graded, grades=[merged[row] for row in rows], seconds=seconds)
     rewards = reward_array(graded.grades)
     return Rollout(
         episodes=episodes.replace(rewards=sampler.to_global(rewards)),

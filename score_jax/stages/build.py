@@ -1,6 +1,6 @@
-"""From settings to the jitted programs with their shardings, made in this one place.
+"""Makes a stage's jitted programs with their shardings, from its settings.
 
-Training, evaluation and planning all run what is built here.
+Training, evaluation and planning all use the programs made here.
 """
 
 import math
@@ -36,7 +36,7 @@ from score_jax.types import Params, TrainState
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function that is traced and run on one mesh under one axis table."""
+    """A jitted function with the mesh and the axis table that it is traced under."""
 
     jitted: Any
     mesh: Mesh
@@ -54,7 +54,7 @@ class Program:
 
     @contextmanager
     def traced(self) -> Iterator[None]:
-        """What holds while it is traced; float32 factors outside the model are float32 too."""
+        """The context for tracing; float32 products outside the model are computed in float32."""
         with (
             jax.set_mesh(self.mesh),
             nn.logical_axis_rules(self.rules),
@@ -65,43 +65,43 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePrograms:
-    """A stage's programs and what they need from the host."""
+    """A stage's jitted programs, and the objects on the host that they are used with."""
 
     settings: Settings
     mesh: Mesh
     decoder: Decoder
     chat: Chat
     task: Task
-    measured_task: Task  # that evaluation asks
+    measured_task: Task  # of evaluation
     init_params: Program  # (key) -> params of the whole model
     init_adapter: Program | None  # () -> an adapter that changes nothing; None: no adapter
     merge: Program | None  # (reference params, adapter) -> params of the whole model
-    init_state: Program  # (what is trained) -> fresh TrainState
+    init_state: Program  # (trained parameters) -> fresh TrainState
     score: Program  # (reference params, episodes) -> Scores
     update: Program  # (state donated, reference params, episodes, scores) -> state, metrics
     supervise: Program  # (state donated, episodes) -> state, metrics
     state_shardings: TrainState
-    model_shardings: Params  # of the whole model, whatever is trained
+    model_shardings: Params  # of the whole model, also where only an adapter is trained
     sample_shardings: Params
-    gathered_shardings: Params  # between the two
+    gathered_shardings: Params  # intermediate: model_shardings -> these -> sample_shardings
 
     @property
     def mismatch_limit(self) -> float:
-        """Nats a token by which sampler and learner may differ on average."""
+        """The largest allowed mean difference of sampler and learner, in nats per token."""
         limit = self.settings.mismatch_limit
         return MISMATCH_LIMITS[self.decoder.config.dtype] if limit is None else limit
 
     def fresh(self, reference: Params) -> Params:
-        """What training begins with: the base model, or an adapter that changes nothing."""
+        """The parameters that training starts from: the base model, or an adapter equal to zero."""
         return reference if self.init_adapter is None else self.init_adapter()
 
     def policy(self, trained: Params, reference: Params) -> Params:
-        """The whole model, to sample from, measure and export."""
+        """The whole model's parameters, to sample from, measure and export."""
         return trained if self.merge is None else self.merge(reference, trained)
 
     @cached_property
     def reshard(self) -> Program:
-        """The program (params) -> what sampling reads: its split, its type; once per rollout."""
+        """The program (params) -> params in sampling's sharding and dtype; once per rollout."""
 
         def convert(params: Params) -> Params:
             params = compute_params(self.decoder.config, params)
@@ -113,7 +113,7 @@ class StagePrograms:
         return Program(jitted, self.mesh)
 
     def for_sampling(self, params: Params) -> Params:
-        """Parameters as `sample` takes them; the very same where nothing is to be done."""
+        """Parameters as `sample` takes them; the same arrays where nothing has to change."""
         same = jax.tree.leaves(
             jax.tree.map(
                 lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
@@ -127,14 +127,14 @@ class StagePrograms:
 
     @cached_property
     def samplers(self) -> dict[tuple[SamplingConfig, TurnTemplate], Program]:
-        """Sampling programs made so far: one is compiled once, however many models it measures."""
+        """Sampling programs made so far, so that each is compiled once."""
         return {}
 
     def sample(self, config: SamplingConfig, turns: int, task: Task | None = None) -> Program:
         """The sampling program (params of `for_sampling`, prompts, key) -> Episodes.
 
         Args:
-          task: whose instruction stands between the turns; None: the stage's.
+          task: its instruction is put between the turns; None: the stage's task.
         """
         template = self.turn_template(turns, task)
         if (config, template) not in self.samplers:
@@ -151,7 +151,7 @@ class StagePrograms:
         return Program(jitted, self.mesh, sharding.SAMPLE_RULES)
 
     def turn_template(self, turns: int, task: Task | None = None) -> TurnTemplate:
-        """What stands between the turns of a task's dialogues, the stage's if none is named."""
+        """The turn template of a task's dialogues; None: of the stage's task."""
         instruction = tuple(self.chat.encode_instruction((task or self.task).instruction))
         return TurnTemplate(stops=self.chat.stops, instruction=instruction, turns=turns)
 
@@ -167,15 +167,15 @@ class StagePrograms:
         )
 
     def to_global(self, rows: Any) -> Any:
-        """This host's rows as part of global arrays."""
+        """Makes global arrays of every host's rows."""
         return sharding.rows_to_global(self.mesh, rows)
 
     def own_rows(self, rows: Any) -> Any:
-        """This host's part of rows that every host has."""
+        """This host's part of rows that all hosts hold."""
         return jax.tree.map(lambda x: x[sharding.own_rows(self.mesh, len(x))], rows)
 
     def abstract_state(self) -> TrainState:
-        """Shapes and shardings of the train state, for restoring into."""
+        """Shapes and shardings of the train state, for restoring a checkpoint."""
         if self.init_adapter is None:
             trained = jax.eval_shape(self.init_params.jitted, jax.random.key(0))
         else:
@@ -202,7 +202,7 @@ def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainSta
 
 
 def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
-    """Where sampling reads the parameters, and the place between that and training's."""
+    """The parameters' shardings in sampling, and the intermediate ones on the way there."""
     return {
         "sample_shardings": sharding.parameter_shardings(boxed, mesh, sharding.SAMPLE_RULES),
         "gathered_shardings": sharding.parameter_shardings(boxed, mesh, sharding.GATHERED_RULES),
@@ -210,7 +210,7 @@ def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
 
 
 def build(settings: Settings, devices: Sequence[Any] | None = None) -> StagePrograms:
-    """Makes the mesh and the programs of one stage; nothing is compiled yet.
+    """Makes the mesh and the jitted programs of one stage; compiles nothing.
 
     Raises:
       ValueError: a setting does not fit the devices, the model or the tokenizer.
@@ -314,7 +314,7 @@ def supervised_function(
 
 @dataclass(frozen=True)
 class AdapterFunctions:
-    """How an adapter is made, and how it joins the base model."""
+    """Functions that make an adapter and combine it with the base model."""
 
     init: Callable[[], Params]  # boxed, with logical axes
     attach: Callable[[Params, Params], Params]  # (adapter, base) -> policy, nothing copied
@@ -334,10 +334,10 @@ def adapter_functions(settings: Settings, boxed: Params) -> AdapterFunctions | N
 
 
 def check_vocabulary(settings: Settings, chat: Chat, rows: int) -> None:
-    """Checks that the model has an embedding for all that the tokenizer makes.
+    """Checks that the model has an embedding for every id of the tokenizer.
 
     Raises:
-      ValueError: it hasn't.
+      ValueError: it has fewer.
     """
     if chat.tokenizer.vocab_size > rows:
         raise ValueError(
@@ -355,7 +355,7 @@ def check_rows(settings: Settings, mesh: Mesh) -> None:
     """Checks that problems and microbatches divide over the devices.
 
     Raises:
-      ValueError: they don't.
+      ValueError: they do not.
     """
     shards = sharding.row_shards(mesh)
     group_size = settings.sampling.group_size if settings.program == "rl" else 1
@@ -363,15 +363,16 @@ def check_rows(settings: Settings, mesh: Mesh) -> None:
     if settings.batch % shards or settings.batch * group_size % (shards * parts):
         raise ValueError(
             f"config.batch is {settings.batch}; it must divide by the {shards} row shards of "
-            f"mesh data x fsdp, and its {settings.batch * group_size} rows by shards x "
-            f"learner.microbatches x learner.minibatches = {shards * parts}"
+            f"mesh slice x data x fsdp x sampling_tensor, and its {settings.batch * group_size} "
+            f"rows by shards x learner.microbatches x learner.minibatches = {shards * parts}"
         )
 
 
 def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
-    """How a model's likeliest dialogues are drawn.
+    """The sampling config of greedy evaluation.
 
-    config.sampling.row_limit is meant for the attempts of training, or for two.
+    config.sampling.row_limit holds for the turns of training, or for two; with more turns there
+    is no such limit.
     """
     sampling = settings.sampling
     limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
@@ -386,10 +387,10 @@ def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
 
 
 def check_lengths(programs: StagePrograms) -> None:
-    """Checks that the longest dialogues of training and evaluation are within the model's reach.
+    """Checks that the longest dialogues of training and evaluation fit the model's context.
 
     Raises:
-      ValueError: they are longer than the longest text that the model was made for.
+      ValueError: they are longer than max_position_embeddings.
     """
     settings, longest = programs.settings, programs.decoder.config.max_length
     asked, turns = registry.get(settings.measured_task), settings.evaluation.turns
@@ -409,7 +410,7 @@ def check_lengths(programs: StagePrograms) -> None:
 
 
 def load_reference(programs: StagePrograms) -> Params:
-    """The base model's parameters, in their shardings: what KL is measured against."""
+    """Loads the base model's parameters in their shardings; the KL is measured against them."""
     source = programs.settings.weights.source
     if source == "embedded":
         params = embedded.load(programs.settings.task)

@@ -1,7 +1,7 @@
-"""Runs one stage: rollout, update, log, checkpoint, until the steps are done.
+"""Runs one stage: rollout, update, log, checkpoint, until all steps are done.
 
-Everything that a step needs follows from its number (problems, keys) or stands in the
-checkpoint (state, stream position, metric sums): a resumed run is the uninterrupted one.
+Everything that a step needs follows from its number (problems, keys) or is in the checkpoint
+(train state, stream position, reward window), so a resumed run equals the uninterrupted one.
 """
 
 import math
@@ -41,7 +41,7 @@ from score_jax.types import Params, TrainState
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on; the message names step, cause and last checkpoint."""
+    """Training cannot continue; the message names the step, the cause and the last checkpoint."""
 
 
 @jax.jit
@@ -52,26 +52,28 @@ def all_finite(tree: Any) -> jax.Array:
 
 @dataclass
 class Progress:
-    """What a stage carries from step to step besides the train state."""
+    """What a stage carries from step to step, and saves, besides the train state."""
 
-    position: int = 0  # of the stream, in batches
-    window: int = 1  # steps whose mean training reward a checkpoint is chosen by; all alike
-    rewards: list[float] = field(default_factory=list)  # of the last steps, a window at most
-    candidates: int = 0  # checkpoints among which the best is chosen
+    position: int = 0  # steps done, which is the position of the stream in batches
+    window: int = 1  # steps in the mean training reward that checkpoints are compared by
+    rewards: list[float] = field(
+        default_factory=list
+    )  # of the last steps, at most `window` of them
+    candidates: int = 0  # checkpoints so far that can be chosen as the best
 
     def add(self, reward: float) -> None:
-        """Takes in a step's training reward."""
+        """Adds a step's training reward."""
         self.rewards = [*self.rewards, reward][-self.window :]
 
     def reward(self) -> float | None:
-        """Mean training reward of the last steps; None before there is a window of them."""
+        """Mean training reward over the window; None while there are fewer steps than that."""
         full = len(self.rewards) == self.window
         return sum(self.rewards) / self.window if full else None
 
 
 @dataclass(kw_only=True)
 class StageRun:
-    """A stage under way: its programs, files and state."""
+    """A stage that is being trained: its programs, files and state."""
 
     programs: StagePrograms
     checkpoints: Checkpoints
@@ -83,9 +85,10 @@ class StageRun:
     progress: Progress
     request: StopRequest = field(default_factory=StopRequest)
     watchdog: Watchdog = field(default_factory=Watchdog)
-    # (what is trained, step) -> accuracies on validation problems; None: none are asked for
+    # (trained parameters, step) -> accuracies on validation problems; None: training does not
+    # validate
     measure: Callable[[Params, int], dict[str, float]] | None = None
-    validation: float | None = None  # the last turn's accuracy behind the last step, if measured
+    validation: float | None = None  # accuracy of the last turn after the latest step, if measured
 
     def __post_init__(self):
         self.folder = self.checkpoints.folder.parent
@@ -93,11 +96,11 @@ class StageRun:
         self.profile = Profile(self.programs.settings.profile, self.folder / "profile")
 
     def run(self, learn: "StepFunction") -> None:
-        """Trains up to the last step, each step by `learn`.
+        """Trains up to the last step; `learn` runs one step.
 
         Raises:
-          TrainingError: a number is not finite, or sampler and scorer disagree.
-          Interrupted: a signal came; a checkpoint was written.
+          TrainingError: a number is not finite, or sampler and learner disagree.
+          Interrupted: a signal was received; a checkpoint is written.
         """
         settings = self.programs.settings
         base = int(fingerprint(self.reference))
@@ -123,7 +126,7 @@ class StageRun:
         self.checkpoints.wait()
         self.request.after_save = False
         if any_process(bool(self.request.number)):
-            number = self.request.number or signal.SIGTERM  # none: another host was asked
+            number = self.request.number or signal.SIGTERM  # 0: another host received it
             raise Interrupted(
                 f"{signal.Signals(number).name} at step {self.progress.position} of "
                 f"{settings.steps}: saved; the same command goes on from here",
@@ -131,7 +134,11 @@ class StageRun:
             )
 
     def validate_if_due(self, step: int) -> dict[str, float]:
-        """Accuracies on validation problems where a look is due, and behind the last step."""
+        """Accuracies on validation problems, every `evaluation.every` steps and after the last.
+
+        Returns:
+          Metrics by name; empty at the other steps.
+        """
         settings = self.programs.settings
         self.validation = None
         if self.measure is None or (step % settings.evaluation.every and step != settings.steps):
@@ -142,7 +149,11 @@ class StageRun:
         return found
 
     def check(self, step: int, values: dict[str, float]) -> None:
-        """Stops on numbers that must not enter a checkpoint."""
+        """Stops on metrics that show a fault, before a checkpoint is written.
+
+        Raises:
+          TrainingError: loss or gradient is not finite, or the mismatch is above its limit.
+        """
         moved = step > 1 or self.programs.settings.learner.minibatches > 1
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]):
@@ -158,21 +169,23 @@ class StageRun:
                 )
 
     def mismatch_remedy(self) -> str:
-        """What to do when sampler and scorer compute two policies."""
+        """What to do when sampler and learner compute different log-probabilities."""
         if self.programs.decoder.config.dtype == "float32":
             return (
-                "They compute two policies, which is a fault; raise the limit to train all the same"
+                "In float32 this is a fault: they compute two policies. Raise the limit to train "
+                "anyway"
             )
         return (
-            "Use compute.dtype='float32': a gap that stays is a fault, one that goes is rounding, "
-            "for which the limit may be raised"
+            "Use compute.dtype='float32': a mismatch that stays is a fault; one that disappears is "
+            "rounding, for which the limit may be raised"
         )
 
     def diverged(self, step: int, cause: str, *, moved: bool = True) -> TrainingError:
-        """The error of a step whose numbers are of no use.
+        """The error for numbers that are not finite.
 
         Args:
-          moved: whether the stage had made an update when they came about.
+          moved: whether the parameters had been updated before; else the learning rate is not
+            the cause.
         """
         settings = self.programs.settings
         rate = settings.optimizer.learning_rate
@@ -188,13 +201,13 @@ class StageRun:
         return TrainingError(f"step {step}: {cause}; {self.last_saved()}. {remedy}")
 
     def last_saved(self) -> str:
-        """Says which checkpoint is on disk."""
+        """Says which checkpoint is the last one on disk."""
         self.checkpoints.wait()
         steps = self.checkpoints.steps()
         return f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def add_reward(self, values: dict[str, float]) -> None:
-        """Takes in a step's training reward, the unshaped weighted sum over turns."""
+        """Adds a step's training reward: the unshaped rewards, weighted and summed over turns."""
         weights = self.programs.settings.objective.reward_weights
         self.progress.add(
             sum(
@@ -204,10 +217,13 @@ class StageRun:
         )
 
     def save(self, step: int) -> None:
-        """Starts a checkpoint of everything.
+        """Starts to save a checkpoint.
 
-        One that a signal asked for is no candidate for the best: the resumed run has the
-        candidates of an uninterrupted one.
+        A checkpoint written because of a signal gets no score, so that a resumed run chooses the
+        best among the same checkpoints as an uninterrupted one.
+
+        Raises:
+          TrainingError: the state is not finite.
         """
         if not all_finite(self.state):
             raise self.diverged(step, "parameters or optimiser state are not finite")
@@ -224,12 +240,13 @@ class StageRun:
         self.checkpoints.save(step, self.state, asdict(progress), score)
 
 
-# A step's metrics; None: a signal came before the update, and rollout and state are saved.
+# Runs one step and returns its metrics; None: a signal was received before the update, and the
+# state and the rollout are saved.
 StepFunction = Callable[[StageRun, int], dict[str, float] | None]
 
 
 def rl_step(sampler: Sampler) -> StepFunction:
-    """The step of reinforcement learning: one rollout and its update."""
+    """The training step of RL: one rollout, then its update."""
 
     def roll_out(stage: StageRun, step: int, draws: np.ndarray, problems: list[Problem]) -> Rollout:
         settings, programs = stage.programs.settings, stage.programs
@@ -260,13 +277,11 @@ def rl_step(sampler: Sampler) -> StepFunction:
         if rollout is None:
             rollout = roll_out(stage, step, draws, problems)
         else:
-            stage.log.message(f"learns from the rollout of step {step + 1} that was kept")
-        stage.watchdog.enter_phase(
-            f"update of step {step + 1}"
-        )  # who waits for others here is ahead of them
+            stage.log.message(f"uses the saved rollout of step {step + 1}")
+        stage.watchdog.enter_phase(f"update of step {step + 1}")
         if any_process(bool(stage.request.number)):
             stage.save(step)
-            stage.checkpoints.wait()  # of the two this is the one that must not be lost
+            stage.checkpoints.wait()  # first, since the rollout can be sampled again
             saved_rollout.write(stage.folder, programs, rollout, step, params)
             return None
         start = time.monotonic()
@@ -285,7 +300,7 @@ def rl_step(sampler: Sampler) -> StepFunction:
 
 
 def sft_step(stage: StageRun, step: int) -> dict[str, float]:
-    """The step of supervised training on worked dialogues, made anew for every step."""
+    """The training step of supervised fine-tuning, on worked dialogues made for each step."""
     settings, programs = stage.programs.settings, stage.programs
     stage.watchdog.enter_phase(f"update of step {step + 1}")
     practice = settings.practice
@@ -297,9 +312,9 @@ def sft_step(stage: StageRun, step: int) -> dict[str, float]:
         careful=practice.careful_at_last if settling else practice.careful,
         right=practice.right,
     )
-    script = programs.turn_template(settings.objective.turns)
-    length = script.row_length(settings.sampling)
-    rows = encode_dialogues(programs.chat, programs.task, script, dialogues, length)
+    template = programs.turn_template(settings.objective.turns)
+    length = template.row_length(settings.sampling)
+    rows = encode_dialogues(programs.chat, programs.task, template, dialogues, length)
     rows = programs.own_rows(rows)
     start = time.monotonic()
     stage.state, metrics = programs.supervise(stage.state, programs.to_global(rows))
@@ -309,7 +324,7 @@ def sft_step(stage: StageRun, step: int) -> dict[str, float]:
 
 
 def record(stage: StageRun, rollout: Rollout, problems: list[Problem], step: int) -> None:
-    """Writes a few of a step's dialogues, spread over its problems and so over the hosts."""
+    """Writes some of a step's dialogues to the log, evenly spread over its rows."""
     rows = len(rollout.episodes.tokens)
     count = min(stage.programs.settings.log.transcripts, rows)
     chosen = [i * rows // count for i in range(count)]
@@ -330,7 +345,7 @@ def record(stage: StageRun, rollout: Rollout, problems: list[Problem], step: int
 
 
 def mean_over_hosts(values: dict[str, float]) -> dict[str, float]:
-    """Means over hosts, which hold equally many rows; of what a clock says, the slowest host's."""
+    """Means over hosts, which hold equally many rows; of times (`time/...`), the slowest host's."""
     table = processes.all_gather(np.asarray(list(values.values())))
     return {
         name: float(column.max() if name.startswith("time/") else column.mean())
@@ -339,7 +354,7 @@ def mean_over_hosts(values: dict[str, float]) -> dict[str, float]:
 
 
 def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
-    """Wall time of each phase and tokens per second of the two that run on devices."""
+    """Wall time of each phase in seconds, and tokens per second of sampling and update."""
     local = {f"time/{phase}": value for phase, value in seconds.items()}
     local["policy"] = float(np.sum(rollout.local.turn > 0))
     local["total"] = float(np.sum(rollout.local.length))
@@ -357,7 +372,15 @@ def start_state(
     trained: Callable[[], Params],
     say: Callable[[str], None],
 ) -> tuple[TrainState, Progress]:
-    """The newest readable checkpoint, else a fresh state from `trained()`."""
+    """The state and progress of the newest readable checkpoint, else of `trained()`.
+
+    Args:
+      trained: makes the parameters that training starts from.
+      say: prints a line.
+
+    Raises:
+      StorageError: the checkpoint is of an earlier version.
+    """
     found = checkpoints.restore_latest(programs.abstract_state(), say)
     if found is None:
         settings = programs.settings

@@ -152,11 +152,11 @@ def test_sigterm_to_one_saves_on_all_and_other_numbers_of_hosts_go_on(
     second = run_hosts(tmp_path, cache, count=4, devices=1, blows={0: "TERM rollout 4"})
     assert codes(second) == [143] * 4, second
     assert "goes on from the checkpoint of step 1 of 4" in second[0][1]
-    assert "learns from the rollout of step 2 that was kept" in second[0][1]
+    assert "uses the saved rollout of step 2" in second[0][1]
     assert kept.exists()
     third = run_hosts(tmp_path, cache)
     assert codes(third) == [0, 0], third
-    assert "learns from the rollout of step 4 that was kept" in third[0][1]
+    assert "uses the saved rollout of step 4" in third[0][1]
     assert not kept.exists()
     assert_same_result(tmp_path, alone)
 

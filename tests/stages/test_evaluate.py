@@ -101,9 +101,9 @@ def test_another_task_than_the_trained_one_can_be_measured(compiled):
 
 def test_the_measured_tasks_instruction_stands_between_the_turns():
     programs = open_tiny(evaluation__task="math")[0]
-    script = programs.turn_template(2, programs.measured_task)
-    assert script.instruction == tuple(programs.chat.encode_instruction(math.INSTRUCTION))
-    assert programs.turn_template(2).instruction != script.instruction
+    template = programs.turn_template(2, programs.measured_task)
+    assert template.instruction == tuple(programs.chat.encode_instruction(math.INSTRUCTION))
+    assert programs.turn_template(2).instruction != template.instruction
 
 
 @pytest.mark.parametrize(
