@@ -8,7 +8,7 @@ setup(
     description="SCoRe in JAX: language models that learn to correct their own mistakes",
     python_requires=">=3.11",
     packages=find_packages(include=["score_jax", "score_jax.*"]),
-    package_data={"score_jax": ["model/weights/bundled/*/*", "report/*.j2"]},
+    package_data={"score_jax": ["py.typed", "model/weights/bundled/*/*", "report/*.j2"]},
     install_requires=[
         "jax>=0.10,<0.12",
         "flax>=0.12,<0.13",
