@@ -4,8 +4,11 @@ The reward of the second attempt is credited to the tokens of both attempts alik
 (gamma = 1), as a trainer that sees one episode with one reward does.
 
 Run:     python -m score_jax.main --config=configs/multi_turn.py
-Expect:  on the embedded task it learns to correct too; at a rate of 1e-4 it copies its
-         first attempt, as the paper saw on MATH (docs/results.md).
+Cost:    unknown: not timed; as many steps and dialogues as both stages of SCoRe.
+Expect:  on the embedded task it learns to correct too. Greedy, 1,000 test problems, mean of five
+         seeds: 54.4% [51.5, 57.5] at turn 1, 84.8% [82.4, 87.2] at turn 2, gain 30.4
+         [27.5, 33.1]; commit 22a729e. At a rate of 1e-4 it copies its first attempt, as the paper
+         saw on MATH (docs/results.md).
 Source:  arXiv:2409.12917, section 4; as many steps and samples as both stages.
 """
 

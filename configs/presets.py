@@ -7,6 +7,25 @@
 A preset changes where weights, tokenizer and problems come from, the lengths, and the
 hyper-parameters that the paper states; the rest stays as the stage has it.
 
+What a run costs and gives. No preset has been trained to its end, so expected accuracies are
+unknown for all: not run. Steps are bounds from below by the plan, one per 512 dialogues
+(docs/notes/plan.md); everything that is not in this table is unknown: not run.
+
+    preset               cost                                   what was run (docs/results.md)
+    smollm2_135m_brief   both stages: 6 minutes of CPU time     whole, from the README
+    smollm2_135m_math    unknown: not timed                     one step of Stage I, cut short
+    smollm2_135m_code    unknown: the card was shared           four steps a stage on one H100
+    qwen25_0p5b_code     20 minutes for 20 problems, 2 cores    evaluation of the base model, with
+                                                                Qwen2.5-Coder's weights
+    gemma2_2b_math       34.2 s a step or more, v5e:4x4         one step a stage on two hosts of
+                                                                CPUs, cut short, with the weights
+                                                                of Qwen2.5-Coder-0.5B
+    gemma2_9b_math       12.1 s a step or more, v5p:4x4x4       as gemma2_2b_math
+    llama31_8b_math      8.3 s a step or more, v6e:8x8          planned only
+    qwen25_32b_math      15.5 s a step or more, v5p:4x4x8       planned only
+
+MATH takes 1,500 steps a stage, MBPP 750; a baseline without stages takes both stages' steps.
+
 Source: arXiv:2409.12917, table of hyper-parameters (MATH and MBPP).
 """
 

@@ -1,7 +1,10 @@
 """Single-turn RL, a baseline: reward for the first attempt only, evaluated with both.
 
 Run:     python -m score_jax.main --config=configs/single_turn.py
-Expect:  accuracy/turn1 rises; the second attempt copies it, so delta stays near 0.
+Cost:    unknown: not timed; as many steps as both stages of SCoRe, one turn each.
+Expect:  accuracy/turn1 rises; the second attempt copies it, so delta stays near 0. Greedy, 1,000
+         test problems, mean of five seeds: 53.9% [50.8, 57.1] at both turns, gain 0.0 [0.0, 0.0];
+         commit 22a729e, docs/results.md.
 Source:  arXiv:2409.12917, section 6 (ablations); as many steps and samples as both stages,
          but no second attempt is sampled, since nothing would be learnt from it.
 """

@@ -2,7 +2,10 @@
 
 Run:     python -m score_jax.main --config=configs/stage1.py
 Needs:   nothing; the embedded base policy and task.
-Expect:  accuracy/turn2 rises, accuracy/turn1 and kl/turn1 hardly move.
+Cost:    a part of the 6 minutes of configs/stage2.py, which runs it; alone: not timed.
+Expect:  accuracy/turn2 rises, accuracy/turn1 and kl/turn1 hardly move. Greedy, 1,000 test
+         problems, five seeds: 49.1 to 50.2% at turn 1 (base model 49.2), 79.8 to 81.8% at turn 2
+         (49.2); commit 22a729e, docs/results.md.
 Source:  arXiv:2409.12917, section 5.1, eq. 3; betas from its table of hyper-parameters.
 """
 

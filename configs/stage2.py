@@ -2,7 +2,10 @@
 
 Run:     python -m score_jax.main --config=configs/stage2.py
 Needs:   nothing; Stage I is run first when the workdir lacks it.
-Expect:  accuracy/turn2 well above accuracy/turn1; see docs/results.md.
+Cost:    6 min 2 s on two cores with Stage I and all evaluations (commit b0c92c6).
+Expect:  accuracy/turn2 well above accuracy/turn1. Greedy, 1,000 test problems, mean of five
+         seeds: 50.5% [47.7, 53.5] at turn 1, 83.7% [81.5, 85.9] at turn 2, gain 33.1
+         [30.2, 36.0]; base model 49.2 and 49.2; commit 22a729e, docs/results.md.
 Source:  arXiv:2409.12917, section 5.2, eq. 4; alpha from its table of hyper-parameters.
 """
 
