@@ -7,9 +7,10 @@
 A preset changes where weights, tokenizer and problems come from, the lengths, and the
 hyper-parameters that the paper states; the rest stays as the stage has it.
 
-What a run costs and gives. No preset has been trained to its end, so expected accuracies are
-unknown for all: not run. Steps are bounds from below by the plan, one per 512 dialogues
-(docs/notes/plan.md); everything that is not in this table is unknown: not run.
+What a run costs and gives. No preset but the brief one has been trained to its end, so expected
+accuracies are unknown for all: not run. A step's seconds are the plan's bounds from below for 512
+dialogues, in bfloat16, on the meshes of docs/notes/plan.md. What is not in this table is
+unknown: not run.
 
     preset               cost                                   what was run (docs/results.md)
     smollm2_135m_brief   both stages: 6 minutes of CPU time     whole, from the README
