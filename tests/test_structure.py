@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 import tokenize
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 import score_jax
+from tests import layout
+from tests.layout import modules
 
 PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
@@ -25,36 +26,17 @@ FLOORS = (  # a module imports from floors above this line only, or from its own
     {"main", "grade"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name != "__init__.py"
-}
+MODULES = modules(PACKAGE)
 WITHOUT_JAX = sorted(name for name in MODULES if name == "records" or name.split(".")[0] == "tasks")
 
 
-@lru_cache
 def tree(name):
-    return ast.parse(MODULES[name].read_text())
+    return layout.tree(MODULES[name])
 
 
 def imports(name):
     """Modules of the package that one imports, anywhere in its code."""
-    found = set()
-    for node in ast.walk(tree(name)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "score_jax":
-            base = node.module.removeprefix("score_jax").lstrip(".")
-            for alias in node.names:
-                full = f"{base}.{alias.name}".lstrip(".")
-                found.add(full if full in MODULES else base)
-        elif isinstance(node, ast.Import):
-            found |= {
-                alias.name.removeprefix("score_jax.")
-                for alias in node.names
-                if alias.name.startswith("score_jax.")
-            }
-        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}: relative import"
-    return found
+    return layout.imports(name, MODULES)
 
 
 def test_every_module_has_a_floor():
