@@ -89,7 +89,7 @@ def shaped(sizes: Sizes, **fields: Any) -> ModelConfig:
     return ModelConfig(**dict(zip(names, sizes, strict=True)), **fields)
 
 
-PRESETS: dict[str, ModelConfig] = {
+SHAPES: dict[str, ModelConfig] = {
     "smollm2_135m": smollm2((30, 576, 9, 3, 64, 1536)),
     "smollm2_360m": smollm2((32, 960, 15, 5, 64, 2560)),
     "smollm2_1p7b": smollm2((24, 2048, 32, 32, 64, 8192), rope_base=130_000.0),
@@ -143,9 +143,9 @@ def preset(name: str) -> ModelConfig:
     Raises:
       ValueError: there is no preset of this name.
     """
-    if name not in PRESETS:
-        raise ValueError(f"model preset is {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if name not in SHAPES:
+        raise ValueError(f"model preset is {name!r}; choose one of {', '.join(SHAPES)}")
+    return SHAPES[name]
 
 
 def by_hub_id(hub_id: str) -> ModelConfig:
@@ -156,7 +156,7 @@ def by_hub_id(hub_id: str) -> ModelConfig:
     """
     for name, known in HUB_IDS.items():
         if known == hub_id:
-            return PRESETS[name]
+            return SHAPES[name]
     raise ValueError(
         f"weights.source is 'hub:{hub_id}', whose shape is not known without its config.json; "
         "set config.model, or choose a preset"

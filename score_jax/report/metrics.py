@@ -90,7 +90,7 @@ def measure(attempts: Attempts, *, seed: int, resamples: int = 2000) -> dict[str
 
     Source: arXiv:2409.12917, section 3.
     """
-    rates = _rates(attempts)
+    rates = metric_rates(attempts)
     return dict.fromkeys(rates) | bound(rates, seed=seed, resamples=resamples)
 
 
@@ -209,7 +209,8 @@ def _votes(attempts: Attempts, dialogues: int, turns: slice) -> Float[np.ndarray
     return shares / votes
 
 
-def _rates(attempts: Attempts) -> dict[str, Rate]:
+def metric_rates(attempts: Attempts) -> dict[str, Rate]:
+    """Every metric of `measure` as sums and counts per problem; a new metric is added here."""
     problems, samples, turns = attempts.correct.shape
     every = np.full(problems, float(samples))
 

@@ -59,7 +59,7 @@ def render(run: Run, *, title: str) -> str:
         headline=headline(run),
         alarms=find_alarms(run),
         evaluation=evaluation,
-        five=panels.FIVE,
+        five=panels.MAIN_METRICS,
         results=panels.results(evaluation),
         changes=panels.change_charts(evaluation),
         details=panels.details(evaluation),

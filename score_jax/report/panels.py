@@ -16,7 +16,7 @@ from score_jax.report.charts import Band, Series, line_chart, show, smooth
 from score_jax.report.findings import interval_of, points, stage_label
 from score_jax.report.workdir import Run, StageRecord
 
-FIVE = {
+MAIN_METRICS = {
     "accuracy/turn1": "Acc@t1",
     "accuracy/turn2": "Acc@t2",
     "delta": "Δ",
@@ -81,7 +81,7 @@ def results(evaluation: Mapping[str, Any]) -> list[tuple[str, list]]:
         rows = [
             (
                 stage_label(model),
-                [cell(interval_of(evaluation, model, key, decoding), key) for key in FIVE],
+                [cell(interval_of(evaluation, model, key, decoding), key) for key in MAIN_METRICS],
             )
             for model, measured in evaluation.get("models", {}).items()
             if measured.get(decoding)
@@ -100,7 +100,7 @@ def details(evaluation: Mapping[str, Any]) -> list[tuple[str, list[str], list]]:
         rows = [
             (key, [cell(interval_of(evaluation, model, key, decoding), key) for model in models])
             for key in keys
-            if key not in FIVE
+            if key not in MAIN_METRICS
         ]
         if rows:
             tables.append((title, [stage_label(model) for model in models], rows))

@@ -3,7 +3,7 @@
 import pytest
 
 from score_jax.model.decoder import parameter_count
-from score_jax.model.published import PRESETS, preset
+from score_jax.model.published import SHAPES, preset
 from score_jax.model.weights.families import from_hf, to_hf
 
 VISION = 416_866_032  # SigLIP, which the text half leaves out with its projection and norm
@@ -37,7 +37,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_parameter_counts_are_the_published_ones(name):
     assert parameter_count(preset(name)) == COUNTS[name]
 
@@ -72,15 +72,15 @@ STATED = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_what_a_count_does_not_tell_is_as_published(name):
     c = preset(name)
     assert (c.heads, c.kv_heads, c.rope_base, c.max_length, c.norm_eps) == STATED[name]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_a_preset_survives_config_json(name):
-    assert from_hf(to_hf(PRESETS[name])) == PRESETS[name]
+    assert from_hf(to_hf(SHAPES[name])) == SHAPES[name]
 
 
 def test_an_unknown_preset_is_named():
