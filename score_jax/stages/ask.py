@@ -1,8 +1,8 @@
-"""Shows a model's first attempt, the instruction and its second attempt, as they come.
+"""Interactive mode: prints a model's attempts at one problem while they are decoded.
 
-One dialogue on one process, token by token, for people. The cache is carried from
-turn to turn as in training; prompt and instruction are fed in blocks of fixed length,
-so that two programs are compiled, whatever is asked.
+One dialogue on one process, token by token. The KV cache is carried from turn to turn as
+in training. Prompt and instruction are prefilled in blocks of a fixed length, so that
+two programs are compiled (a block and a single token) for prompts of any length.
 """
 
 import difflib
@@ -27,36 +27,36 @@ from score_jax.stages.build import StagePrograms
 from score_jax.tasks import registry
 from score_jax.types import Cache, Params
 
-BLOCK = 64  # tokens of prompt or instruction that are fed at once
+BLOCK = 64  # tokens of a prefill block
 
-RESET, FAINT, GONE, NEW = "\x1b[0m", "\x1b[2m", "\x1b[31;9m", "\x1b[32m"
+RESET, FAINT, REMOVED, ADDED = "\x1b[0m", "\x1b[2m", "\x1b[31;9m", "\x1b[32m"
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def feed(
     decoder: Decoder, params: Params, tokens: jax.Array, start: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """Logits behind every token of a block, and the cache with the block written."""
+    """Prefills one block; returns next-token logits [T, V] and the cache with the block in it."""
     positions = start[:, None] + jnp.arange(tokens.shape[1])
 
     def run(model: Decoder) -> tuple[jax.Array, Cache]:
         hidden, new = model(tokens, positions, cache)
         return model.logits(hidden), new
 
-    found: Any = decoder.apply({"params": params}, method=run)
-    logits, new = found
+    outputs: Any = decoder.apply({"params": params}, method=run)
+    logits, new = outputs
     return logits[0], write_cache(cache, new, start)
 
 
 @dataclass
-class AskedDialogue:
-    """A row under way: its cache, its length, and the logits behind its last token."""
+class InteractiveDialogue:
+    """Decoding state of one dialogue: KV cache, length, and logits of the next token."""
 
     decoder: Decoder
     params: Params
-    slots: int  # the most tokens that it can hold
-    length: int = 0
-    logits: Any = None
+    slots: int  # capacity of the cache, in tokens
+    length: int = 0  # tokens written to the cache
+    logits: Any = None  # of the next token
     cache: Any = field(default=None, repr=False)
 
     def __post_init__(self):
@@ -66,39 +66,43 @@ class AskedDialogue:
         self.cache = Cache(keys=zeros, values=jnp.copy(zeros))
 
     def read(self, ids: Sequence[int]) -> None:
-        """Takes in tokens; slots behind them hold padding, which nothing ever sees."""
+        """Appends tokens to the dialogue and updates cache, length and logits."""
         width = 1 if len(ids) == 1 else BLOCK
-        for at in range(0, len(ids), width):
-            part = ids[at : at + width]
+        for offset in range(0, len(ids), width):
+            block = ids[offset : offset + width]
+            # Padding lies behind the dialogue's end: the causal mask hides it until later
+            # tokens overwrite it.
             tokens = np.zeros((1, width), np.int32)
-            tokens[0, : len(part)] = part
+            tokens[0, : len(block)] = block
             start = jnp.asarray([self.length])
             logits, self.cache = feed(
                 self.decoder, self.params, jnp.asarray(tokens), start, self.cache
             )
-            self.logits = logits[len(part) - 1]
-            self.length += len(part)
+            self.logits = logits[len(block) - 1]
+            self.length += len(block)
 
     def draw(
         self, key: jax.Array, turn: int, *, stops: Sequence[int], limit: int, temperature: float
     ) -> Iterator[int]:
-        """Draws a turn token by token; a stop token ends it and is not given out.
+        """Samples one turn and yields its tokens, without the stop token that ends it.
 
         Args:
-          key: of `keys.row_keys`, for one row.
+          key: the sampling key of this row, from `keys.row_keys`.
+          turn: number of the turn, from 1.
+          limit: most tokens of the turn.
+          temperature: 0 decodes greedily.
         """
         for _ in range(limit):
             if temperature == 0:
                 token = int(jnp.argmax(self.logits))
             else:
-                places = jnp.asarray([turn]), jnp.asarray([self.length])
-                (place,) = token_keys(key, key, *places)
-                token = int(jax.random.categorical(place, self.logits / temperature))
+                (token_key,) = token_keys(key, key, jnp.asarray([turn]), jnp.asarray([self.length]))
+                token = int(jax.random.categorical(token_key, self.logits / temperature))
             self.read([token])
             if token in stops:
                 return
             yield token
-        self.read([stops[0]])  # a turn that was cut is closed, as in training
+        self.read([stops[0]])  # a truncated turn is closed by a stop token, as in training
 
 
 def ask(
@@ -111,34 +115,37 @@ def ask(
     write: Callable[[str], Any] = sys.stdout.write,
     colour: bool = False,
 ) -> list[str]:
-    """Runs one dialogue and writes it as it comes.
+    """Runs one dialogue and writes attempts, instruction and the diff between attempts.
 
     Args:
-      prompt: the problem, as the task's problems state theirs.
-      temperature: 0 takes the likeliest token.
-      colour: mark the change by terminal colours instead of brackets.
+      prompt: the problem's text, in the form that the task's data sets use.
+      temperature: 0 decodes greedily.
+      write: receives the text piece by piece.
+      colour: mark the diff by terminal colours instead of brackets.
 
     Returns:
-      The attempts.
+      The text of each attempt.
     """
     settings, chat = programs.settings, programs.chat
     limit, turns = settings.sampling.turn_limit, settings.evaluation.turns
     problem = Problem(id="ask", prompt=prompt)
     task = registry.of_problems([problem], settings.task)
-    opening = chat.encode_prompt(task.ask(problem))
-    between = chat.encode_instruction(task.instruction)
-    slots = len(opening) + turns * (limit + 1) + (turns - 1) * len(between) + BLOCK
+    prompt_ids = chat.encode_prompt(task.ask(problem))
+    instruction_ids = chat.encode_instruction(task.instruction)
+    slots = len(prompt_ids) + turns * (limit + 1) + (turns - 1) * len(instruction_ids) + BLOCK
     attempts: list[str] = []
     with jax.set_mesh(programs.mesh), nn.logical_axis_rules(TRAIN_RULES):
-        dialogue = AskedDialogue(programs.decoder, params, slots)
+        dialogue = InteractiveDialogue(programs.decoder, params, slots)
         key, _ = row_keys(run_key(seed, "ask"), jnp.zeros(1, jnp.int32), group_size=1)
         for turn in range(1, turns + 1):
-            dialogue.read(opening if turn == 1 else between)
+            dialogue.read(prompt_ids if turn == 1 else instruction_ids)
             if turn > 1:
                 write(f"\n{faint(task.instruction, colour)}\n")
             write(f"\n{faint(f'attempt {turn}', colour)}\n")
-            drawn = dialogue.draw(key, turn, stops=chat.stops, limit=limit, temperature=temperature)
-            attempts.append(stream(drawn, chat.decode, write))
+            tokens = dialogue.draw(
+                key, turn, stops=chat.stops, limit=limit, temperature=temperature
+            )
+            attempts.append(stream(tokens, chat.decode, write))
     for before, after in itertools.pairwise(attempts):
         write(f"\n{faint('change', colour)}\n{mark_change(before, after, colour=colour)}\n")
     return attempts
@@ -147,51 +154,56 @@ def ask(
 def stream(
     tokens: Iterator[int], decode: Callable[[Sequence[int]], str], write: Callable[[str], Any]
 ) -> str:
-    """Writes text as its tokens come; a character split over tokens waits for its end."""
+    """Decodes and writes tokens as they arrive, whole characters only; returns the text."""
     ids: list[int] = []
-    shown = ""
+    written = ""
     for token in tokens:
         ids.append(token)
         text = decode(ids)
-        if not text.endswith("\ufffd") and text.startswith(shown):
-            write(text[len(shown) :])
-            shown = text
+        # U+FFFD at the end: the bytes of a character are split over this token and the next.
+        if not text.endswith("\ufffd") and text.startswith(written):
+            write(text[len(written) :])
+            written = text
     text = decode(ids)
-    write(text.removeprefix(shown) + "\n")
+    write(text.removeprefix(written) + "\n")
     return text
 
 
 def faint(text: str, colour: bool) -> str:
-    """A heading."""
+    """Formats a heading: dimmed by terminal codes, or behind two dashes."""
     return f"{FAINT}{text}{RESET}" if colour else f"-- {text}"
 
 
 def mark_change(before: str, after: str, *, colour: bool = False) -> str:
-    """The second text with what went marked [-so-] and what came {+so+}, word by word."""
+    """Word-level diff: the second text with removals as [-text-] and additions as {+text+}."""
     if before == after:
         return "(none: the attempts are equal)"
-    old, new = words(before), words(after)
+    old, new = split_words(before), split_words(after)
     parts: list[str] = []
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():
-        gone, came = "".join(old[a:b]), "".join(new[c:d])
+        removed, added = "".join(old[a:b]), "".join(new[c:d])
         if kind == "equal":
-            parts.append(came)
+            parts.append(added)
             continue
-        if gone:
-            parts.append(f"{GONE}{gone}{RESET}" if colour else f"[-{gone}-]")
-        if came:
-            parts.append(f"{NEW}{came}{RESET}" if colour else f"{{+{came}+}}")
+        if removed:
+            parts.append(f"{REMOVED}{removed}{RESET}" if colour else f"[-{removed}-]")
+        if added:
+            parts.append(f"{ADDED}{added}{RESET}" if colour else f"{{+{added}+}}")
     return "".join(parts)
 
 
-def words(text: str) -> list[str]:
-    """Words, numbers, single signs and runs of white space; joined they are the text."""
+def split_words(text: str) -> list[str]:
+    """Splits into words, numbers, single symbols and runs of white space, losing nothing."""
     return re.findall(r"\w+|\s+|[^\w\s]", text)
 
 
 def interact(programs: StagePrograms, params: Params, prompt: str, **options: Any) -> None:
-    """Answers one prompt, or on a terminal one after another until an empty line."""
+    """Answers `prompt`, or if it is empty, prompts typed on the terminal until an empty line.
+
+    Raises:
+      ValueError: `prompt` is empty and standard input is no terminal.
+    """
     colour = sys.stdout.isatty()
 
     def write(text: str) -> None:
@@ -202,6 +214,6 @@ def interact(programs: StagePrograms, params: Params, prompt: str, **options: An
         ask(programs, params, prompt, write=write, colour=colour, **options)
         return
     if not sys.stdin.isatty():
-        raise ValueError("--prompt is empty and there is no terminal to ask from; set --prompt")
+        raise ValueError("--prompt is empty and standard input is no terminal; set --prompt")
     while prompt := input("\nproblem> ").strip():
         ask(programs, params, prompt, write=write, colour=colour, **options)

@@ -1,4 +1,4 @@
-"""The base model that a config names: its shape, its tokenizer and its chat format."""
+"""Loads what a config says of the base model: ModelConfig, tokenizer and chat format."""
 
 from score_jax.data import equations
 from score_jax.model.config import ModelConfig
@@ -9,17 +9,22 @@ from score_jax.tasks import registry
 from score_jax.text import tokenizer as tokenizers
 from score_jax.text.chat import Chat, get_format
 
-# Sources that are no files; "" is the tokenizer beside the weights.
-MADE_HERE = ("", "embedded", "random", "stand_in", "trained")
+# Values of weights.source and tokenizer.source that name no file or folder; "" is the
+# tokenizer in the folder of the weights.
+SOURCES_WITHOUT_FILES = ("", "embedded", "random", "stand_in", "trained")
 
 
 def model_config(settings: Settings) -> ModelConfig:
-    """The model's shape: from config.model, else from the weights' own description."""
-    return settings.compute.over(settings.model or described_model(settings))
+    """ModelConfig from config.model, else from the weights, with config.compute applied."""
+    return settings.compute.apply_to(settings.model or model_config_from_weights(settings))
 
 
-def described_model(settings: Settings) -> ModelConfig:
-    """The model's shape as the weights say."""
+def model_config_from_weights(settings: Settings) -> ModelConfig:
+    """ModelConfig as stored with the weights (config.json, GGUF header).
+
+    Raises:
+      ValueError: weights.source is 'random', which stores none.
+    """
     source = settings.weights.source
     if source == "embedded":
         return embedded.model_config(settings.task)
@@ -29,7 +34,7 @@ def described_model(settings: Settings) -> ModelConfig:
 
 
 def load_chat(settings: Settings) -> Chat:
-    """The tokenizer and the chat format."""
+    """Tokenizer, chat format and stop tokens of a stage."""
     source = settings.tokenizer.source
     chat = get_format(settings.tokenizer.chat)
     if source == "embedded":
@@ -46,12 +51,12 @@ def load_chat(settings: Settings) -> Chat:
         )
     else:
         tokenizer = load.load_tokenizer(source or settings.weights.source)
-    return Chat(tokenizer, chat, more_stops(settings))
+    return Chat(tokenizer, chat, load_more_stops(settings))
 
 
-def more_stops(settings: Settings) -> tuple[int, ...]:
-    """What ends a turn by the weights' files, or where those say nothing by the tokenizer's."""
+def load_more_stops(settings: Settings) -> tuple[int, ...]:
+    """Stop token ids from the weights' files, else from the tokenizer's; () where none has any."""
     for source in (settings.weights.source, settings.tokenizer.source):
-        if source not in MADE_HERE and (found := load_stops(source)):
-            return found
+        if source not in SOURCES_WITHOUT_FILES and (stops := load_stops(source)):
+            return stops
     return ()

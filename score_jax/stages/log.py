@@ -1,7 +1,7 @@
-"""What a run writes: one JSON line per step, transcripts, TensorBoard, a progress bar.
+"""Logs of a stage: metrics.jsonl, transcripts.jsonl, TensorBoard, wandb, a progress bar.
 
-Only the first host writes. On resume, lines of steps that will be run again are cut,
-so the files of a resumed run are those of an uninterrupted one.
+Only the first host writes. On resume, lines of steps that will be run again are deleted,
+so that a resumed run ends with the same files as an uninterrupted one.
 """
 
 import importlib
@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from score_jax.records import Transcript
 
-SHOWN = {"t1": "accuracy/turn1", "t2": "accuracy/turn2", "loss": "loss"}  # on the progress bar
+# Metrics on the progress bar, by their label on it.
+PROGRESS_METRICS = {"t1": "accuracy/turn1", "t2": "accuracy/turn2", "loss": "loss"}
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drops JSON lines of later steps, and a last line that a crash left half-written."""
+    """Deletes JSON lines of steps after `step`, and a last line that a crash left incomplete."""
     if not path.exists():
         return
     kept = []
@@ -37,7 +38,7 @@ def cut_after(path: Path, step: int) -> None:
 
 
 class Log:
-    """Open log files of one stage."""
+    """The open log files of one stage; with `write=False` nothing is opened or written."""
 
     def __init__(
         self,
@@ -51,7 +52,13 @@ class Log:
         wandb: str = "",
         progress: bool = True,
     ):
-        """Opens the files, cut back to `step`, the number of steps already done."""
+        """Opens the files and deletes their lines after `step`.
+
+        Args:
+          step: steps already done.
+          steps: steps of the whole stage.
+          wandb: project name; "": no wandb.
+        """
         self.write = write
         self.stage = stage
         self.files = {}
@@ -61,7 +68,8 @@ class Log:
         if not write:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        # Metrics count the steps done, a transcript the updates before it was sampled.
+        # metrics.jsonl counts finished steps; a transcript counts the updates before it was
+        # sampled, which is one less.
         for name, last in (("metrics", step), ("transcripts", step - 1)):
             path = folder / f"{name}.jsonl"
             cut_after(path, last)
@@ -84,7 +92,7 @@ class Log:
         )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one step's metrics everywhere and moves the progress bar."""
+        """Writes one step's metrics to every log and advances the progress bar by one step."""
         if not self.write:
             return
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
@@ -96,23 +104,23 @@ class Log:
             self.wandb.log(dict(values), step=step)
         shown = {
             short: f"{values[name]:.3f}"
-            for short, name in (
-                ("t1", "accuracy/turn1"),
-                ("t2", "accuracy/turn2"),
-                ("loss", "loss"),
-            )
+            for short, name in PROGRESS_METRICS.items()
             if name in values
         }
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(1)
 
     def transcripts(self, records: Sequence[Transcript]) -> None:
-        """Writes dialogues."""
+        """Appends dialogues to transcripts.jsonl."""
         for record in records if self.write else ():
             self.append("transcripts", asdict(record))
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Writes one line and hands it to the operating system."""
+        """Appends one JSON line to the file `name` and flushes it to the operating system.
+
+        Raises:
+          OSError: the line could not be written; the error names the file.
+        """
         file = self.files[name]
         try:
             file.write(json.dumps(record) + "\n")
@@ -121,12 +129,12 @@ class Log:
             raise OSError(error.errno, error.strerror, file.name) from error
 
     def message(self, message: str) -> None:
-        """Shows one line above the progress bar."""
+        """Prints one line to stderr, above the progress bar."""
         if self.write:
             tqdm.write(f"[{self.stage}] {message}", file=sys.stderr)
 
     def sync(self) -> None:
-        """Forces the lines to disk; called before a checkpoint counts on them."""
+        """Forces written lines to disk (fsync); called before a checkpoint is saved."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -138,9 +146,9 @@ class Log:
         self.close()
 
     def close(self) -> None:
-        """Closes everything."""
+        """Closes files, TensorBoard, wandb and the progress bar."""
         for file in self.files.values():
-            with suppress(OSError):  # every line was flushed, so it has been raised already
+            with suppress(OSError):  # each line was flushed, so `append` has raised it already
                 file.close()
         if self.board is not None:
             self.board.close()

@@ -1,6 +1,6 @@
-"""Windows of steps that the profiler records, on all hosts at the same steps.
+"""Records windows of steps with the JAX profiler, on all hosts at the same steps.
 
-tensorboard --logdir=WORKDIR/STAGE/profile
+View:  tensorboard --logdir=WORKDIR/STAGE/profile
 """
 
 from pathlib import Path
@@ -12,16 +12,16 @@ from score_jax.stages.settings import ProfileConfig
 
 
 class Profile:
-    """The profiler of one host, on or off."""
+    """Starts and stops the profiler of this host."""
 
     def __init__(self, config: ProfileConfig, folder: Path):
-        """Records into `folder`, each host into its own part."""
+        """Traces go to `folder`/host<N>, one subfolder for each host."""
         self.config = config
         self.folder = folder / f"host{processes.process_index()}"
         self.on = False
 
     def begin_step(self, done: int) -> None:
-        """Switches on or off where a step begins."""
+        """Starts or stops recording before the step that follows `done` finished ones."""
         if self.on == self.config.records(done):
             return
         if self.on:
@@ -31,7 +31,7 @@ class Profile:
             self.on = True
 
     def close(self) -> None:
-        """Writes the window that is open, if one is."""
+        """Stops recording and writes the trace, if a window is open."""
         if self.on:
             jax.profiler.stop_trace()
             self.on = False

@@ -61,14 +61,14 @@ class ComputeConfig:
     def __post_init__(self):
         check_fields(self, "compute")
 
-    def over(self, model: ModelConfig) -> ModelConfig:
-        """The model with these fields put in.
+    def apply_to(self, model: ModelConfig) -> ModelConfig:
+        """Returns the model config with the fields that are set here replaced.
 
         Raises:
-          ValueError: a value is none that the model knows.
+          ValueError: ModelConfig does not accept a value.
         """
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value}
-        return dataclasses.replace(model, **given)
+        overrides = {name: value for name, value in dataclasses.asdict(self).items() if value}
+        return dataclasses.replace(model, **overrides)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

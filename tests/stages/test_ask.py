@@ -76,7 +76,7 @@ def test_a_seed_decides_what_is_drawn(programs):
 def test_any_stop_ends_a_turn_that_is_shown(drawn, given, read):
     heard, coming = [], [*drawn, 1, 1]
 
-    class Scripted(ask.AskedDialogue):
+    class Scripted(ask.InteractiveDialogue):
         def __post_init__(self):
             self.logits = np.eye(10)[drawn[0]]
 

@@ -85,7 +85,7 @@ def test_logits_are_those_of_transformers(model, path):
 def test_it_answers_a_sum(model):
     config, params, tokenizer = model
     chat = Chat(tokenizer, get_format("smollm2"))
-    dialogue = ask.AskedDialogue(Decoder(config), params, 256)
+    dialogue = ask.InteractiveDialogue(Decoder(config), params, 256)
     dialogue.read(chat.encode_prompt("What is 7 + 5?"))
     key = jax.random.key(0)[None]
     drawn = list(dialogue.draw(key, 1, stops=chat.stops, limit=60, temperature=0.0))
