@@ -1,8 +1,9 @@
-"""Orbax checkpoints of a stage: written in the background, kept by recency and reward.
+"""Orbax checkpoints of a stage, saved in the background; the latest and the best are kept.
 
-One folder per step holds the train state as arrays and, as JSON, what else a run needs
-to go on (the stream's position, the sums of the reward window) and a checksum of the
-arrays. A checkpoint that can't be read is passed over for the one before it, and said so.
+One folder per step holds the train state as arrays and, as JSON, the rest of what a run
+needs to resume (the stream's position, the rewards of the window) and a checksum of the
+arrays. If the newest checkpoint can't be read, it is moved away with a message and the
+run resumes from the one before it.
 """
 
 import logging
@@ -23,22 +24,21 @@ from score_jax.distributed import processes
 from score_jax.report.json_files import read_json
 from score_jax.types import TrainState
 
-Say = Callable[[str], None]
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError)
-COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it last
+READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
+COMMIT_FILE = "_CHECKPOINT_METADATA"  # Orbax writes it last
 
 
 class StorageError(RuntimeError):
-    """A checkpoint could not be written or read; the message says what remains."""
+    """A checkpoint could not be written or read, or the disk is too small; says what to do."""
 
 
-class UnreadableHere(StorageError):
-    """One of several hosts can't read its part of a checkpoint, whatever the others can."""
+class HostReadError(StorageError):
+    """This host can't read its part of a checkpoint; the other hosts may have read theirs."""
 
 
 @jax.jit
 def fingerprint(tree: Any) -> jax.Array:
-    """A checksum over every bit of a tree of arrays, whatever their sharding."""
+    """A uint32 checksum over all bits of a tree of arrays; independent of their sharding."""
     bits = [
         jnp.sum(
             jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32
@@ -49,21 +49,22 @@ def fingerprint(tree: Any) -> jax.Array:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message in one line; those of the storage layer run over pages."""
+    """The cause of a storage error in one line of at most 305 characters."""
     if type(error) is Exception and error.__cause__ is not None:
-        error = error.__cause__  # Orbax puts the array's whole specification around it
+        error = error.__cause__  # Orbax wraps it in a text with the array's whole specification
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = re.sub(r" \[source locations=.*", "", lines[0])
     if len(line) <= 300:
         return line
-    return f"{line[:150]} ... {line[-150:]}"  # what failed, and behind long paths why
+    return f"{line[:150]} ... {line[-150:]}"  # the reason stands at the end, after long paths
 
 
-class WriteFault(logging.Filter):
-    """Keeps the error of a background write that Orbax logs, and the log's pages to itself.
+class SaveErrorFilter(logging.Filter):
+    """Log filter that stores the error of a background save and drops Orbax's error logs.
 
-    With several hosts Orbax raises it only after the others have come to the same point,
-    and they never come: they wait for this host's part.
+    With several hosts Orbax raises the error only behind a barrier that the other hosts
+    never reach, because they wait for this host's part of the checkpoint. The log record
+    comes at once.
     """
 
     def __init__(self):
@@ -71,7 +72,7 @@ class WriteFault(logging.Filter):
         self.error: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Takes a record in; whether it is shown as well."""
+        """Stores the error of a failed background save; returns whether to log the record."""
         if "orbax" not in record.pathname or record.levelno < logging.ERROR:
             return True
         if record.exc_info and "background save" in record.getMessage():
@@ -80,61 +81,61 @@ class WriteFault(logging.Filter):
 
 
 class Checkpoints:
-    """The checkpoints of one stage."""
+    """Saves, restores and selects the checkpoints in one folder."""
 
-    def __init__(self, folder: Path, *, keep: int, judge: str = "reward"):
-        """Opens or makes the folder.
+    def __init__(self, folder: Path, *, keep: int, best_by: str = "reward"):
+        """Opens the folder, or creates it; all hosts must call.
 
         Args:
-          keep: latest ones to keep, beside the best.
-          judge: the number by which one is the best.
-
-        One whose reward can't be read is set aside first: the manager would fail on it.
+          keep: number of latest checkpoints to keep, in addition to the best one.
+          best_by: name of the metric that decides which checkpoint is the best.
         """
         self.folder = folder.absolute()
-        self.judge = judge
+        self.best_by = best_by
 
-        def judged(metrics: dict[str, float]) -> float:
-            return metrics.get(judge, -math.inf)  # -inf: it was judged by another number
+        def best_metric(metrics: dict[str, float]) -> float:
+            return metrics.get(best_by, -math.inf)  # saved when best_by was another metric
 
-        self.notes = set_unreadable_rewards_aside(self.folder)  # said where a run goes on
+        # Before the manager opens, which fails on unreadable metrics. `restore_latest` logs these.
+        self.messages = quarantine_unreadable_metrics(self.folder)
         best = managers.BestN(
-            get_metric_fn=judged,
+            get_metric_fn=best_metric,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
         policy = managers.AnyPreservationPolicy([managers.LatestN(keep), best])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            best_fn=judged,  # without it no metrics are stored
+            best_fn=best_metric,  # without it Orbax stores no metrics
             enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
-        self.fault = WriteFault()
-        get_absl_logger().addFilter(self.fault)
+        self.save_error = SaveErrorFilter()
+        get_absl_logger().addFilter(self.save_error)
 
     def steps(self) -> list[int]:
-        """Steps of which there is a checkpoint, first to last."""
+        """Steps that have a checkpoint, in ascending order."""
         return sorted(self.manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the highest score, the later of equals."""
+        """The step with the highest score, the later one of a tie; None: no step has a score."""
         scores = {step: self.score(step) for step in self.steps()}
-        known = {step: value for step, value in scores.items() if value is not None}
-        return max(known, key=lambda step: (known[step], step)) if known else None
+        scored = {step: value for step, value in scores.items() if value is not None}
+        return max(scored, key=lambda step: (scored[step], step)) if scored else None
 
     def score(self, step: int) -> float | None:
-        """The number that a checkpoint is judged by; None: it is no candidate for the best."""
+        """A checkpoint's `best_by` metric; None: it has none and is no candidate for the best."""
         metrics = self.manager.metrics(step) or {}
-        return None if self.judge not in metrics else float(metrics[self.judge])
+        return None if self.best_by not in metrics else float(metrics[self.best_by])
 
     def save(
         self, step: int, state: TrainState, extra: dict[str, Any], score: float | None
     ) -> None:
-        """Starts writing a checkpoint; returns once the arrays are copied.
+        """Starts saving a checkpoint; returns when the arrays are copied. No-op if it exists.
 
         Args:
-          score: what it is judged by, as a candidate for the best; None: it is none.
+          extra: JSON values to save with the arrays.
+          score: value of the `best_by` metric; None: no candidate for the best.
 
         Raises:
           StorageError: this or the previous write failed.
@@ -145,28 +146,30 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
-        metrics = None if score is None else {self.judge: score}
+        metrics = None if score is None else {self.best_by: score}
         self.wait()
         try:
             self.manager.save(step, args=args, metrics=metrics, force=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise self.failure(error) from error
+            raise self.write_error(error) from error
 
     def check(self) -> None:
-        """Asks whether this host's part of what was started has failed; blocks on nothing.
+        """Raises if this host's background save has failed; does not block.
 
         Raises:
-          StorageError: it has.
+          StorageError: the save failed.
         """
-        if self.fault.error is not None:
-            raise self.failure(self.fault.error) from self.fault.error
+        if self.save_error.error is not None:
+            raise self.write_error(self.save_error.error) from self.save_error.error
 
     def wait(self) -> None:
-        """Blocks until what was started is on disk.
+        """Blocks until the save in progress is on disk.
 
         Raises:
-          StorageError: it could not be written.
+          StorageError: the save failed.
         """
+        # Polled with several hosts: the manager would raise this host's error only behind a
+        # barrier (SaveErrorFilter).
         while processes.process_count() > 1 and self.manager.is_saving_in_progress():
             self.check()
             time.sleep(0.02)
@@ -174,13 +177,15 @@ class Checkpoints:
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self.failure(error) from error
+            raise self.write_error(error) from error
 
-    def failure(self, error: BaseException) -> StorageError:
-        """The error of a failed write, with the last step that is safe."""
-        steps = [step for step in self.steps() if (self.folder / str(step) / COMMITTED).exists()]
+    def write_error(self, error: BaseException) -> StorageError:
+        """Builds the error of a failed save, which names the last step that is on disk."""
+        steps = [step for step in self.steps() if (self.folder / str(step) / COMMIT_FILE).exists()]
         safe = (
-            f"the checkpoint of step {steps[-1]} is intact" if steps else "none was written before"
+            f"the checkpoint of step {steps[-1]} is intact"
+            if steps
+            else "there is no earlier checkpoint"
         )
         return StorageError(
             f"checkpoint in {self.folder} could not be written ({first_line(error)}); {safe}: "
@@ -190,8 +195,12 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Reads one checkpoint into the shardings of `like` (arrays or shape structs).
 
+        Returns:
+          The train state, and the JSON values that were saved with it.
+
         Raises:
-          StorageError: it can't be read.
+          HostReadError: with several hosts, this host can't read its part.
+          StorageError: the checkpoint can't be read, or its checksum is wrong.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(
@@ -199,44 +208,50 @@ class Checkpoints:
         )
         name = f"checkpoint {self.folder / str(step)}"
         try:
-            found = self.manager.restore(step, args=args)
+            restored = self.manager.restore(step, args=args)
         except Exception as error:
-            # Orbax wraps what TensorStore says of a damaged file in a bare Exception.
-            if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            # Orbax wraps TensorStore's error about a damaged file in a bare Exception.
+            if type(error) is not Exception and not isinstance(error, READ_ERRORS):
                 raise
-            told = f"{name} can't be read ({first_line(error)})"
-            if (
-                processes.process_count() > 1
-            ):  # the others may have read their parts, and wait for this one
-                told += "; move it elsewhere to go on from the one before it"
-                raise UnreadableHere(told) from error
-            raise StorageError(told) from error
-        if int(fingerprint(found["state"])) != found["extra"]["fingerprint"]:
-            raise StorageError(f"{name} is damaged (its arrays do not give its checksum)")
-        return found["state"], found["extra"]
+            message = f"{name} can't be read ({first_line(error)})"
+            # Other hosts may have read their parts and wait in a collective: this host must
+            # not go on alone to an earlier step.
+            if processes.process_count() > 1:
+                message += "; move it out of that folder to resume from the one before it"
+                raise HostReadError(message) from error
+            raise StorageError(message) from error
+        if int(fingerprint(restored["state"])) != restored["extra"]["fingerprint"]:
+            raise StorageError(f"{name} is damaged (the checksum of its arrays does not match)")
+        return restored["state"], restored["extra"]
 
     def restore_latest(
-        self, like: TrainState, say: Say
+        self, like: TrainState, log: Callable[[str], None]
     ) -> tuple[int, TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read; None if there is none at all.
+        """Restores the newest readable checkpoint and moves unreadable newer ones away.
+
+        Args:
+          log: receives a line for each checkpoint that was moved away.
+
+        Returns:
+          Step, train state and JSON values; None if the folder has no checkpoint.
 
         Raises:
-          StorageError: there are checkpoints and none can be read.
+          StorageError: there are checkpoints, and none can be read.
         """
-        for note in self.notes:
-            say(note)
+        for message in self.messages:
+            log(message)
         steps = processes.broadcast_from_first(self.steps())
         damaged: dict[int, StorageError] = {}
         for step in reversed(steps):
             try:
                 state, extra = self.restore(step, like)
-            except UnreadableHere:
+            except HostReadError:
                 raise
             except StorageError as error:
                 damaged[step] = error
                 continue
             for bad, error in damaged.items():
-                say(f"{error}; set aside as {self.set_aside(bad)}, the one before it is taken")
+                log(f"{error}; moved to {self.quarantine(bad)}, the one before it is used")
             return step, state, extra
         if steps:
             raise StorageError(
@@ -245,71 +260,79 @@ class Checkpoints:
             )
         return None
 
-    def set_aside(self, step: int) -> Path:
-        """Moves a checkpoint out of the way, where people can look at it."""
-        place = processes.broadcast_from_first(free_place(self.folder, step))
+    def quarantine(self, step: int) -> Path:
+        """Moves a checkpoint to the folder `unreadable`; all hosts must call."""
+        target = processes.broadcast_from_first(quarantine_path(self.folder, step))
         if processes.is_first():
-            move(self.folder / str(step), place)
-        processes.barrier()  # all hosts wait for the first
+            move(self.folder / str(step), target)
+        processes.barrier()  # no host may list the folder before the first has moved it
         self.manager.reload()
-        return place
+        return target
 
     def extra(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays of a checkpoint, its checksum included."""
+        """The JSON values of a checkpoint, with its checksum as `fingerprint`."""
         args = ocp.args.Composite(extra=ocp.args.JsonRestore())
         return self.manager.restore(step, args=args)["extra"]
 
     def restore_params(self, step: int, like: TrainState) -> Any:
-        """The parameters of one checkpoint."""
+        """Reads the parameters of one checkpoint; raises as `restore` does."""
         return self.restore(step, like)[0].params
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        get_absl_logger().removeFilter(self.fault)
+        get_absl_logger().removeFilter(self.save_error)
         if kind is not None and processes.process_count() > 1:
-            return  # what is under way needs hosts that may be gone
+            return  # a save in progress needs the other hosts, which may have ended
         try:
             self.close()
         except StorageError:
-            if kind is None:  # else another error is on its way, and it came first
+            if kind is None:  # otherwise an earlier error is propagating; keep that one
                 raise
 
     def close(self) -> None:
-        """Waits for writes and frees the manager's threads."""
+        """Waits for the save in progress and stops the manager's threads.
+
+        Raises:
+          StorageError: the save failed.
+        """
         self.wait()
         self.manager.close()
 
 
-def free_place(folder: Path, step: int) -> Path:
-    """Where a checkpoint that can't be read goes."""
-    place = folder.with_name("unreadable") / str(step)
-    while place.exists():
-        place = place.with_name(f"{place.name}+")
-    return place
+def quarantine_path(folder: Path, step: int) -> Path:
+    """An unused path for an unreadable checkpoint: `unreadable/STEP` next to `folder`."""
+    path = folder.with_name("unreadable") / str(step)
+    while path.exists():
+        path = path.with_name(f"{path.name}+")
+    return path
 
 
-def move(source: Path, place: Path) -> None:
-    """Moves a folder to a place whose parent may be missing."""
-    place.parent.mkdir(exist_ok=True)
-    source.rename(place)
+def move(source: Path, target: Path) -> None:
+    """Moves a folder, and creates the parent of `target` if it is missing."""
+    target.parent.mkdir(exist_ok=True)
+    source.rename(target)
 
 
-def set_unreadable_rewards_aside(folder: Path) -> list[str]:
-    """Moves checkpoints out of the way whose reward is cut or garbled; says what was done."""
-    notes = []
+def quarantine_unreadable_metrics(folder: Path) -> list[str]:
+    """Moves checkpoints with an unreadable metrics file away; all hosts must call.
+
+    Returns:
+      A message for each, on the first host only.
+    """
+    messages = []
     if processes.is_first():
         for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
             try:
                 read_json(path)
             except ValueError as error:
                 source = path.parent.parent
-                place = free_place(folder, int(source.name))
-                move(source, place)
-                notes.append(
-                    f"checkpoint {source} has a damaged metrics file ({error}); set aside as "
-                    f"{place}, the one before it is taken"
+                target = quarantine_path(folder, int(source.name))
+                move(source, target)
+                messages.append(
+                    f"checkpoint {source} has a damaged metrics file ({error}); moved to "
+                    f"{target}, the one before it is used"
                 )
-    processes.barrier()  # all hosts wait for the first
-    return notes
+    processes.barrier()  # no host may list the folder before the first has moved them
+    return messages

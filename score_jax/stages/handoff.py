@@ -43,9 +43,9 @@ class StageConfig:
 
 def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
     """The checkpoints of a stage."""
-    kept = settings.checkpoint
-    judge = "validation" if kept.select == "validation" else "reward"
-    return Checkpoints(folder / "checkpoints", keep=kept.keep, judge=judge)
+    config = settings.checkpoint
+    best_by = "validation" if config.select == "validation" else "reward"
+    return Checkpoints(folder / "checkpoints", keep=config.keep, best_by=best_by)
 
 
 def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:

@@ -1,8 +1,8 @@
-"""What a run is made of, by contents: the reference model, its tokenizer, the problems.
+"""Fingerprints of a run's inputs: reference weights, model shape, tokenizer, problems.
 
-A folder under the same name may hold other weights tomorrow, and the same weights may lie
-in another folder. So a stage's folder keeps fingerprints of contents in `identity.json`: a
-run that goes on there, or uses what was trained there, must have equal ones.
+A path does not identify its contents: the files may be replaced, or moved elsewhere. So a
+stage's folder stores fingerprints of the contents in `identity.json`, and a run that
+resumes in that folder or loads its policy must have equal ones.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
 FILE = "identity.json"
-PART_SOURCES = {  # part: the field that names its source, and what the part is
+PART_SOURCES = {  # part: (config field that names its source, the part in error messages)
     "weights": ("weights.source", "weights"),
     "shape": ("weights.source", "shape by config.model or config.json"),
     "tokenizer": ("tokenizer.source", "tokenizer"),
@@ -34,45 +34,45 @@ PART_SOURCES = {  # part: the field that names its source, and what the part is
     "data": ("data", "problems"),
 }
 POLICY_PARTS = ("weights", "shape", "tokenizer", "stops")  # what a trained policy depends on
-SALTS = (0, 0x9E3779B9)  # of two independent sums: 64 bits
+SALTS = (0, 0x9E3779B9)  # of two 32-bit checksums, which together give 64 bits
 
 
 def fingerprints(
     programs: StagePrograms, reference: Params, problems: Sequence[Problem]
 ) -> dict[str, str]:
-    """One fingerprint a part; equal ones mean equal contents. All hosts must call.
+    """Fingerprints of all parts in PART_SOURCES; all hosts must call.
 
     Raises:
       ValueError: hosts have different contents under the same names.
     """
     return policy_fingerprints(programs, reference) | check_hosts_agree(
-        {"data": of_problems(problems)}
+        {"data": fingerprint_problems(problems)}
     )
 
 
 def policy_fingerprints(programs: StagePrograms, reference: Params) -> dict[str, str]:
-    """The fingerprints of POLICY, for what asks no problems of the run. All hosts must call.
+    """Fingerprints of POLICY_PARTS, which is all parts but the problems; all hosts must call.
 
     Raises:
       ValueError: hosts have different contents under the same names.
     """
     return check_hosts_agree(
         {
-            "weights": of_weights(programs.settings, reference),
-            "shape": of_shape(programs.decoder.config),
+            "weights": fingerprint_weights(programs.settings, reference),
+            "shape": fingerprint_shape(programs.decoder.config),
             "tokenizer": digest(programs.chat.tokenizer.contents()),
             "stops": ", ".join(map(str, programs.chat.stops)),
         }
     )
 
 
-def check_hosts_agree(found: dict[str, str]) -> dict[str, str]:
-    """What this host has found, which must be what the others have.
+def check_hosts_agree(fingerprints: dict[str, str]) -> dict[str, str]:
+    """Returns this host's fingerprints after comparing them with those of all other hosts.
 
     Raises:
-      ValueError: it isn't.
+      ValueError: a host's fingerprint differs from host 0's.
     """
-    first, *others = processes.all_gather_objects(found)
+    first, *others = processes.all_gather_objects(fingerprints)
     for number, other in enumerate(others, 1):
         for part, value in other.items():
             if value != first[part]:
@@ -81,43 +81,46 @@ def check_hosts_agree(found: dict[str, str]) -> dict[str, str]:
                     f"config.{field} gives host {number} other contents than host 0 ({what}: "
                     f"{value}, not {first[part]}); give all hosts the same files"
                 )
-    return found
+    return fingerprints
 
 
-def of_weights(settings: Settings, reference: Params) -> str:
-    """Every bit of every parameter; of random ones the seed, which gives them again anywhere."""
+def fingerprint_weights(settings: Settings, reference: Params) -> str:
+    """64 bits in hexadecimal over all parameters; for random weights their seed."""
     if settings.weights.source == "random":
         return f"random by seed {settings.seed}"
     return "".join(f"{int(checksum(reference, jnp.uint32(salt))):08x}" for salt in SALTS)
 
 
-def of_shape(config: ModelConfig) -> str:
-    """What the model computes; a field that has its default value says nothing."""
-    usual = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    told = {name: value for name, value in shape(config).items() if value != usual[name]}
-    return digest(json.dumps(told, sort_keys=True).encode())
+def fingerprint_shape(config: ModelConfig) -> str:
+    """Fingerprint of the fields that decide what the model computes."""
+    # Defaults are left out, so that a field added later does not change old fingerprints.
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    values = {name: value for name, value in shape(config).items() if value != defaults[name]}
+    return digest(json.dumps(values, sort_keys=True).encode())
 
 
-def of_problems(problems: Sequence[Problem]) -> str:
-    """Everything that is asked and graded, problem by problem in their order."""
-    usual = {field.name: field.default for field in dataclasses.fields(Problem)}
-    seen = hashlib.sha256()
+def fingerprint_problems(problems: Sequence[Problem]) -> str:
+    """Count and fingerprint of problems: prompts, answers, tests and ids, in their order."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Problem)}
+    hasher = hashlib.sha256()
     for problem in problems:
-        told = {name: value for name, value in problem.contents().items() if value != usual[name]}
-        seen.update(json.dumps(told, sort_keys=True).encode() + b"\n")
-    return f"{len(problems)} by {seen.hexdigest()[:32]}"
+        contents = problem.contents().items()
+        values = {name: value for name, value in contents if value != defaults[name]}
+        hasher.update(json.dumps(values, sort_keys=True).encode() + b"\n")
+    return f"{len(problems)} by {hasher.hexdigest()[:32]}"
 
 
 def digest(data: bytes) -> str:
-    """A fingerprint of bytes."""
+    """The first 128 bits of SHA-256, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 @jax.jit
 def checksum(tree: Any, salt: jax.Array) -> jax.Array:
-    """A sum over all numbers of a tree, each scrambled and weighed by its place.
+    """A uint32 checksum of a tree: numbers are hashed, weighted by their index and summed.
 
-    A sum of integers depends on no order, so neither on devices nor on hosts.
+    Integer addition is associative even when it overflows, so the result does not depend
+    on the number of devices or hosts.
     """
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
@@ -130,7 +133,7 @@ def checksum(tree: Any, salt: jax.Array) -> jax.Array:
 
 
 def scramble(x: jax.Array) -> jax.Array:
-    """Maps 32-bit words one to one onto words that look random.
+    """Hashes 32-bit words one to one.
 
     Source: the finaliser of MurmurHash3.
     """
@@ -140,7 +143,7 @@ def scramble(x: jax.Array) -> jax.Array:
 
 
 def sources(settings: Settings) -> dict[str, Any]:
-    """Where the parts come from; a hub's name with the commit that it stands for."""
+    """The config fields that name sources, with hub names resolved to a commit."""
     weights = resolve(settings.weights.source)
     tokenizer = settings.tokenizer.source
     data = dict(settings.data)
@@ -151,37 +154,37 @@ def sources(settings: Settings) -> dict[str, Any]:
     }
 
 
-def recorded(folder: Path) -> dict[str, Any] | None:
-    """What a stage's folder says of its contents; None: nothing yet."""
+def read_recorded(folder: Path) -> dict[str, Any] | None:
+    """Reads the first host's identity.json of a stage; None: there is none yet."""
     return processes.broadcast_from_first(read_json(folder / FILE))
 
 
-def record(folder: Path, found: dict[str, str], settings: Settings) -> None:
-    """Writes a stage's fingerprints down, on the first host."""
-    where = sources(settings)
+def record(folder: Path, fingerprints: dict[str, str], settings: Settings) -> None:
+    """Writes identity.json of a stage, on the first host."""
+    named = sources(settings)
     if processes.is_first():
-        write_json(folder / FILE, {"fingerprints": found, "sources": where})
+        write_json(folder / FILE, {"fingerprints": fingerprints, "sources": named})
 
 
-def check_fingerprints(found: dict[str, str], folder: Path, settings: Settings) -> None:
-    """Checks that contents are those that a stage's folder was begun with.
+def check_fingerprints(fingerprints: dict[str, str], folder: Path, settings: Settings) -> None:
+    """Compares fingerprints with the identity.json of a stage, if it has one.
 
     Args:
-      found: the fingerprints that matter here.
+      fingerprints: of the parts to compare.
 
     Raises:
-      ValueError: a part is another one; the message says which and where it came from.
+      ValueError: a part differs; the message gives both fingerprints and the old source.
     """
-    before = recorded(folder)
-    if before is None:
+    recorded = read_recorded(folder)
+    if recorded is None:
         return
-    for part, now in found.items():
-        then = before["fingerprints"].get(part, now)
-        if then == now:
+    for part, current in fingerprints.items():
+        expected = recorded["fingerprints"].get(part, current)
+        if expected == current:
             continue
         field, what = PART_SOURCES[part]
         raise ValueError(
-            f"config.{field} is {sources(settings)[field]!r}, but its {what} ({now}) are not what "
-            f"{folder} was begun with ({then}, from {before['sources'][field]!r}); set it to those "
-            "contents, wherever they lie, or choose another --workdir"
+            f"config.{field} is {sources(settings)[field]!r}, but its {what} ({current}) are not "
+            f"what {folder} was begun with ({expected}, from {recorded['sources'][field]!r}); set "
+            "it to a path with those contents, or choose another --workdir"
         )

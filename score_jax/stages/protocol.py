@@ -1,7 +1,7 @@
-"""What two evaluations must have in common before their numbers may stand side by side.
+"""The evaluation protocol: what must be equal for two evaluations to be comparable.
 
-All that reaches a prompt, the sampler or the grader: as contents, not as names, so that
-a moved file is the same data and an edited one is not.
+It covers everything that affects prompts, sampling or grading. Data enter as hashes of
+their contents, not as paths: a moved file is the same data, an edited file is not.
 """
 
 import hashlib
@@ -13,43 +13,44 @@ from typing import Any
 from score_jax.records import Problem
 from score_jax.rl.sampling import SamplingConfig
 from score_jax.stages.build import StagePrograms
-from score_jax.stages.identity import of_problems
+from score_jax.stages.identity import fingerprint_problems
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """A short hash of JSON values, in order."""
-    whole = hashlib.sha256()
+    """The first 64 bits of SHA-256 over JSON values in order, in hexadecimal."""
+    hasher = hashlib.sha256()
     for part in parts:
-        whole.update(json.dumps(part, sort_keys=True).encode() + b"\n")
-    return whole.hexdigest()[:16]
+        hasher.update(json.dumps(part, sort_keys=True).encode() + b"\n")
+    return hasher.hexdigest()[:16]
 
 
 def describe(
     programs: StagePrograms, problems: Sequence[Problem], sampling: SamplingConfig
 ) -> dict[str, Any]:
-    """The protocol by which a stage's models are measured.
+    """The evaluation protocol of a stage's models, as it is stored in evaluation.json.
 
     Args:
-      sampling: of the greedy part; what else is drawn differs in samples and temperature.
+      sampling: of greedy decoding; sampled dialogues differ from it in `group_size` and
+        `temperature` only, which the protocol takes from the evaluation's config.
     """
     config, chat, task = programs.settings.evaluation, programs.chat, programs.measured_task
-    script = programs.turn_template(config.turns, task)
-    found: dict[str, Any] = {
+    template = programs.turn_template(config.turns, task)
+    protocol: dict[str, Any] = {
         "task": task.name,
         "problems": len(problems),
-        "contents": of_problems(problems),
+        "contents": fingerprint_problems(problems),
         "prompts": digest(chat.encode_prompt(task.ask(problem)) for problem in problems),
         "chat": programs.settings.tokenizer.chat,
         "instruction": task.instruction,
-        "script": digest(asdict(script).items()),
+        "script": digest(asdict(template).items()),
         "turns": config.turns,
         "samples": config.samples,
         "temperature": config.temperature,
         "seed": config.seed,
         "prompt_limit": sampling.prompt_limit,
         "turn_limit": sampling.turn_limit,
-        "row_limit": script.row_length(sampling),
+        "row_limit": template.row_length(sampling),
         "dtype": programs.decoder.config.dtype,
         "deadline_seconds": programs.settings.grading.deadline_seconds,
     }
-    return {"hash": digest(found.items())} | found
+    return {"hash": digest(protocol.items())} | protocol

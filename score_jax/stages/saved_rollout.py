@@ -1,7 +1,8 @@
-"""A rollout that was graded when the run had to end, kept so that it is not sampled again.
+"""Saves a graded rollout when a run is interrupted before its update.
 
-One file of a stage holds the rows of all hosts in the order of the batch, so that another
-number of hosts can take it up. It belongs to one policy: a checksum says which.
+One file holds the rows of all hosts in batch order, so that a resumed run may have
+another number of hosts. The file stores the step and a checksum of the policy that
+sampled it, and is ignored for any other.
 """
 
 import json
@@ -22,11 +23,11 @@ from score_jax.stages.checkpoint import StorageError, fingerprint
 from score_jax.types import Episodes, Params
 
 NAME = "rollout.npz"
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 
 
-def mark(step: int, params: Params) -> list[int]:
-    """What a rollout is recognised by."""
+def step_and_checksum(step: int, params: Params) -> list[int]:
+    """Identifies a rollout: its step and the checksum of the policy's parameters."""
     return [step, int(fingerprint(params))]
 
 
@@ -36,41 +37,41 @@ def write(
     """Writes the rollout of a step; all hosts must call.
 
     Raises:
-      StorageError: there is no room.
+      StorageError: the file could not be written.
     """
-    own = programs.own_rows(np.arange(len(rollout.episodes.tokens)))
+    local_rows = programs.own_rows(np.arange(len(rollout.episodes.tokens)))
     graded = rollout.graded
     texts = [
         {"attempts": attempts, "grades": [asdict(grade) for grade in grades]}
         for attempts, grades in zip(graded.attempts, graded.grades, strict=True)
     ]
     arrays = {field.name: getattr(rollout.local, field.name) for field in fields(Episodes)}
-    parts = processes.all_gather_objects((own, arrays, texts))
-    belongs = mark(step, params)
-    fault = None
+    parts = processes.all_gather_objects((local_rows, arrays, texts))
+    identifier = step_and_checksum(step, params)
+    error_message = None
     if processes.is_first():
         rows = np.concatenate([part[0] for part in parts])
-        _, order = np.unique(rows, return_index=True)  # hosts may share rows
-        whole: dict[str, Any] = {
+        _, order = np.unique(rows, return_index=True)  # several hosts may hold the same row
+        file_arrays: dict[str, Any] = {
             name: np.concatenate([part[1][name] for part in parts])[order] for name in arrays
         }
         lines = [line for part in parts for line in part[2]]
-        words = {
-            "mark": belongs,
+        header = {
+            "mark": identifier,
             "seconds": graded.seconds,
-            "rows": [lines[place] for place in order],
+            "rows": [lines[index] for index in order],
         }
-        whole["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
+        file_arrays["words"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         try:
             partial = folder / f"{NAME}.partial"
             with partial.open("wb") as file:
-                np.savez(file, **whole)
+                np.savez(file, **file_arrays)
             partial.replace(folder / NAME)
         except OSError as error:
-            fault = f"{folder / NAME} could not be written ({error}); make room"
-    fault = processes.broadcast_from_first(fault)
-    if fault:
-        raise StorageError(fault)
+            error_message = f"{folder / NAME} could not be written ({error}); make room"
+    error_message = processes.broadcast_from_first(error_message)
+    if error_message:
+        raise StorageError(error_message)
 
 
 def read(
@@ -81,27 +82,31 @@ def read(
     params: Params,
     reference: Params,
 ) -> Rollout | None:
-    """The rollout kept for this step of this policy, scored anew; None if there is none.
+    """Reads the saved rollout of this step and policy and scores it; all hosts must call.
 
-    All hosts must call; one that is damaged or of another policy is none.
+    Args:
+      score: (reference, episodes) -> the reference's scores, which are not saved.
+
+    Returns:
+      None if there is no file, or it is damaged, or of another step or policy.
     """
     path = folder / NAME
     if not processes.broadcast_from_first(path.exists()):
         return None
-    found: tuple[dict[str, Any], dict[str, Any]] | None = None  # words, arrays
+    contents: tuple[dict[str, Any], dict[str, Any]] | None = None  # header, arrays
     try:
         with np.load(path) as data:
-            words = json.loads(data["words"].tobytes())
-            found = words, {field.name: data[field.name] for field in fields(Episodes)}
-    except UNREADABLE:
-        pass  # it will be sampled again, with the same keys
-    current = mark(step, params)
-    if any_process(found is None or found[0]["mark"] != current):
+            header = json.loads(data["words"].tobytes())
+            contents = header, {field.name: data[field.name] for field in fields(Episodes)}
+    except READ_ERRORS:
+        pass  # the caller samples again, with the same keys
+    identifier = step_and_checksum(step, params)
+    if any_process(contents is None or contents[0]["mark"] != identifier):
         return None
-    assert found is not None, "agreed upon"
-    words, arrays = found
+    assert contents is not None, "any_process covers this host"
+    header, arrays = contents
     local = programs.own_rows(Episodes(**arrays))
-    lines = [words["rows"][row] for row in programs.own_rows(np.arange(len(words["rows"])))]
+    lines = [header["rows"][row] for row in programs.own_rows(np.arange(len(header["rows"])))]
     episodes = programs.to_global(local)
     return Rollout(
         episodes=episodes,
@@ -110,12 +115,12 @@ def read(
         graded=Graded(
             attempts=[tuple(line["attempts"]) for line in lines],
             grades=[tuple(Grade(**grade) for grade in line["grades"]) for line in lines],
-            seconds=words["seconds"],
+            seconds=header["seconds"],
         ),
     )
 
 
 def drop(folder: Path) -> None:
-    """Removes what a later checkpoint makes useless."""
+    """Deletes the saved rollout, which a later checkpoint makes obsolete."""
     if processes.is_first():
         (folder / NAME).unlink(missing_ok=True)

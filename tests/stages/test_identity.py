@@ -54,13 +54,15 @@ OTHER_PROBLEMS = {
 
 @pytest.mark.parametrize("case", OTHER_PROBLEMS)
 def test_other_problems_are_told_apart(case):
-    assert identity.of_problems(OTHER_PROBLEMS[case]) != identity.of_problems(PROBLEMS)
+    assert identity.fingerprint_problems(OTHER_PROBLEMS[case]) != identity.fingerprint_problems(
+        PROBLEMS
+    )
 
 
 def test_the_same_problems_are_the_same_however_they_are_held():
     lazy = Lazy(3, lambda place: dataclasses.replace(PROBLEMS[place]))
-    assert identity.of_problems(lazy) == identity.of_problems(PROBLEMS)
-    assert identity.of_problems(PROBLEMS).startswith("3 by ")
+    assert identity.fingerprint_problems(lazy) == identity.fingerprint_problems(PROBLEMS)
+    assert identity.fingerprint_problems(PROBLEMS).startswith("3 by ")
 
 
 TREE = {
@@ -133,7 +135,7 @@ LINEAR = RopeScaling(kind="linear", factor=2.0)
 )
 def test_a_shape_is_what_is_computed(fields, same):
     other = dataclasses.replace(MODEL, **fields)
-    assert (identity.of_shape(other) == identity.of_shape(MODEL)) is same
+    assert (identity.fingerprint_shape(other) == identity.fingerprint_shape(MODEL)) is same
 
 
 def test_a_tokenizer_is_its_values():
