@@ -40,7 +40,7 @@ from score_jax.stages.handoff import (
 from score_jax.stages.log import Log
 from score_jax.stages.preflight import (
     CheckedStage,
-    check_room,
+    check_disk_space,
     check_stage,
     select_and_log,
     try_row,
@@ -132,7 +132,7 @@ def check_stages(
         check_folder(stage, workdir / name)
         if not is_finished(stage, workdir / name):
             checked[name] = check_stage(stage.settings, workdir)
-    check_room([ready.programs for ready in checked.values()], workdir)
+    check_disk_space([ready.programs for ready in checked.values()], workdir)
     return checked
 
 

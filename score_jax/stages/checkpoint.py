@@ -110,8 +110,8 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
-        self.save_error = SaveErrorFilter()
-        get_absl_logger().addFilter(self.save_error)
+        self.error_filter = SaveErrorFilter()
+        get_absl_logger().addFilter(self.error_filter)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in ascending order."""
@@ -159,8 +159,8 @@ class Checkpoints:
         Raises:
           StorageError: the save failed.
         """
-        if self.save_error.error is not None:
-            raise self.write_error(self.save_error.error) from self.save_error.error
+        if self.error_filter.error is not None:
+            raise self.write_error(self.error_filter.error) from self.error_filter.error
 
     def wait(self) -> None:
         """Blocks until the save in progress is on disk.
@@ -282,7 +282,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        get_absl_logger().removeFilter(self.save_error)
+        get_absl_logger().removeFilter(self.error_filter)
         if kind is not None and processes.process_count() > 1:
             return  # a save in progress needs the other hosts, which may have ended
         try:

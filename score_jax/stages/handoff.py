@@ -1,7 +1,7 @@
-"""What a stage's folder says: begun with which config, finished where, handed on how.
+"""Reads and checks a stage's folder, and hands a parent's policy on to its child.
 
-A stage hands its best policy on. The hand-off is recorded: which parent, which step,
-what was reset (the optimiser) and what was kept (the base model as the reference).
+A stage hands its selected policy on. handoff.json records the parent, the step, what is
+reset (the optimizer) and what is kept (the base model as the reference).
 """
 
 from collections.abc import Sequence
@@ -20,39 +20,40 @@ from score_jax.stages.checkpoint import Checkpoints, StorageError
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
-# Fields that may change between two runs in one folder without making it another run.
+# Fields that may differ when a run is resumed in the same folder.
 MUTABLE_FIELDS = (
     "steps", "checkpoint", "evaluation", "log", "profile", "grading", "parent", "mesh",
     "mismatch_limit", "sampling.decode_segments",
 )  # fmt: skip
-# Fields that say which policy a checkpoint holds; it may be tried on any task.
-# Names of files: where contents are known, those are compared instead.
+# Fields that are paths. If the folder has an identity.json, contents are compared instead.
 PATH_FIELDS = (
     "weights.source", "tokenizer.source", "data.path", "data.pass_rates", "data.first_attempts",
 )  # fmt: skip
+# Fields that decide which policy a checkpoint holds. Only these must agree to load it: a
+# policy may be evaluated on any task.
 POLICY_FIELDS = ("weights", "model", "lora", "tokenizer")
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of a chain, as settings and as the config they came from."""
+    """One stage of a chain: its settings, and the config that they were parsed from."""
 
     settings: Settings
     config: ConfigDict
 
 
 def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
-    """The checkpoints of a stage."""
+    """Opens a stage's checkpoints, ranked by the metric of `checkpoint.select`."""
     config = settings.checkpoint
     best_by = "validation" if config.select == "validation" else "reward"
     return Checkpoints(folder / "checkpoints", keep=config.keep, best_by=best_by)
 
 
 def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:
-    """The checkpoint that a finished stage hands on; None while it is unfinished.
+    """The step of the checkpoint that a stage hands on; None while it is unfinished.
 
     Raises:
-      ValueError: none of them was judged as the settings ask for.
+      ValueError: no checkpoint has the metric that `checkpoint.select` needs.
     """
     steps = checkpoints.steps()
     if not steps or steps[-1] < settings.steps:
@@ -63,13 +64,13 @@ def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:
     if best is None:
         raise ValueError(
             f"checkpoint.select is {settings.checkpoint.select!r}, but {checkpoints.folder} was "
-            "written without the numbers for it; set 'last', or what the stage was begun with"
+            "written without that metric; set 'last', or the value that the stage was begun with"
         )
     return best
 
 
 def describe_selection(settings: Settings, checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-    """How a stage's checkpoint was chosen, and among how many."""
+    """How a stage's checkpoint was selected, as handoff.json and evaluation.json store it."""
     extra = checkpoints.extra(checkpoints.steps()[-1])
     return {
         "by": settings.checkpoint.select,
@@ -81,7 +82,7 @@ def describe_selection(settings: Settings, checkpoints: Checkpoints, step: int) 
 
 
 def format_selection(selection: dict[str, Any]) -> str:
-    """The choice of a checkpoint in one line."""
+    """Formats `describe_selection` as one line."""
     if selection["by"] == "last":
         return f"step {selection['step']}, the last"
     number = f"{selection['score']:.4f}, the best of {selection['candidates']}"
@@ -92,51 +93,50 @@ def format_selection(selection: dict[str, Any]) -> str:
 
 
 def check_folder(stage: StageConfig, folder: Path, *, policy_only: bool = False) -> None:
-    """Refuses to go on in a folder that another config has begun.
+    """Compares a config with the config.json of a folder that has checkpoints.
 
     Args:
-      policy_only: only the fields that say which policy it is must agree.
+      policy_only: compare only POLICY_FIELDS, instead of all but MUTABLE_FIELDS.
 
     Raises:
-      ValueError: a field that shapes the run differs.
+      ValueError: a field differs.
     """
-    before = read_json(folder / "config.json")
-    if before is None or not has_checkpoint(folder):
+    recorded = read_json(folder / "config.json")
+    if recorded is None or not has_checkpoint(folder):
         return
-    now = config_fields(stage.config)
-    by_contents = (folder / identity.FILE).exists()
-    if by_contents:
-        before, now = without_path_fields(before), without_path_fields(now)
-    for name in sorted(set(before) | set(now)):
-        part = name.split(".")[0]
-        free = (
-            part not in POLICY_FIELDS
+    current = config_fields(stage.config)
+    if (folder / identity.FILE).exists():
+        recorded, current = without_path_fields(recorded), without_path_fields(current)
+    for name in sorted(set(recorded) | set(current)):
+        section = name.split(".")[0]
+        may_differ = (
+            section not in POLICY_FIELDS
             if policy_only
-            else part in MUTABLE_FIELDS or name in MUTABLE_FIELDS
+            else section in MUTABLE_FIELDS or name in MUTABLE_FIELDS
         )
-        if free or before.get(name) == now.get(name):
+        if may_differ or recorded.get(name) == current.get(name):
             continue
         raise ValueError(
-            f"config.{name} is {now.get(name)}, but {folder} was begun with {before.get(name)}; "
-            "choose another --workdir, or set the field back"
+            f"config.{name} is {current.get(name)}, but {folder} was begun with "
+            f"{recorded.get(name)}; choose another --workdir, or set the field back"
         )
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a stage's folder holds a checkpoint that a run would go on from."""
+    """Whether a stage's folder has a checkpoint to resume from."""
     return any((folder / "checkpoints").glob("[0-9]*"))
 
 
 def without_path_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """A flat config without the names of files, whose contents `identity` compares."""
-    kept = {name: value for name, value in fields.items() if name not in PATH_FIELDS}
-    names = {place.removeprefix("data.") for place in PATH_FIELDS}
-    if kept.get("data.parts"):
-        kept["data.parts"] = [
-            {name: value for name, value in part.items() if name not in names}
-            for part in kept["data.parts"]
+    """Drops PATH_FIELDS from a flat config, also from the entries of `data.parts`."""
+    others = {name: value for name, value in fields.items() if name not in PATH_FIELDS}
+    part_paths = {name.removeprefix("data.") for name in PATH_FIELDS}
+    if others.get("data.parts"):
+        others["data.parts"] = [
+            {name: value for name, value in part.items() if name not in part_paths}
+            for part in others["data.parts"]
         ]
-    return kept
+    return others
 
 
 def check_contents(
@@ -144,27 +144,30 @@ def check_contents(
     reference: Params,
     problems: Sequence[Problem],
     folder: Path,
-    source: Path | None,
+    parent_folder: Path | None,
 ) -> None:
-    """Refuses to go on with other contents than a stage was begun with; writes them down.
+    """Compares a stage's inputs with its identity.json, then writes that file.
 
     Args:
-      source: the folder of the parent that was trained by RL beside the same reference.
+      problems: of training.
+      parent_folder: of a parent trained by RL, which must have the same reference; None:
+        there is none to compare with.
 
     Raises:
-      ValueError: weights, tokenizer or problems are others; or the hosts' own differ.
+      ValueError: weights, shape, tokenizer, stop ids or problems differ from those the stage
+        was begun with, or between hosts.
     """
-    found = identity.fingerprints(programs, reference, problems)
-    policy = {part: found[part] for part in identity.POLICY_PARTS}
-    if source is not None:
-        identity.check_fingerprints(policy, source, programs.settings)
+    current = identity.fingerprints(programs, reference, problems)
+    policy = {part: current[part] for part in identity.POLICY_PARTS}
+    if parent_folder is not None:
+        identity.check_fingerprints(policy, parent_folder, programs.settings)
     if processes.broadcast_from_first(has_checkpoint(folder)):
-        identity.check_fingerprints(found, folder, programs.settings)
-    identity.record(folder, found, programs.settings)
+        identity.check_fingerprints(current, folder, programs.settings)
+    identity.record(folder, current, programs.settings)
 
 
 def config_fields(config: ConfigDict) -> dict[str, Any]:
-    """A config as one flat dictionary of JSON values."""
+    """Flattens a config to JSON values by dotted path, as config.json stores it."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:
@@ -179,10 +182,10 @@ def config_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def is_finished(stage: StageConfig, folder: Path) -> bool:
-    """Whether a stage is trained and evaluated."""
+    """Whether a stage is trained, and evaluated at its selected checkpoint; all hosts must call."""
     evaluation = read_json(folder / "evaluation.json")
-    begun = evaluation is not None and (folder / "checkpoints").exists()
-    if not processes.broadcast_from_first(begun):
+    evaluated = evaluation is not None and (folder / "checkpoints").exists()
+    if not processes.broadcast_from_first(evaluated):
         return False
     with open_checkpoints(stage.settings, folder) as checkpoints:
         step = selected_step(stage.settings, checkpoints)
@@ -190,10 +193,10 @@ def is_finished(stage: StageConfig, folder: Path) -> bool:
 
 
 def load_parent_policy(parent: StageConfig, folder: Path, workdir: Path) -> Params:
-    """The parent's selected policy; the hand-off is written down.
+    """Loads the parent's selected policy and writes handoff.json to the child's `folder`.
 
-    The child's stream of problems goes on behind the last draw of the parent, whichever of
-    the parent's checkpoints was selected.
+    The child's stream of problems starts after the parent's last draw, even if an earlier
+    checkpoint of the parent was selected.
 
     Raises:
       StorageError: the parent has no finished checkpoint.
@@ -205,7 +208,7 @@ def load_parent_policy(parent: StageConfig, folder: Path, workdir: Path) -> Para
             raise StorageError(
                 f"{source} has no finished checkpoint; run {parent.settings.name} first"
             )
-        # The optimiser of the parent may have another shape: its own programs say which.
+        # The parent's programs: its optimizer state may differ in shape from the child's.
         params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
         selection = describe_selection(parent.settings, checkpoints, step)
         checksum = checkpoints.extra(step)["fingerprint"]
@@ -232,16 +235,21 @@ def load_parent_policy(parent: StageConfig, folder: Path, workdir: Path) -> Para
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedPolicy:
-    """A stage's policy as the workdir holds it."""
+    """The policy of a stage in a workdir, with its programs."""
 
     programs: StagePrograms
     reference: Params
-    params: Params  # of the whole model; the reference's where there is no checkpoint
-    step: int  # of the checkpoint; 0: there is none
+    params: Params  # of the whole model, with an adapter merged; the reference if step is 0
+    step: int  # of the checkpoint; 0: the stage has none
 
 
 def load_policy(stage: StageConfig, workdir: Path) -> LoadedPolicy:
-    """The selected checkpoint of a stage, the newest of one under way, else the base model."""
+    """Loads a stage's selected checkpoint; unfinished, its newest; without any, the base model.
+
+    Raises:
+      ValueError: config or base model differ from those that the stage was trained with.
+      StorageError: the checkpoint can't be read.
+    """
     settings = stage.settings
     folder = workdir / settings.name
     check_folder(stage, folder, policy_only=True)
@@ -263,7 +271,7 @@ def load_policy(stage: StageConfig, workdir: Path) -> LoadedPolicy:
 
 
 def describe_policy(loaded: LoadedPolicy) -> str:
-    """Which model was found, for people."""
+    """Names the loaded model in a line for the terminal."""
     settings = loaded.programs.settings
     if loaded.step:
         return f"{settings.name} at step {loaded.step}"
@@ -271,13 +279,13 @@ def describe_policy(loaded: LoadedPolicy) -> str:
 
 
 def draws_before(folder: Path) -> int:
-    """Problems that the stages before this one have drawn: where its own stream begins."""
+    """Problems drawn by all earlier stages, where this stage's stream begins; 0: no hand-off."""
     record = processes.broadcast_from_first(read_json(folder / "handoff.json"))
     return record["draws"] if record else 0
 
 
 def describe_stale(parent: StageConfig, folder: Path, workdir: Path) -> str:
-    """Says that a stage began from a checkpoint that its parent no longer hands on; else ""."""
+    """A note if a stage began from a policy that its parent no longer hands on, else ""."""
     record = processes.broadcast_from_first(read_json(folder / "handoff.json"))
     source = workdir / parent.settings.name
     if not record or not processes.broadcast_from_first((source / "checkpoints").exists()):

@@ -1,7 +1,7 @@
-"""What is checked before the first step of a chain: problems, limits, graders, room, one row.
+"""Checks before a chain's first step: problems, gold answers, disk space and a trial row.
 
-A run that would die after days, at its first long prompt or in its closing evaluation,
-is told so before anything is trained, with the numbers.
+Faults that would end a run after days, such as a prompt over the limit in the final
+evaluation, are errors before training starts.
 """
 
 import dataclasses
@@ -21,74 +21,82 @@ from score_jax.rl.learner import score_episodes
 from score_jax.rl.rollout import Grader, collect_rollout
 from score_jax.stages.build import Program, StagePrograms, build
 from score_jax.stages.checkpoint import StorageError
-from score_jax.stages.problem_sets import ProblemSet, Wanted, measured, select, trained, validated
+from score_jax.stages.problem_sets import (
+    ProblemSet,
+    ProblemSetSpec,
+    evaluation_spec,
+    select,
+    training_spec,
+    validation_spec,
+)
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
-TRIAL_TOKENS = 8  # of each turn of the trial row
+TRIAL_TOKENS = 8  # most tokens per turn of the trial row
 GB = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedStage:
-    """A stage whose problems were found to be in order."""
+    """A stage's programs and its checked problems."""
 
     programs: StagePrograms
     training: ProblemSet
-    validation: ProblemSet | None  # None: training is not interrupted to measure
+    validation: ProblemSet | None  # None: no validation during training
     evaluation: ProblemSet
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """What run.json says of its problems."""
+        """Numbers of problems per set, as run.json stores them."""
         sets = (self.training, self.validation, self.evaluation)
-        return {found.part: found.counts() for found in sets if found is not None}
+        return {problems.part: problems.counts() for problems in sets if problems is not None}
 
 
 def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
-    """Builds a stage and looks at all of its problems; all hosts must call.
+    """Builds a stage's programs and checks all of its problems; all hosts must call.
 
     Raises:
-      ValueError: the stage can't run to its end as it is configured; says what to do.
+      ValueError: the stage can't finish with this config; the message says what to change.
     """
     programs = build(settings)
     return CheckedStage(
         programs=programs,
-        training=select_and_log(programs, trained(settings), workdir),
-        validation=select_and_log(programs, validated(settings), workdir)
+        training=select_and_log(programs, training_spec(settings), workdir),
+        validation=select_and_log(programs, validation_spec(settings), workdir)
         if settings.evaluation.every
         else None,
-        evaluation=select_and_log(programs, measured(settings), workdir),
+        evaluation=select_and_log(programs, evaluation_spec(settings), workdir),
     )
 
 
-def select_and_log(programs: StagePrograms, wanted: Wanted, workdir: Path) -> ProblemSet:
-    """A set of a stage's problems, with a line for people."""
+def select_and_log(programs: StagePrograms, spec: ProblemSetSpec, workdir: Path) -> ProblemSet:
+    """Loads and checks one set of problems and logs its counts; raises as `select` does."""
     settings = programs.settings
     progress = settings.log.progress and processes.is_first()
-    found = select(wanted, programs.chat, settings.grading, workdir, progress=progress)
-    processes.log(f"[{settings.name}] {found.describe()}")
-    return found
+    problems = select(spec, programs.chat, settings.grading, workdir, progress=progress)
+    processes.log(f"[{settings.name}] {problems.describe()}")
+    return problems
 
 
 def state_bytes(programs: StagePrograms) -> int:
-    """What one checkpoint of a stage takes on the disk."""
+    """Bytes of the arrays in one checkpoint of a stage."""
     leaves = jax.tree.leaves(programs.abstract_state())
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def check_room(stages: Sequence[StagePrograms], workdir: Path) -> None:
-    """Checks that the checkpoints that will be kept at a time have room.
+def check_disk_space(stages: Sequence[StagePrograms], workdir: Path) -> None:
+    """Checks that the disk has space for the checkpoints still to be written.
 
     Raises:
-      StorageError: they have not.
+      StorageError: it has not; the message gives the free and the needed space.
     """
     need = 0
     for programs in stages:
         settings = programs.settings
-        there = len(list((workdir / settings.name / "checkpoints").glob("[0-9]*")))
-        # The latest ones, the best and the one that is being written; never more than there are.
-        due = -(-settings.steps // settings.checkpoint.every)
-        need += state_bytes(programs) * max(0, min(settings.checkpoint.keep + 2, due) - there)
+        existing = len(list((workdir / settings.name / "checkpoints").glob("[0-9]*")))
+        total = -(-settings.steps // settings.checkpoint.every)
+        # On disk at a time: the latest ones, the best, and the one being written.
+        most = min(settings.checkpoint.keep + 2, total)
+        need += state_bytes(programs) * max(0, most - existing)
     free = shutil.disk_usage(workdir).free
     if need > free:
         names = ", ".join(programs.settings.name for programs in stages)
@@ -99,16 +107,19 @@ def check_room(stages: Sequence[StagePrograms], workdir: Path) -> None:
         )
 
 
-def try_row(programs: StagePrograms, asked: ProblemSet, reference: Params, grader: Grader) -> float:
-    """Samples, grades and scores a few tokens of a problem, as evaluation asks it.
+def try_row(
+    programs: StagePrograms, evaluation: ProblemSet, reference: Params, grader: Grader
+) -> float:
+    """Samples, grades and scores a few tokens of evaluation problems, one row per device shard.
 
-    Training does the same with its own problems in its first step; evaluation comes last.
+    The evaluation runs after the last step, so its faults would show last. Training problems
+    need no trial: the first step is one.
 
     Returns:
-      By how many nats sampler and scorer differ, as a mean over the tokens.
+      Mean absolute difference of the sampler's and the scorer's logprobs, in nats per token.
 
     Raises:
-      ValueError: log-probabilities are not finite.
+      ValueError: logprobs are not finite.
     """
     sampling = programs.settings.sampling
     short = dataclasses.replace(
@@ -117,7 +128,7 @@ def try_row(programs: StagePrograms, asked: ProblemSet, reference: Params, grade
         second_attempts=1,
         decode_segments=1,
         temperature=0.0,
-        prompt_limit=asked.prompt_limit,
+        prompt_limit=evaluation.prompt_limit,
         turn_limit=min(TRIAL_TOKENS, sampling.turn_limit),
         row_limit=0,
     )
@@ -135,25 +146,26 @@ def try_row(programs: StagePrograms, asked: ProblemSet, reference: Params, grade
     scorer = jax.jit(score, in_shardings=(programs.model_shardings, rows), out_shardings=rows)
     sampler = dataclasses.replace(
         programs.sampler(),
-        sample=programs.sample(short, turns, asked.task),
+        sample=programs.sample(short, turns, evaluation.task),
         score=Program(scorer, programs.mesh),
     )
     draws = np.asarray(sharding.own_rows(programs.mesh, sharding.row_shards(programs.mesh)))
     rollout = collect_rollout(
         sampler,
         programs.chat,
-        asked.task,
+        evaluation.task,
         grader,
         params=reference,
         reference=reference,
         key=run_key(programs.settings.evaluation.seed, "evaluate"),
         draws=draws,
-        problems=[asked.problems[place % len(asked.problems)] for place in draws],
-        prompt_limit=asked.prompt_limit,
+        problems=[evaluation.problems[draw % len(evaluation.problems)] for draw in draws],
+        prompt_limit=evaluation.prompt_limit,
     )
-    own = rollout.local.turn > 0
+    is_policy_token = rollout.local.turn > 0
     mismatch = rollout.local.logprobs - sharding.local_rows(rollout.scores.logprobs)
-    mean = float(processes.all_gather(np.abs(mismatch[own]).mean(keepdims=True)).mean())
+    local_mean = np.abs(mismatch[is_policy_token]).mean(keepdims=True)
+    mean = float(processes.all_gather(local_mean).mean())
     if not math.isfinite(mean):
         raise ValueError(
             f"weights.source is {programs.settings.weights.source!r}; a trial row's "

@@ -1,10 +1,10 @@
-"""Which problems a config asks: read, of one task, measured, without those left out.
+"""Loads the training, validation and evaluation problems of a config and checks them.
 
-A prompt longer than its limit can't be asked, and a problem whose own gold answer its
-grader refuses can't be learnt from. Both are found before anything is trained: they stop
-the run, or are left out and counted where `data.skip_long` and `data.skip_bad` say so.
-The first host encodes and grades, all act on what it found, and a file of the workdir
-remembers it by contents, so that a resumed run asks the same problems.
+Two faults are looked for before training: a prompt longer than its limit, and a gold answer
+that the task's own grader rejects. They stop the run, or with `data.skip_long` and
+`data.skip_bad` those problems are left out and counted. The first host encodes and grades
+for all, and caches the results in the workdir under a hash of the contents, so that a
+resumed run has the same problems.
 """
 
 import hashlib
@@ -30,28 +30,31 @@ from score_jax.tasks import registry
 from score_jax.tasks.grading.pool import Pool
 from score_jax.text.chat import Chat
 
-FILE = "preflight.json"  # of a workdir
-TOLD = 5  # offenders that an error lists
-CHUNK = 64  # answers graded, or prompts encoded, between two moves of the progress bar
-AGAIN = 2  # times that an answer without a verdict is graded once more, alone
-SHOWN_AFTER_SECONDS = 2.0  # what is done sooner needs no progress bar
+FILE = "preflight.json"  # in the workdir
+MAX_LISTED = 5  # problems listed in an error message
+CHUNK = 64  # answers graded, or prompts encoded, between updates of the progress bar
+REGRADINGS = 2  # most times that an answer without a verdict is graded again
+BAR_DELAY_SECONDS = 2.0  # no progress bar for shorter work
 GRADERS = Path(registry.__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """A set of problems as a config describes it."""
+class ProblemSetSpec:
+    """What a config says of one set of problems."""
 
     part: str  # "training", "validation" or "evaluation"
     data: dict[str, Any]  # keyword arguments of data.sources.load
-    count: int = 0  # the first so many; 0: all
+    count: int = 0  # number of problems, from the first; 0: all
     task: str
-    task_field: str
+    task_field: str  # config field to name in errors about the task
     prompt_limit: int  # tokens
-    limit_field: str
+    limit_field: str  # config field to name in errors about the limit
 
     def skips(self, name: str) -> bool:
-        """Whether problems with a fault are left out rather than refused.
+        """Whether to leave problems with a fault out, instead of stopping the run.
+
+        Args:
+          name: "skip_long" or "skip_bad".
 
         Raises:
           ValueError: the field is neither True nor False.
@@ -64,35 +67,35 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSet:
-    """The problems that are asked, and what was left out of the set."""
+    """The problems that a run uses, and the ids of those left out."""
 
     part: str
     task: Task
     problems: Sequence[Problem]
-    longest: int  # tokens of the longest prompt that is asked
+    longest: int  # tokens of the longest prompt in `problems`
     prompt_limit: int  # tokens
-    long: tuple[str, ...] = ()  # ids of problems whose prompts pass the limit
-    bad: tuple[str, ...] = ()  # ids of those whose gold answer is not accepted
+    long: tuple[str, ...] = ()  # ids of problems left out: the prompt exceeds the limit
+    bad: tuple[str, ...] = ()  # ids of problems left out: the grader rejects the gold answer
 
     def left_out(self) -> dict[str, tuple[str, ...]]:
-        """Ids of what is not asked, by the reason."""
+        """Ids of the problems left out, by reason, as evaluation.json stores them."""
         return {"long": self.long, "bad": self.bad}
 
     def counts(self) -> dict[str, int]:
-        """What run.json says of it."""
+        """Numbers of problems used and left out, as run.json stores them."""
         return {"problems": len(self.problems), "long": len(self.long), "bad": len(self.bad)}
 
     def describe(self) -> str:
-        """One line for people."""
+        """Formats the counts as one line."""
         kept = f"{len(self.problems)} {self.part} problems of task {self.task.name}"
         left = f"{len(self.long)} too long and {len(self.bad)} with a bad gold answer left out"
         limit = f"longest prompt {self.longest} of {self.prompt_limit} tokens"
         return f"{kept}, {limit}" + (f"; {left}" if self.long or self.bad else "")
 
 
-def trained(settings: Settings) -> Wanted:
-    """The problems of config.data."""
-    return Wanted(
+def training_spec(settings: Settings) -> ProblemSetSpec:
+    """The training problems: config.data."""
+    return ProblemSetSpec(
         part="training",
         data=dict(settings.data),
         task=settings.task,
@@ -102,23 +105,25 @@ def trained(settings: Settings) -> Wanted:
     )
 
 
-def measured(settings: Settings) -> Wanted:
-    """The held-out problems of config.data under config.evaluation.data."""
-    own = settings.evaluation.prompt_limit
-    return Wanted(
+def evaluation_spec(settings: Settings) -> ProblemSetSpec:
+    """The evaluation problems: config.data with the overrides of config.evaluation.data."""
+    has_limit = settings.evaluation.prompt_limit
+    return ProblemSetSpec(
         part="evaluation",
         data=settings.measured_data,
         count=settings.evaluation.problems,
         task=settings.measured_task,
-        task_field="config.evaluation.task",  # even where it is left to config.task: the remedy
+        task_field="config.evaluation.task",  # where to set another task, even if it is unset
         prompt_limit=settings.measured_prompt_limit,
-        limit_field="config.evaluation.prompt_limit" if own else "config.sampling.prompt_limit",
+        limit_field="config.evaluation.prompt_limit"
+        if has_limit
+        else "config.sampling.prompt_limit",
     )
 
 
-def validated(settings: Settings) -> Wanted:
-    """The problems that are looked at while training goes on."""
-    config, held_out = settings.evaluation, measured(settings)
+def validation_spec(settings: Settings) -> ProblemSetSpec:
+    """The validation problems: config.data with the overrides of config.evaluation.validation."""
+    config, held_out = settings.evaluation, evaluation_spec(settings)
     return replace(
         held_out,
         part="validation",
@@ -129,142 +134,162 @@ def validated(settings: Settings) -> Wanted:
     )
 
 
-def read(wanted: Wanted) -> tuple[Task, list[Problem]]:
-    """The task and the problems of a set, nothing left out.
+def read(spec: ProblemSetSpec) -> tuple[Task, list[Problem]]:
+    """Loads a set's task and all of its problems.
 
     Raises:
-      ValueError: the data are at fault, or a problem is of another task.
+      ValueError: the data can't be loaded, or a problem belongs to another task.
     """
-    problems = list(sources.load(**wanted.data)[: wanted.count or None])
-    return registry.of_problems(problems, wanted.task, wanted.task_field), problems
+    problems = list(sources.load(**spec.data)[: spec.count or None])
+    return registry.of_problems(problems, spec.task, spec.task_field), problems
 
 
 def select(
-    wanted: Wanted, chat: Chat, grading: GradingConfig, workdir: Path, *, progress: bool = False
+    spec: ProblemSetSpec,
+    chat: Chat,
+    grading: GradingConfig,
+    workdir: Path,
+    *,
+    progress: bool = False,
 ) -> ProblemSet:
-    """The problems of a set that can be asked and graded; all hosts must call.
+    """Loads a set and leaves out long prompts and bad gold answers; all hosts must call.
 
     Args:
-      workdir: its FILE remembers what was found.
-      progress: show a bar where it takes longer than moments.
+      workdir: prompt lengths and gold faults are cached in its FILE.
+      progress: show a progress bar after BAR_DELAY_SECONDS.
 
     Raises:
-      ValueError: prompts pass the limit or gold answers are refused, and nothing says that
-        such problems are left out; or none is left.
+      ValueError: hosts have different problems; a prompt exceeds the limit without
+        `skip_long`; a gold answer is rejected without `skip_bad`; or no problem is left.
     """
-    task, problems = read(wanted)
+    task, problems = read(spec)
     texts = [task.ask(problem) for problem in problems]
-    keys = [digest(marks(chat), texts), digest(grader_marks(task), map(contents, problems))]
+    keys = [
+        digest(chat_fingerprint(chat), texts),
+        digest(grader_fingerprint(task), map(graded_fields, problems)),
+    ]
     if len(set(map(tuple, processes.all_gather_objects(keys)))) > 1:
         raise ValueError(
-            f"the hosts hold different {wanted.part} problems, tokenizers or graders; give all "
+            f"the hosts hold different {spec.part} problems, tokenizers or graders; give all "
             "the same files"
         )
     lengths: list[int] = []
     faults: dict[int, str] = {}
-    known = recall(workdir / FILE)
+    cache = read_cache(workdir / FILE)
     if processes.is_first():
-        lengths = known.get(keys[0]) or prompt_lengths(chat, texts, progress=progress)
-        if (kept := known.get(keys[1])) is not None:
-            faults = {int(place): fault for place, fault in kept.items()}
+        lengths = cache.get(keys[0]) or prompt_lengths(chat, texts, progress=progress)
+        if (cached := cache.get(keys[1])) is not None:
+            faults = {int(index): fault for index, fault in cached.items()}
         else:
             faults = gold_faults(task, problems, grading, progress=progress)
     lengths, faults = processes.broadcast_from_first((lengths, faults))
-    long = {place for place, length in enumerate(lengths) if length > wanted.prompt_limit}
-    if long and not wanted.skips("skip_long"):
-        raise ValueError(tell_long(wanted, problems, lengths))
-    if faults and not wanted.skips("skip_bad"):
-        raise ValueError(tell_bad(wanted, problems, faults))
+    long = {index for index, length in enumerate(lengths) if length > spec.prompt_limit}
+    if long and not spec.skips("skip_long"):
+        raise ValueError(long_prompts_message(spec, problems, lengths))
+    if faults and not spec.skips("skip_bad"):
+        raise ValueError(bad_answers_message(spec, problems, faults))
     if processes.is_first():
-        note(workdir / FILE, {keys[0]: lengths, keys[1]: faults})
-    left = [place for place in range(len(problems)) if place not in long and place not in faults]
-    if not left:
+        write_cache(workdir / FILE, {keys[0]: lengths, keys[1]: faults})
+    used = [index for index in range(len(problems)) if index not in long and index not in faults]
+    if not used:
         raise ValueError(
-            f"{wanted.limit_field} is {wanted.prompt_limit}; no {wanted.part} problem is left, "
+            f"{spec.limit_field} is {spec.prompt_limit}; no {spec.part} problem is left, "
             f"{len(long)} being too long and {len(faults)} with a bad gold answer: raise it, or "
             "repair the data"
         )
     return ProblemSet(
-        part=wanted.part,
+        part=spec.part,
         task=task,
-        problems=[problems[place] for place in left],
-        longest=max(lengths[place] for place in left),
-        prompt_limit=wanted.prompt_limit,
-        long=tuple(problems[place].id for place in sorted(long)),
-        bad=tuple(problems[place].id for place in sorted(faults)),
+        problems=[problems[index] for index in used],
+        longest=max(lengths[index] for index in used),
+        prompt_limit=spec.prompt_limit,
+        long=tuple(problems[index].id for index in sorted(long)),
+        bad=tuple(problems[index].id for index in sorted(faults)),
     )
 
 
-def tell_long(wanted: Wanted, problems: Sequence[Problem], lengths: Sequence[int]) -> str:
-    """The error of prompts that pass the limit."""
+def long_prompts_message(
+    spec: ProblemSetSpec, problems: Sequence[Problem], lengths: Sequence[int]
+) -> str:
+    """Error message for prompts that exceed the limit; names the longest."""
     worst = max(range(len(lengths)), key=lengths.__getitem__)
-    count = sum(length > wanted.prompt_limit for length in lengths)
+    count = sum(length > spec.prompt_limit for length in lengths)
     return (
-        f"{wanted.limit_field} is {wanted.prompt_limit}; problem {problems[worst].named!r} has "
+        f"{spec.limit_field} is {spec.prompt_limit}; problem {problems[worst].named!r} has "
         f"{lengths[worst]} tokens, the longest of {count} too long among {len(problems)} "
-        f"{wanted.part} prompts (median {statistics.median_low(lengths)}): raise the limit, or set "
+        f"{spec.part} prompts (median {statistics.median_low(lengths)}): raise the limit, or set "
         "config.data.skip_long=True to leave them out"
     )
 
 
-def tell_bad(wanted: Wanted, problems: Sequence[Problem], faults: dict[int, str]) -> str:
-    """The error of gold answers that are not accepted."""
-    told = "; ".join(f"{problems[place].named}: {faults[place]}" for place in sorted(faults)[:TOLD])
-    more = f"; and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
+def bad_answers_message(
+    spec: ProblemSetSpec, problems: Sequence[Problem], faults: dict[int, str]
+) -> str:
+    """Error message for gold answers that the grader rejects; lists the first MAX_LISTED."""
+    listed = "; ".join(
+        f"{problems[index].named}: {faults[index]}" for index in sorted(faults)[:MAX_LISTED]
+    )
+    more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
     return (
-        f"{wanted.task_field} is {wanted.task!r}, whose grader does not accept the gold answer of "
-        f"{len(faults)} of {len(problems)} {wanted.part} problems; repair them, or set "
-        f"config.data.skip_bad=True to leave them out: {told}{more}"
+        f"{spec.task_field} is {spec.task!r}, whose grader does not accept the gold answer of "
+        f"{len(faults)} of {len(problems)} {spec.part} problems; repair them, or set "
+        f"config.data.skip_bad=True to leave them out: {listed}{more}"
     )
 
 
 def prompt_lengths(chat: Chat, texts: Sequence[str], *, progress: bool = False) -> list[int]:
-    """Tokens of each prompt; the tokenizers' libraries use all cores from threads."""
+    """Tokens of each prompt, encoded in threads (the tokenizer libraries release the GIL)."""
 
     def measure(part: Sequence[str]) -> list[int]:
         return [len(chat.encode_prompt(text)) for text in part]
 
     lengths: list[int] = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads, bar("prompts", len(texts), progress) as on:
-        for found in threads.map(measure, chunks(texts)):
-            lengths += found
-            on.update(len(found))
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+        progress_bar("prompts", len(texts), progress) as bar,
+    ):
+        for chunk_lengths in threads.map(measure, chunks(texts)):
+            lengths += chunk_lengths
+            bar.update(len(chunk_lengths))
     return lengths
 
 
 def gold_faults(
     task: Task, problems: Sequence[Problem], grading: GradingConfig, *, progress: bool = False
 ) -> dict[int, str]:
-    """What is wrong with gold answers, by the places of their problems.
+    """Grades the gold answers; returns a description of each rejected one by problem index.
 
-    A problem that only tests decide has no gold answer to be tried. An answer that got no
-    verdict is graded again alone: the machine may have been busy.
+    Problems that have tests and no gold answer are skipped.
     """
-    state = task.gold_response or (lambda problem: problem.answer)
-    places = [n for n, problem in enumerate(problems) if problem.answer or not problem.tests]
+    gold_response = task.gold_response or (lambda problem: problem.answer)
+    indices = [n for n, problem in enumerate(problems) if problem.answer or not problem.tests]
     grades: dict[int, Grade] = {}
-    with open_pool(grading) as pool, bar("gold answers", len(places), progress) as on:
+    with (
+        open_pool(grading) as pool,
+        progress_bar("gold answers", len(indices), progress) as bar,
+    ):
 
-        def grade(part: Sequence[int]) -> None:
-            items = [(problems[place], state(problems[place])) for place in part]
-            grades.update(zip(part, pool.grade(task.name, items), strict=True))
+        def grade(chunk: Sequence[int]) -> None:
+            items = [(problems[index], gold_response(problems[index])) for index in chunk]
+            grades.update(zip(chunk, pool.grade(task.name, items), strict=True))
 
-        for part in chunks(places):
-            grade(part)
-            on.update(len(part))
-        for _ in range(AGAIN):
-            for place in [n for n in places if grades[n].verdict in UNGRADED]:
-                grade([place])
+        for chunk in chunks(indices):
+            grade(chunk)
+            bar.update(len(chunk))
+        # A timeout may come from a busy machine: grade those again, one at a time.
+        for _ in range(REGRADINGS):
+            for index in [n for n in indices if grades[n].verdict in UNGRADED]:
+                grade([index])
     return {
-        place: f"{state(problems[place])[-80:]!r} is graded {found.verdict} "
-        f"({found.detail or 'no detail'})"
-        for place, found in grades.items()
-        if found.verdict != "correct"
+        index: f"{gold_response(problems[index])[-80:]!r} is graded {grade.verdict} "
+        f"({grade.detail or 'no detail'})"
+        for index, grade in grades.items()
+        if grade.verdict != "correct"
     }
 
 
 def open_pool(grading: GradingConfig) -> Pool:
-    """Grading workers as a config describes them."""
+    """Starts the grading workers of config.grading."""
     return Pool(
         grading.workers,
         deadline_seconds=grading.deadline_seconds,
@@ -275,60 +300,57 @@ def open_pool(grading: GradingConfig) -> Pool:
 
 
 def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """A sequence piece by piece."""
+    """Splits a sequence into pieces of CHUNK values."""
     return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
 
 
-def bar(name: str, total: int, progress: bool) -> tqdm:
-    """A progress bar that shows itself when it takes longer, and leaves nothing behind."""
+def progress_bar(name: str, total: int, progress: bool) -> tqdm:
+    """A progress bar that appears after BAR_DELAY_SECONDS and is erased at the end."""
     return tqdm(
         total=total,
         desc=f"preflight: {name}",
         disable=not progress,
-        delay=SHOWN_AFTER_SECONDS,
+        delay=BAR_DELAY_SECONDS,
         leave=False,
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 20,
     )
 
 
-def digest(mark: str, texts: Any) -> str:
-    """A name for contents: equal for equal texts in the same order, and for no others."""
-    found = hashlib.sha256()
-    for text in (mark, *texts):
-        found.update(b"%d:" % len(data := text.encode()))
-        found.update(data)
-    return found.hexdigest()
+def digest(prefix: str, texts: Any) -> str:
+    """SHA-256 of texts in order, each with its length, so that ["ab"] and ["a", "b"] differ."""
+    hasher = hashlib.sha256()
+    for text in (prefix, *texts):
+        hasher.update(b"%d:" % len(data := text.encode()))
+        hasher.update(data)
+    return hasher.hexdigest()
 
 
-def contents(problem: Problem) -> str:
-    """What a problem's grader sees of it."""
+def graded_fields(problem: Problem) -> str:
+    """The fields of a problem that its grader reads, as JSON."""
     return json.dumps([problem.prompt, problem.answer, problem.tests])
 
 
-def marks(chat: Chat) -> str:
-    """What decides how long a text's prompt is: the tokenizer and the chat format."""
+def chat_fingerprint(chat: Chat) -> str:
+    """Fingerprint of what decides a prompt's length: the tokenizer and the chat format."""
     return digest(repr(chat.format), [chat.tokenizer.contents().hex()])
 
 
-def grader_marks(task: Task) -> str:
-    """What decides a verdict: the code of the package's graders and of the task's own page."""
-    own = Path(sys.modules[task.grade.__module__].__file__ or "")
-    files = [*GRADERS.rglob("*.py"), own]
+def grader_fingerprint(task: Task) -> str:
+    """Fingerprint of what decides a verdict: the code of all graders and of the task's module."""
+    task_module = Path(sys.modules[task.grade.__module__].__file__ or "")
+    files = [*GRADERS.rglob("*.py"), task_module]
     return digest(task.name, [file.read_text(encoding="utf-8") for file in sorted(files)])
 
 
-def recall(path: Path) -> dict[str, Any]:
-    """What earlier runs in a workdir have found, by contents."""
+def read_cache(path: Path) -> dict[str, Any]:
+    """Reads cached prompt lengths and gold faults, by hash of the contents."""
     return read_json(path) or {}
 
 
-def note(path: Path, found: dict[str, Any]) -> None:
-    """Remembers what was found, beside what was known.
-
-    Where that can't be written the next run looks again: nothing is lost but time.
-    """
-    known = recall(path)
-    if any(key not in known for key in found):
-        with suppress(OSError):
-            write_json(path, known | found)
+def write_cache(path: Path, entries: dict[str, Any]) -> None:
+    """Adds new entries to the cache file."""
+    cache = read_cache(path)
+    if any(key not in cache for key in entries):
+        with suppress(OSError):  # without the cache the next run only takes longer
+            write_json(path, cache | entries)

@@ -1,7 +1,7 @@
-"""The door: a ConfigDict comes in, frozen and checked dataclasses go on.
+"""Parses a ConfigDict into frozen dataclasses and checks every value.
 
-Each section of a config is the keyword arguments of one dataclass. Below this module
-nobody sees a ConfigDict, a flag or a hidden default.
+Each section of a config holds the keyword arguments of one dataclass. The modules that run
+a stage read these dataclasses only, no ConfigDict and no flags.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig
 from score_jax.rl.sampling import SamplingConfig
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # stage names, which name folders
 ProgramKind = Literal["rl", "supervised"]
 Select = Literal["best", "validation", "last"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Where the tokenizer comes from and how dialogues are written."""
+    """Source of the tokenizer, and the chat format."""
 
-    # "embedded", "trained" on the task, a folder, "stand_in" (plans); "": beside the weights
+    # "embedded", "trained" on the task, a folder, "stand_in" (for plans); "": weights.source
     source: str = "embedded"
-    chat: str = "plain"  # a format of text.chat
+    chat: str = "plain"  # name of a chat format in text.chat
 
     def __post_init__(self):
         check_fields(self, "tokenizer")
@@ -41,7 +41,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
-    """Where the base model, which is also the reference, comes from."""
+    """Source of the base model, which is also the reference."""
 
     source: str = (
         "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name[@revision]
@@ -53,10 +53,10 @@ class WeightsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How a model whose shape comes with its weights is computed; "": as the model says."""
+    """Overrides of ModelConfig for models whose config comes with the weights; "": no override."""
 
-    dtype: str = ""  # of activations, and of the parameters that sampling reads
-    remat: str = ""  # what the backward pass recomputes: none, dots, full
+    dtype: str = ""  # of activations, and of the parameters while sampling
+    remat: str = ""  # activations that the backward pass recomputes: none, dots, full
 
     def __post_init__(self):
         check_fields(self, "compute")
@@ -73,13 +73,13 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradingConfig:
-    """Worker processes that grade answers."""
+    """Number and limits of the worker processes that grade answers."""
 
     workers: Count = 2  # per host
     deadline_seconds: Positive = 5.0  # of one answer
     batch_deadline_seconds: Positive = 60.0  # of all answers of a rollout
     recycle_after: Count = 10_000  # answers after which a worker is replaced
-    cache_size: Natural = 100_000  # verdicts remembered
+    cache_size: Natural = 100_000  # verdicts cached
 
     def __post_init__(self):
         check_fields(self, "grading")
@@ -87,11 +87,12 @@ class GradingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written and which one a stage hands on."""
+    """When checkpoints are saved, and which one a stage hands on to its child."""
 
     every: Count = 50  # steps
-    keep: Count = 2  # latest ones kept, beside the best
-    # By training reward (the paper's rule), by validation accuracy of the last turn, or the last.
+    keep: Count = 2  # number of latest checkpoints kept, in addition to the best
+    # "best" training reward (the paper's rule), best accuracy of the last turn on the
+    # "validation" problems, or the "last" checkpoint.
     select: Select = "best"
 
     def __post_init__(self):
@@ -104,20 +105,20 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured on held-out problems when a stage ends."""
+    """Evaluation on held-out problems after the last step, and validation during training."""
 
-    task: str = ""  # that is measured; "": config.task
+    task: str = ""  # of the held-out problems; "": config.task
     prompt_limit: Natural = 0  # tokens; 0: sampling.prompt_limit
     problems: Natural = 1000  # 0: all
     batch: Count = 500  # problems per sampling call
-    turns: int = 2  # attempts in a row, up to 10
-    samples: Natural = 4  # dialogues per problem at temperature 1; 0: greedy only
-    temperature: Positive = 1.0  # of the sampled part
+    turns: int = 2  # attempts per dialogue, 1 to 10
+    samples: Natural = 4  # sampled dialogues per problem; 0: greedy decoding only
+    temperature: Positive = 1.0  # of the sampled dialogues
     seed: Seed = 0
-    # fields of config.data that differ; data.task holds for the same data set and task only
+    # Overrides of config.data. config.data.task is dropped for another data set or task.
     data: tuple[tuple[str, Any], ...] = ()
-    every: Natural = 0  # steps between two looks at validation problems in training; 0: none
-    validation: tuple[tuple[str, Any], ...] = (("split", "validation"),)  # as data, for these
+    every: Natural = 0  # steps between validations during training; 0: no validation
+    validation: tuple[tuple[str, Any], ...] = (("split", "validation"),)  # overrides of config.data
     validation_problems: Natural = 200  # 0: all
 
     def __post_init__(self):
@@ -128,13 +129,13 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written besides checkpoints."""
+    """Which logs a stage writes."""
 
-    transcripts: Natural = 8  # dialogues recorded per logged step
-    transcripts_every: Count = 10  # steps
+    transcripts: Natural = 8  # dialogues written per logged step
+    transcripts_every: Count = 10  # steps between logged ones
     tensorboard: bool = True
     wandb: str = ""  # project name; needs the extra [wandb]
-    progress: bool = True
+    progress: bool = True  # whether to show progress bars
 
     def __post_init__(self):
         check_fields(self, "log")
@@ -147,11 +148,11 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """Which steps the profiler records, on all hosts."""
+    """Windows of steps that the profiler records, on all hosts."""
 
-    steps: Natural = 0  # length of a window; 0: nothing is recorded
-    start: Natural = 2  # steps done before the first window: the first steps compile
-    every: Natural = 0  # steps from the start of one window to that of the next; 0: only one window
+    steps: Natural = 0  # length of a window; 0: the profiler is off
+    start: Natural = 2  # steps before the first window; the first steps compile
+    every: Natural = 0  # steps from the start of one window to the next start; 0: one window
 
     def __post_init__(self):
         check_fields(self, "profile")
@@ -161,7 +162,7 @@ class ProfileConfig:
             )
 
     def records(self, done: int) -> bool:
-        """Whether the step after `done` steps lies in a window."""
+        """Whether the step that follows `done` finished steps is in a window."""
         since = done - self.start
         if since < 0 or not self.steps:
             return False
@@ -170,13 +171,14 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PracticeConfig:
-    """What the embedded base policy is taught; see data.procedural.dialogues."""
+    """Mix of the dialogues that train the embedded base policy; see data.equations.dialogues."""
 
-    careful: Share = 0.8  # share of careful second attempts while skills are learnt
-    careful_at_last: Share = 0.12  # the same while habits settle
-    settling: Share = 0.2  # share of the steps, at the end, over which they do
-    right: Share = 0.25  # share of first attempts that are right, and learnt
-    # Of each tensor's norm: the random step at whose end gradients are taken, for a wide optimum
+    careful: Share = 0.8  # careful second attempts, as a share of all, before `settling`
+    careful_at_last: Share = 0.12  # the same share during `settling`
+    settling: Share = 0.2  # the last steps, as a share of all
+    right: Share = 0.25  # right first attempts, as a share of all; wrong guesses have no loss
+    # Norm of the random perturbation at which gradients are taken, as a share of each
+    # tensor's norm; it favours wide optima.
     weight_noise: Share = 0.0
 
     def __post_init__(self):
@@ -185,23 +187,24 @@ class PracticeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One stage, checked."""
+    """All settings of one stage, checked."""
 
-    name: str  # of the stage's folder in the workdir
-    parent: str = ""  # config file of the stage that hands its policy on; "": the base model
+    name: str  # of the stage, and of its folder in the workdir
+    parent: str = ""  # config file of the stage to start from; "": the base model
     program: ProgramKind = "rl"
     task: str = "equations"
     seed: Seed = 0
     steps: Count
     batch: Count  # problems per step over all hosts (rows for supervised training)
-    # Nats a token, mean over a turn; None: as compute.dtype has it.
+    # Most nats per token by which sampler and scorer may differ, as a mean over a turn; None:
+    # the default of the dtype.
     mismatch_limit: NotNegative | None = None
     data: tuple[tuple[str, Any], ...] = ()
     practice: PracticeConfig = PracticeConfig()  # program "supervised" only
     tokenizer: TokenizerConfig
     weights: WeightsConfig
     model: ModelConfig | None
-    lora: LoraConfig | None = None  # None, in a config rank 0: every parameter is trained
+    lora: LoraConfig | None = None  # None (rank 0 in a config): all parameters are trained
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig
     sampling: SamplingConfig
@@ -238,24 +241,29 @@ class Settings:
 
     @property
     def measured_task(self) -> str:
-        """The task that evaluation asks."""
+        """The task that evaluation measures."""
         return self.evaluation.task or self.task
 
     @property
     def measured_prompt_limit(self) -> int:
-        """The most tokens of a prompt of evaluation."""
+        """Most tokens of an evaluation prompt."""
         return self.evaluation.prompt_limit or self.sampling.prompt_limit
 
     @property
     def measured_data(self) -> dict[str, Any]:
-        """Where evaluation's problems come from: keyword arguments of data.sources.load."""
-        trained, own = dict(self.data), dict(self.evaluation.data)
-        if self.measured_task != self.task or own.keys() & {"source", "name", "path", "parts"}:
-            trained.pop("task", None)  # it is about other problems
-        return trained | own
+        """Keyword arguments of data.sources.load for the evaluation's problems."""
+        base, overrides = dict(self.data), dict(self.evaluation.data)
+        other_data = overrides.keys() & {"source", "name", "path", "parts"}
+        if self.measured_task != self.task or other_data:
+            base.pop("task", None)  # it describes the training problems
+        return base | overrides
 
     def check_selection(self) -> None:
-        """Checks that every checkpoint has the number that it is chosen by."""
+        """Checks that validation runs at every checkpoint that is selected by it.
+
+        Raises:
+          ValueError: it does not.
+        """
         every = self.evaluation.every
         if self.checkpoint.select == "validation" and (every < 1 or self.checkpoint.every % every):
             raise ValueError(
@@ -265,10 +273,11 @@ class Settings:
 
 
 def check_grouping(objective: Objective, sampling: SamplingConfig, learner: LearnerConfig) -> None:
-    """Checks that the baseline has other samples to compare with.
+    """Checks that baseline, group size, temperature and minibatches fit together.
 
     Raises:
-      ValueError: it has none, or a rollout is reused without a clip range.
+      ValueError: the baseline needs more samples per problem, sampling is off-policy, or a
+        rollout is used for several updates without `objective.clip`.
     """
     if objective.baseline == "leave_one_out" and sampling.group_size < 2:
         raise ValueError(
@@ -321,7 +330,7 @@ SECTIONS: dict[str, type] = {
 
 
 def parse(config: Any) -> Settings:
-    """Checks a config and turns it into frozen dataclasses.
+    """Converts a ConfigDict to Settings and checks it.
 
     Raises:
       ValueError: a field is unknown, missing or out of range; the message names it.
@@ -331,30 +340,37 @@ def parse(config: Any) -> Settings:
         if name == "lora" and value is not None and value.get("rank") == 0:
             fields[name] = None
         elif name in SECTIONS and value is not None:
-            fields[name] = section(SECTIONS[name], value, f"config.{name}")
+            fields[name] = build_section(SECTIONS[name], value, f"config.{name}")
         elif name == "data":
-            fields[name] = items(value)
+            fields[name] = sorted_items(value)
         else:
             fields[name] = value
-    return section(Settings, fields, "config")
+    return build_section(Settings, fields, "config")
 
 
-def section(kind: type, values: Mapping[str, Any], path: str) -> Any:
-    """One dataclass from its keyword arguments; `path` is named in errors."""
-    known = {field.name: field for field in dataclasses.fields(kind)}
+def build_section(kind: type, values: Mapping[str, Any], path: str) -> Any:
+    """Builds the dataclass `kind` from a section of the config.
+
+    Args:
+      path: of the section, for error messages.
+
+    Raises:
+      ValueError: a field is unknown, missing or out of range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(fields)}"
             raise ValueError(f"{path}.{name} is no field of the config; {hint}")
     missing = [
         name
-        for name, field in known.items()
+        for name, field in fields.items()
         if name not in values and field.default is dataclasses.MISSING
     ]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; set it in the config file")
-    arguments = {name: plain(value) for name, value in values.items()}
+    arguments = {name: to_hashable(value) for name, value in values.items()}
     if kind is ModelConfig:
         for name in ("rope_scaling", "rope_local_scaling"):
             if isinstance(arguments.get(name), tuple):
@@ -362,15 +378,15 @@ def section(kind: type, values: Mapping[str, Any], path: str) -> Any:
     return kind(**arguments)
 
 
-def plain(value: Any) -> Any:
-    """Lists become tuples and mappings tuples of items, so that settings are hashable."""
+def to_hashable(value: Any) -> Any:
+    """Converts lists to tuples and mappings to sorted tuples of items, recursively."""
     if isinstance(value, Mapping | ConfigDict):
-        return items(value)
+        return sorted_items(value)
     if isinstance(value, list | tuple):
-        return tuple(plain(part) for part in value)
+        return tuple(to_hashable(part) for part in value)
     return value
 
 
-def items(value: Any) -> tuple[tuple[str, Any], ...]:
-    """A mapping as a sorted tuple of pairs."""
-    return tuple(sorted((name, plain(part)) for name, part in value.items()))
+def sorted_items(value: Any) -> tuple[tuple[str, Any], ...]:
+    """Converts a mapping to a sorted tuple of pairs, whose values are hashable."""
+    return tuple(sorted((name, to_hashable(part)) for name, part in value.items()))

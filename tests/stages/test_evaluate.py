@@ -14,7 +14,7 @@ from score_jax.stages.evaluate import (
     protocol_of,
     write_evaluation,
 )
-from score_jax.stages.problem_sets import measured, read
+from score_jax.stages.problem_sets import evaluation_spec, read
 from score_jax.tasks import equations, math
 from tests.report.test_dialogues import dialogue
 from tests.stage_configs import stages
@@ -22,7 +22,7 @@ from tests.stage_configs import stages
 
 def open_tiny(**fields):
     programs = build(stages("stage1", evaluation__problems=5, **fields)[-1].settings)
-    return programs, load_reference(programs), read(measured(programs.settings))[1]
+    return programs, load_reference(programs), read(evaluation_spec(programs.settings))[1]
 
 
 def measure(**fields):

@@ -11,7 +11,7 @@ import pytest
 from score_jax.stages import chain
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.checkpoint import StorageError
-from score_jax.stages.preflight import check_room, check_stage, state_bytes, try_row
+from score_jax.stages.preflight import check_disk_space, check_stage, state_bytes, try_row
 from tests.stage_configs import stages, train
 from tests.tiny_stages import lines
 
@@ -50,12 +50,12 @@ def test_a_disk_without_room_for_the_checkpoints_is_told(tmp_path, monkeypatch):
     need = 3 * sum(state_bytes(programs) for programs in built)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need))
-    check_room(built, tmp_path)
+    check_disk_space(built, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need - 1))
     with pytest.raises(StorageError, match=r"GB free, but the checkpoints of stage1, stage2 take"):
-        check_room(built, tmp_path)
+        check_disk_space(built, tmp_path)
     (tmp_path / "stage1/checkpoints/2").mkdir(parents=True)  # one is there already
-    check_room(built, tmp_path)
+    check_disk_space(built, tmp_path)
 
 
 def test_a_states_bytes_are_its_arrays(compiled):

@@ -7,7 +7,13 @@ import pytest
 from score_jax.records import Problem
 from score_jax.stages import problem_sets
 from score_jax.stages.build import greedy_sampling
-from score_jax.stages.problem_sets import Wanted, measured, read, select, trained
+from score_jax.stages.problem_sets import (
+    ProblemSetSpec,
+    evaluation_spec,
+    read,
+    select,
+    training_spec,
+)
 from score_jax.stages.settings import GradingConfig, parse
 from score_jax.tasks import registry
 from score_jax.text.chat import ChatFormat
@@ -50,11 +56,11 @@ ROWS = [
 FRAME = len(registry.get("numeric").prompt(Problem(id="", prompt="")))  # what the task adds
 
 
-def wanted(path, limit, **options):
+def spec(path, limit, **options):
     rows = options.pop("rows", ROWS)
     path.write_text("\n".join(map(json.dumps, rows)))
     skips = {name: value for name, value in options.items() if name.startswith("skip")}
-    return Wanted(
+    return ProblemSetSpec(
         part=options.get("part", "training"),
         data={"source": "jsonl", "path": str(path), **skips},
         count=options.get("count", 0),
@@ -66,7 +72,7 @@ def wanted(path, limit, **options):
 
 
 def chosen(tmp_path, limit, chat=None, **options):
-    return select(wanted(tmp_path / "p.jsonl", limit, **options), chat or Chat(), GRADING, tmp_path)
+    return select(spec(tmp_path / "p.jsonl", limit, **options), chat or Chat(), GRADING, tmp_path)
 
 
 def test_prompts_beyond_the_limit_are_refused_with_numbers(tmp_path):
@@ -234,7 +240,7 @@ def test_a_gold_answer_without_a_verdict_is_tried_again(monkeypatch):
 
 def test_the_parts_of_a_config_have_their_own_limits_and_tasks():
     settings = stages(evaluation__prompt_limit=20, evaluation__task="equations")[-1].settings
-    training, held_out = trained(settings), measured(settings)
+    training, held_out = training_spec(settings), evaluation_spec(settings)
     assert (training.prompt_limit, training.limit_field) == (12, "config.sampling.prompt_limit")
     assert (held_out.prompt_limit, held_out.limit_field) == (20, "config.evaluation.prompt_limit")
     assert (training.task, held_out.task) == ("tests.short_answers", "equations")
@@ -250,5 +256,5 @@ def test_skips_reach_evaluation_unless_it_has_its_own():
         config.data.skip_long = True
         config.evaluation.data = {"split": "test", **own}
         settings = parse(config)
-        assert trained(settings).skips("skip_long") is True
-        assert measured(settings).skips("skip_long") is expected
+        assert training_spec(settings).skips("skip_long") is True
+        assert evaluation_spec(settings).skips("skip_long") is expected

@@ -117,7 +117,7 @@ WRONG = {
     "no branches": (
         "objective.baseline",
         "leave_one_out_attempt",
-        r"sampling\.second_attempts=1; it needs at least 2 second attempts from each of at",
+        r"sampling\.second_attempts=1; it needs at least 2 second attempts from each of at least 2",
     ),
     "branches in vain": (
         "sampling.second_attempts",
