@@ -1,4 +1,4 @@
-"""Runs a chain of stages: base model -> Stage I -> Stage II, each in its own folder."""
+"""Runs a chain of stages (base model -> Stage I -> Stage II), each in a folder of the workdir."""
 
 import importlib.metadata
 import shutil
@@ -20,7 +20,7 @@ from score_jax.report import page
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages import ask, evaluate, problem_sets
 from score_jax.stages.build import StagePrograms, load_reference
-from score_jax.stages.checkpoint import fingerprint
+from score_jax.stages.checkpoint import Checkpoints, fingerprint
 from score_jax.stages.handoff import (
     StageConfig,
     check_contents,
@@ -63,7 +63,15 @@ def run_mode(
     prompt: str = "",
     watchdog: Watchdog | None = None,
 ) -> None:
-    """Trains, evaluates, reports, exports or asks."""
+    """Runs one mode of the command line.
+
+    Args:
+      mode: "train", "evaluate", "report", "export" or "ask".
+      stages: the chain, parents first; all modes but "train" act on the last stage.
+      config: path of the last stage's config file, for run.json.
+      command: the command line, for run.json.
+      prompt: for mode "ask"; "": prompts are read from the terminal.
+    """
     if mode == "report":
         print(f"report: {page.write_report(workdir)}")
         return
@@ -82,34 +90,34 @@ def run_mode(
     with stop_on_signals() as request:
         if mode == "train":
             checked = check_stages(stages, workdir, watchdog)
-            counts = {name: ready.counts() for name, ready in checked.items()}
+            counts = {name: stage.counts() for name, stage in checked.items()}
             if processes.is_first():
                 write_json(workdir / "run.json", record | {"problems": counts})
-            for place, stage in enumerate(stages):
-                parent = stages[place - 1] if place else None
-                ready = checked.get(stage.settings.name)
-                train_stage(stage, parent, ready, workdir, request, watchdog)
+            for index, stage in enumerate(stages):
+                parent = stages[index - 1] if index else None
+                train_stage(
+                    stage, parent, checked.get(stage.settings.name), workdir, request, watchdog
+                )
         else:
             evaluate_stage(last, stages, workdir)
     if last.settings.program == "rl" and processes.is_first():
         print(f"report: {page.write_report(workdir)}")
-    processes.barrier()  # none leaves before the first has written everything
+    processes.barrier()  # no host may exit while the first is still writing
 
 
 def describe_run(stages: list[StageConfig], config: str, command: str) -> dict[str, Any]:
-    """What run.json records."""
+    """Returns what run.json stores: stages, command, versions, devices and the git commit."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     git = shutil.which("git")
     commit = ""
     if git:
-        here = Path(__file__).parent
-        asked = subprocess.run(
-            [git, "-C", str(here), "describe", "--always", "--dirty"],
+        result = subprocess.run(
+            [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
             capture_output=True,
             encoding="utf-8",
             check=False,
         )
-        commit = asked.stdout.strip()
+        commit = result.stdout.strip()
     return {
         "stages": [stage.settings.name for stage in stages],
         "config": config,
@@ -124,7 +132,7 @@ def describe_run(stages: list[StageConfig], config: str, command: str) -> dict[s
 def check_stages(
     stages: list[StageConfig], workdir: Path, watchdog: Watchdog
 ) -> dict[str, CheckedStage]:
-    """The preflight of the stages that are not finished yet, by name, before any is trained."""
+    """Runs the preflight of all unfinished stages; returns their programs and problems by name."""
     checked: dict[str, CheckedStage] = {}
     for stage in stages:
         name = stage.settings.name
@@ -132,7 +140,7 @@ def check_stages(
         check_folder(stage, workdir / name)
         if not is_finished(stage, workdir / name):
             checked[name] = check_stage(stage.settings, workdir)
-    check_disk_space([ready.programs for ready in checked.values()], workdir)
+    check_disk_space([stage.programs for stage in checked.values()], workdir)
     return checked
 
 
@@ -144,10 +152,11 @@ def train_stage(
     request: StopRequest,
     watchdog: Watchdog,
 ) -> None:
-    """Brings one stage to its last step and its evaluation, from wherever it stands.
+    """Trains and evaluates one stage, from its newest checkpoint if it has one.
 
     Args:
-      checked: by the preflight; None: the stage is finished.
+      parent: the stage to start from; None: the base model.
+      checked: from the preflight; None: the stage is finished.
     """
     settings = stage.settings
     folder = workdir / settings.name
@@ -155,7 +164,7 @@ def train_stage(
     if parent is not None and (note := describe_stale(parent, folder, workdir)):
         processes.log(f"[{settings.name}] {note}")
     if checked is None:
-        processes.log(f"[{settings.name}] already in {folder}")
+        processes.log(f"[{settings.name}] already finished: {folder}")
         return
     processes.log(f"[{settings.name}] {settings.steps} steps in {folder}")
     programs = checked.programs
@@ -163,15 +172,16 @@ def train_stage(
         processes.log(f"[{settings.name}] {programs.chat.describe_stops()}")
     sharding.warm_up_collectives(programs.mesh)
     reference = load_reference(programs)
-    beside = parent is not None and parent.settings.program == "rl"  # the same reference
-    source = parent_folder(parent, workdir) if beside else None
-    check_contents(programs, reference, checked.training.problems, folder, source)
+    # A stage and its parent have the same reference if the parent was trained by RL.
+    has_same_reference = parent is not None and parent.settings.program == "rl"
+    same_reference_folder = parent_folder(parent, workdir) if has_same_reference else None
+    check_contents(programs, reference, checked.training.problems, folder, same_reference_folder)
     if processes.is_first():
         write_json(folder / "config.json", config_fields(stage.config))
         programs.chat.tokenizer.save(folder / "tokenizer")
         save_stops(folder / "tokenizer", programs.chat.stops)
 
-    def initial() -> Params:
+    def initial_params() -> Params:
         return (
             programs.fresh(reference)
             if parent is None
@@ -179,17 +189,18 @@ def train_stage(
         )
 
     with open_checkpoints(settings, folder) as checkpoints, open_pool(programs) as pool:
-        notes: list[str] = []
-        state, progress = start_state(programs, checkpoints, initial, notes.append)
+        messages: list[str] = []  # the log opens later: it needs the step that is restored here
+        state, progress = start_state(programs, checkpoints, initial_params, messages.append)
         if parent is None and not progress.position:
             watchdog.enter_phase(f"trial row of {settings.name}")
             mismatch = try_row(programs, checked.evaluation, reference, pool)
             processes.log(
-                f"[{settings.name}] a trial row: sampler and scorer agree to {mismatch:.1g} nats"
+                f"[{settings.name}] trial row: sampler and scorer differ by {mismatch:.1g} nats "
+                "per token"
             )
         with open_log(settings, folder, progress.position) as log:
-            for note in notes:
-                log.message(note)
+            for message in messages:
+                log.message(message)
             StageRun(
                 programs=programs,
                 checkpoints=checkpoints,
@@ -203,41 +214,68 @@ def train_stage(
                 watchdog=watchdog,
                 measure=open_validation(programs, checked.validation, reference, pool),
             ).run(sft_step if settings.program == "supervised" else rl_step(programs.sampler()))
-        step = selected_step(settings, checkpoints)
-        assert step is not None, f"{folder} has no final checkpoint after its last step"
-        selection = describe_selection(settings, checkpoints, step)
-        processes.log(f"[{settings.name}] {format_selection(selection)}")
-        trained = checkpoints.restore_params(step, programs.abstract_state())
-        params = programs.policy(trained, reference)
-        if settings.program == "supervised":
-            whole = sharding.whole(params)
-            if processes.is_first():
-                config = programs.decoder.config
-                embedded.save(folder / "embedded", whole, config, programs.chat.tokenizer)
-        before = parent_folder(parent, workdir)
-        watchdog.enter_phase(f"evaluation of {settings.name}")
-        evaluate_models(
-            programs,
-            checked.evaluation,
+        evaluate_selected(
+            checked,
+            checkpoints,
             folder,
-            before,
-            reference,
-            params,
-            step,
-            pool,
-            selection=selection,
+            parent_folder(parent, workdir),
+            reference=reference,
+            pool=pool,
+            watchdog=watchdog,
         )
 
 
+def evaluate_selected(
+    checked: CheckedStage,
+    checkpoints: Checkpoints,
+    folder: Path,
+    parent: Path | None,
+    *,
+    reference: Params,
+    pool: Pool,
+    watchdog: Watchdog,
+) -> None:
+    """Evaluates a finished stage's selected checkpoint; a supervised stage also writes it out.
+
+    Args:
+      folder: of the stage.
+      parent: folder of the parent stage; None: there is none.
+    """
+    programs, settings = checked.programs, checked.programs.settings
+    step = selected_step(settings, checkpoints)
+    assert step is not None, f"{folder} has no final checkpoint after its last step"
+    selection = describe_selection(settings, checkpoints, step)
+    processes.log(f"[{settings.name}] {format_selection(selection)}")
+    trained = checkpoints.restore_params(step, programs.abstract_state())
+    params = programs.policy(trained, reference)
+    if settings.program == "supervised":
+        gathered = sharding.whole(params)
+        if processes.is_first():
+            config = programs.decoder.config
+            embedded.save(folder / "embedded", gathered, config, programs.chat.tokenizer)
+    watchdog.enter_phase(f"evaluation of {settings.name}")
+    evaluate_models(
+        programs,
+        checked.evaluation,
+        folder,
+        parent,
+        reference,
+        params,
+        step,
+        pool,
+        selection=selection,
+    )
+
+
 def open_stream(programs: StagePrograms, problems: Sequence[Problem], begin: int) -> Stream:
-    """This host's share of the training problems, behind `begin` draws of earlier stages."""
+    """This host's rows of the stream of training problems, after the first `begin` draws."""
     settings = programs.settings
     rows = sharding.own_rows(programs.mesh, settings.batch).tolist()
     return Stream(problems, batch=settings.batch, seed=settings.seed, rows=rows, begin=begin)
 
 
 def open_log(settings: Settings, folder: Path, step: int) -> Log:
-    """The stage's log files; only the first host writes."""
+    """Opens the stage's log after `step` finished steps; only the first host writes."""
     return Log(
         folder,
         stage=settings.name,
@@ -251,26 +289,29 @@ def open_log(settings: Settings, folder: Path, step: int) -> Log:
 
 
 def open_validation(
-    programs: StagePrograms, asked: ProblemSet | None, reference: Params, pool: Pool
+    programs: StagePrograms, validation: ProblemSet | None, reference: Params, pool: Pool
 ) -> Callable[[Params, int], dict[str, float]] | None:
-    """Greedy accuracies on validation problems of what is trained; None: not asked for."""
-    if asked is None:
+    """Returns the function (trained parameters, step) -> greedy validation accuracies.
+
+    None if `validation` is None, where training runs without it.
+    """
+    if validation is None:
         return None
 
     def measure(trained: Params, step: int) -> dict[str, float]:
         policy = programs.policy(trained, reference)
-        return evaluate.validate(programs, policy, asked.problems, pool, step=step)
+        return evaluate.validate(programs, policy, validation.problems, pool, step=step)
 
     return measure
 
 
 def parent_folder(parent: StageConfig | None, workdir: Path) -> Path | None:
-    """The folder of the parent stage."""
+    """The parent's folder in the workdir; None without a parent."""
     return None if parent is None else workdir / parent.settings.name
 
 
 def open_pool(programs: StagePrograms) -> Pool:
-    """Grading workers, tried out on the tasks' known pairs before they are trusted."""
+    """Starts the grading workers and tests them on the tasks' examples with known verdicts."""
     pool = problem_sets.open_pool(programs.settings.grading)
     for task in {task.name: task for task in (programs.task, programs.measured_task)}.values():
         pool.self_test(task, [])
@@ -279,7 +320,7 @@ def open_pool(programs: StagePrograms) -> Pool:
 
 def evaluate_models(
     programs: StagePrograms,
-    asked: ProblemSet,
+    evaluation: ProblemSet,
     folder: Path,
     parent: Path | None,
     reference: Params,
@@ -289,21 +330,31 @@ def evaluate_models(
     *,
     file: str = "evaluation.json",
     selection: dict[str, Any] | None = None,
-    say: Callable[[str], None] = processes.log,
+    log: Callable[[str], None] = processes.log,
 ) -> None:
-    """Measures base and trained policy on held-out problems; takes over the parent's numbers.
+    """Measures the base model and the policy on held-out problems and writes the results.
 
-    What is measured is kept until all is: a run that was killed goes on.
+    Measurements of the parent by the same protocol are reused. Finished dialogues are saved
+    in the folder `measuring`, so that an interrupted evaluation can be resumed.
+
+    Args:
+      folder: of the stage.
+      parent: folder of the parent stage; None: there is none.
+      params: of the policy; `reference` itself if the stage has no checkpoint.
+      step: of the policy's checkpoint.
+      file: name of the results in `folder`.
+      selection: from `handoff.describe_selection`.
     """
-    problems, name, path = asked.problems, programs.settings.name, folder / file
-    protocol, base = evaluate.protocol_of(programs, problems), int(fingerprint(reference))
-    models = {} if parent is None else evaluate.known_models(parent, protocol, base)
-    under_way = folder / "measuring"
+    problems, name, path = evaluation.problems, programs.settings.name, folder / file
+    protocol = evaluate.evaluation_protocol(programs, problems)
+    base_checksum = int(fingerprint(reference))
+    models = {} if parent is None else evaluate.read_measurements(parent, protocol, base_checksum)
+    partial = folder / "measuring"
 
     def measure(model: str, params: Params, step: int) -> dict[str, Any]:
-        mark = digest([protocol["hash"], int(fingerprint(params)), step])
+        key = digest([protocol["hash"], int(fingerprint(params)), step])
         return evaluate.measure_model(
-            programs, params, problems, pool, step=step, name=model, kept=under_way / mark
+            programs, params, problems, pool, step=step, name=model, partial_folder=partial / key
         )
 
     if "base" not in models and programs.settings.program == "rl":
@@ -319,33 +370,37 @@ def evaluate_models(
             models,
             step=step,
             protocol=protocol,
-            reference=base,
-            left_out=asked.left_out(),
+            reference=base_checksum,
+            left_out=evaluation.left_out(),
             selection=selection,
         )
-        shutil.rmtree(under_way, ignore_errors=True)
-    processes.barrier()  # what reads it next may be another host
+        shutil.rmtree(partial, ignore_errors=True)
+    processes.barrier()  # another host may be the next to read the file
     for model in models:
-        say(f"[{name}] {evaluate.summary_line(model, models[model])}")
-    left = sum(map(len, asked.left_out().values()))
-    on = f"{len(problems)} problems" + (f" ({left} left out)" if left else "")
-    say(f"[{name}] evaluation of step {step} on {on}: {path}")
+        log(f"[{name}] {evaluate.summary_line(model, models[model])}")
+    left_out = sum(map(len, evaluation.left_out().values()))
+    counts = f"{len(problems)} problems" + (f" ({left_out} left out)" if left_out else "")
+    log(f"[{name}] evaluation of step {step} on {counts}: {path}")
 
 
 def evaluate_stage(stage: StageConfig, stages: list[StageConfig], workdir: Path) -> None:
-    """Measures a stage's policy beside the base model, on any task."""
+    """Measures a stage's policy and the base model on the task of config.evaluation.
+
+    Results on another task than that of the stage's config.json go to evaluation_<task>.json.
+    """
     loaded = load_policy(stage, workdir)
     folder = workdir / stage.settings.name
     config = read_json(folder / "config.json") or {}
     task = stage.settings.measured_task
-    own = config.get("evaluation.task") or config.get("task", task)
-    name = "evaluation" if own == task else f"evaluation_{task}"
+    recorded_task = config.get("evaluation.task") or config.get("task", task)
+    name = "evaluation" if recorded_task == task else f"evaluation_{task}"
     parent = parent_folder(stages[-2] if len(stages) > 1 else None, workdir)
-    asked = select_and_log(loaded.programs, problem_sets.measured(stage.settings), workdir)
+    spec = problem_sets.evaluation_spec(stage.settings)
+    evaluation = select_and_log(loaded.programs, spec, workdir)
     with open_pool(loaded.programs) as pool:
         evaluate_models(
             loaded.programs,
-            asked,
+            evaluation,
             folder,
             parent,
             loaded.reference,
@@ -357,7 +412,7 @@ def evaluate_stage(stage: StageConfig, stages: list[StageConfig], workdir: Path)
 
 
 def export_stage(stage: StageConfig, workdir: Path) -> None:
-    """Writes a stage's policy, its adapter merged, as a Hugging Face folder."""
+    """Writes a stage's policy, with an adapter merged, as a Hugging Face model folder."""
     loaded = load_policy(stage, workdir)
     folder = workdir / stage.settings.name / "export"
     export.export(loaded.params, loaded.programs.decoder.config, loaded.programs.chat, folder)
@@ -365,7 +420,7 @@ def export_stage(stage: StageConfig, workdir: Path) -> None:
 
 
 def ask_stage(stage: StageConfig, workdir: Path, prompt: str) -> None:
-    """Shows a stage's policy at work on one problem, or on what people type."""
+    """Runs a stage's policy on `prompt`, or on prompts typed on the terminal if it is empty."""
     loaded = load_policy(stage, workdir)
     print(describe_policy(loaded))
     ask.interact(loaded.programs, loaded.params, prompt, seed=stage.settings.seed)

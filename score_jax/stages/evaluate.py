@@ -1,7 +1,7 @@
-"""Measures self-correction on held-out problems: greedy and sampled, base and trained.
+"""Measures self-correction on held-out problems, with greedy and with sampled decoding.
 
-All models of a chain are measured on the same problems with the same keys, and a
-parent's numbers are taken over where they were made by the same protocol.
+All models of a chain are measured on the same problems with the same keys. Measurements in
+the parent's evaluation.json are reused if protocol and base model are the same.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ from score_jax.stages.settings import Settings
 from score_jax.tasks.grading.agreement import one_spelling
 from score_jax.types import Episodes, Params
 
-SHOWN = 40  # dialogues per model that evaluation.json keeps for the report
+MAX_TRANSCRIPTS = 40  # dialogues per model in evaluation.json, for the report
 
 
 def first_rows(episodes: Episodes, count: int) -> Episodes:
-    """Leaves out the rows that only filled a batch up."""
+    """Keeps the first `count` rows; the others pad the batch."""
     return jax.tree.map(lambda x: x[:count], episodes)
 
 
-def attempts_of(
+def sample_dialogues(
     programs: StagePrograms,
     params: Params,
     problems: Sequence[Problem],
@@ -46,49 +46,52 @@ def attempts_of(
     sampling: SamplingConfig,
     step: int,
     task: Task | None = None,
-    kept: Path | None = None,
+    partial_file: Path | None = None,
     label: str = "",
 ) -> list[Transcript]:
-    """Every dialogue of a model on the given problems, problem by problem.
-
-    Each host encodes and grades its own rows; all get everything.
+    """Samples and grades dialogues on all problems; all hosts must call.
 
     Args:
-      task: of the problems; None: the one that evaluation asks.
-      kept: file of this measurement's dialogues; what it holds is not drawn again.
-      label: what is measured, for the progress bar.
+      task: of the problems; None: the evaluation's.
+      partial_file: dialogues are appended to it and read from it when an interrupted
+        evaluation is resumed; None: they are not saved.
+      label: name of the measurement on the progress bar; "": no progress bar.
+
+    Returns:
+      `sampling.group_size` dialogues for each problem, in the order of the problems, on all
+      hosts.
     """
-    found = saved_evaluation.read(kept) if kept else {}
-    if kept:
-        saved_evaluation.write(kept, found)
-    waiting = [place for place in range(len(problems)) if place not in found]
+    dialogues = saved_evaluation.read(partial_file) if partial_file else {}
+    if partial_file:
+        saved_evaluation.write(partial_file, dialogues)
+    remaining = [index for index in range(len(problems)) if index not in dialogues]
     config = programs.settings.evaluation
     shards = row_shards(programs.mesh)
     batch = -(-min(config.batch, len(problems)) // shards) * shards
     params, task = programs.for_sampling(params), task or programs.measured_task
-    with progress_bar(programs.settings, label, len(problems), len(found)) as bar:
-        for start in range(0, len(waiting), batch):
-            places = waiting[start : start + batch]
-            records = one_batch(
+    with progress_bar(programs.settings, label, len(problems), len(dialogues)) as bar:
+        for start in range(0, len(remaining), batch):
+            indices = remaining[start : start + batch]
+            batch_dialogues = sample_batch(
                 programs,
                 params,
                 task,
                 problems,
                 grader,
-                places,
+                indices,
                 sampling=sampling,
                 step=step,
                 batch=batch,
             )
-            if kept:
-                saved_evaluation.add(kept, places, records)
-            found |= dict(zip(places, records, strict=True))
-            bar.update(len(places))
-    return [record for place in range(len(problems)) for record in found[place]]
+            if partial_file:
+                saved_evaluation.add(partial_file, indices, batch_dialogues)
+            dialogues |= dict(zip(indices, batch_dialogues, strict=True))
+            bar.update(len(indices))
+    return [record for index in range(len(problems)) for record in dialogues[index]]
 
 
 def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
-    """Problems measured so far, with the time that is left."""
+    """A progress bar over problems, on the first host; hidden if `label` is empty."""
     return tqdm(
         total=total,
         initial=done,
@@ -100,68 +103,76 @@ def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
     )
 
 
-def one_batch(
+def sample_batch(
     programs: StagePrograms,
     params: Params,
     task: Task,
     problems: Sequence[Problem],
     grader: Grader,
-    places: Sequence[int],
+    indices: Sequence[int],
     *,
     sampling: SamplingConfig,
     step: int,
     batch: int,
 ) -> list[list[Transcript]]:
-    """The dialogues of the problems at some places, in their order.
+    """Samples and grades the dialogues of one batch; each host grades its own rows.
 
     Args:
-      params: of `Built.for_sampling`.
-      batch: problems that are drawn at once; where there are fewer, rows are filled up.
+      params: from `StagePrograms.for_sampling`.
+      indices: of the batch's problems in `problems`.
+      batch: size of the sampling program's batch, in problems; missing ones are padded.
+
+    Returns:
+      The dialogues of each problem, in the order of `indices`, on all hosts.
     """
-    rows_here = own_rows(programs.mesh, batch)
-    own = [places[row] for row in rows_here if row < len(places)]
-    part = [problems[place] for place in own]
-    missing = len(rows_here) - len(own)
+    local_batch = own_rows(programs.mesh, batch)
+    local_indices = [indices[row] for row in local_batch if row < len(indices)]
+    local_problems = [problems[index] for index in local_indices]
+    padding = len(local_batch) - len(local_indices)
     prompts = encode_prompts(
         programs.chat,
         task,
-        np.asarray(own + [places[0]] * missing),
-        part + [problems[places[0]]] * missing,
+        np.asarray(local_indices + [indices[0]] * padding),
+        local_problems + [problems[indices[0]]] * padding,
         sampling.prompt_limit,
     )
     config = programs.settings.evaluation
-    draw, key = programs.sample(sampling, config.turns, task), run_key(config.seed, "evaluate")
-    episodes = local_rows(draw(params, programs.to_global(prompts), key))
-    found: list[Transcript] = []
-    if part:
-        kept = first_rows(episodes, len(part) * sampling.group_size)
-        graded = grade_rollout(programs.chat, task, grader, part, kept)
-        kept = kept.replace(rewards=reward_array(graded.grades))
+    sample, key = programs.sample(sampling, config.turns, task), run_key(config.seed, "evaluate")
+    episodes = local_rows(sample(params, programs.to_global(prompts), key))
+    local_records: list[Transcript] = []
+    if local_problems:
+        unpadded = first_rows(episodes, len(local_problems) * sampling.group_size)
+        graded = grade_rollout(programs.chat, task, grader, local_problems, unpadded)
+        unpadded = unpadded.replace(rewards=reward_array(graded.grades))
         rows = range(len(graded.attempts))
-        found = transcripts(task, part, kept, graded, step=step, rows=rows)
-    records = in_order(processes.all_gather_objects((own, found)), sampling.group_size)
+        local_records = transcripts(task, local_problems, unpadded, graded, step=step, rows=rows)
     size = sampling.group_size
-    return [records[i * size : (i + 1) * size] for i in range(len(places))]
+    records = merge_hosts(processes.all_gather_objects((local_indices, local_records)), size)
+    return [records[i * size : (i + 1) * size] for i in range(len(indices))]
 
 
-def in_order(
+def merge_hosts(
     parts: Sequence[tuple[Sequence[int], Sequence[Transcript]]], samples: int
 ) -> list[Transcript]:
-    """Dialogues of all hosts, by the places of their problems; each problem once.
+    """Merges the hosts' dialogues in the order of their problems.
 
-    Of a problem that several hosts hold, the record with the fewest answers lost in grading.
+    Hosts that share a model's shards grade the same dialogues. The record with the fewest
+    ungraded attempts is kept.
+
+    Args:
+      parts: of each host, the indices of its problems and `samples` dialogues for each.
     """
-    found: dict[tuple[int, int], Transcript] = {}
-    for places, records in parts:
-        keys = [(place, sample) for place in places for sample in range(samples)]
-        # Rows that fill a batch up have no records.
+    merged: dict[tuple[int, int], Transcript] = {}
+    for indices, records in parts:
+        keys = [(index, sample) for index in indices for sample in range(samples)]
+        # Not strict: a host whose rows are all padding has no records.
         for key, record in zip(keys, records, strict=False):
-            found[key] = min(found.get(key, record), record, key=lost)
-    return [found[key] for key in sorted(found)]
+            merged[key] = min(merged.get(key, record), record, key=count_ungraded)
+    return [merged[key] for key in sorted(merged)]
 
 
-def lost(record: Transcript) -> int:
-    """How many attempts have no verdict of a grader."""
+def count_ungraded(record: Transcript) -> int:
+    """Number of attempts that the grader gave no verdict on (timeouts, crashes)."""
     return sum(verdict in UNGRADED for verdict in record.verdicts)
 
 
@@ -173,55 +184,60 @@ def measure_model(
     *,
     step: int,
     name: str = "",
-    kept: Path | None = None,
+    partial_folder: Path | None = None,
 ) -> dict[str, Any]:
-    """All measurements of one model, ready for evaluation.json.
+    """Measures one model; returns its metrics, outcomes and transcripts as JSON values.
 
     Args:
-      name: of the model, for people.
-      kept: folder of this model's dialogues by this protocol while not all are there.
+      step: of the model's checkpoint; 0: the base model.
+      name: of the model, for the progress bar; "": no progress bar.
+      partial_folder: for the dialogues of an unfinished measurement of this model by this
+        protocol; None: they are not saved.
     """
     config = programs.settings.evaluation
     greedy = greedy_sampling(programs.settings, config.turns)
-    ways = {"greedy": greedy}
+    modes = {"greedy": greedy}
     if config.samples:
-        ways["sampled"] = dataclasses.replace(
+        modes["sampled"] = dataclasses.replace(
             greedy, group_size=config.samples, temperature=config.temperature
         )
-    found: dict[str, Any] = {"step": step, "outcomes": {}}
-    for way, sampling in ways.items():
-        records = attempts_of(
+    measured: dict[str, Any] = {"step": step, "outcomes": {}}
+    for mode, sampling in modes.items():
+        records = sample_dialogues(
             programs,
             params,
             problems,
             grader,
             sampling=sampling,
             step=step,
-            kept=kept and kept / f"{way}.jsonl",
-            label=f"{name} {way}".strip(),
+            partial_file=partial_folder and partial_folder / f"{mode}.jsonl",
+            label=f"{name} {mode}".strip(),
         )
         attempts = with_one_spelling(
             metrics.group_attempts(records), programs.measured_task, grader
         )
         values = metrics.measure(attempts, seed=config.seed)
-        found["outcomes"][way] = metrics.outcomes(attempts)
-        found[way] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
-        if way == "greedy":
+        measured["outcomes"][mode] = metrics.outcomes(attempts)
+        measured[mode] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
+        if mode == "greedy":
             edges, counts = (
                 metrics.edit_distance_histogram(attempts.texts) if config.turns > 1 else ([], [])
             )
-            found["histogram"] = {
+            measured["histogram"] = {
                 "edges": list(map(float, edges)),
                 "counts": list(map(int, counts)),
             }
-            found["transcripts"] = [dataclasses.asdict(record) for record in records[:SHOWN]]
-    return found
+            measured["transcripts"] = [
+                dataclasses.asdict(record) for record in records[:MAX_TRANSCRIPTS]
+            ]
+    return measured
 
 
 def with_one_spelling(attempts: metrics.Attempts, task: Task, grader: Grader) -> metrics.Attempts:
-    """Writes equal answers of a problem alike (1/2 and 0.5): one vote, and no change of answer.
+    """Replaces equal answers to a problem (1/2 and 0.5) by one spelling; all hosts must call.
 
-    One host compares for all.
+    Majority votes and the counts of changed answers compare text. The first host's grader
+    decides for all hosts.
     """
     spelled = None
     if processes.is_first():
@@ -239,8 +255,8 @@ def with_one_spelling(attempts: metrics.Attempts, task: Task, grader: Grader) ->
     return dataclasses.replace(attempts, extracted=spelled)
 
 
-def protocol_of(programs: StagePrograms, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What must be equal for two evaluations to be comparable."""
+def evaluation_protocol(programs: StagePrograms, problems: Sequence[Problem]) -> dict[str, Any]:
+    """The protocol of a stage's evaluation; equal protocols give comparable numbers."""
     sampling = greedy_sampling(programs.settings, programs.settings.evaluation.turns)
     return protocols.describe(programs, problems, sampling)
 
@@ -253,14 +269,14 @@ def validate(
     *,
     step: int,
 ) -> dict[str, float]:
-    """Greedy accuracy of every turn while training goes on, for the log and for selection."""
+    """Greedy accuracy of each turn on validation problems, by metric name."""
     turns = programs.settings.evaluation.turns
     sampling = greedy_sampling(programs.settings, turns)
-    records = attempts_of(
+    records = sample_dialogues(
         programs, params, problems, grader, sampling=sampling, step=step, task=programs.task
     )
-    right = np.mean([[verdict == "correct" for verdict in r.verdicts] for r in records], axis=0)
-    return {f"validation/accuracy/turn{n}": float(share) for n, share in enumerate(right, 1)}
+    accuracy = np.mean([[verdict == "correct" for verdict in r.verdicts] for r in records], axis=0)
+    return {f"validation/accuracy/turn{n}": float(share) for n, share in enumerate(accuracy, 1)}
 
 
 def write_evaluation(
@@ -274,17 +290,19 @@ def write_evaluation(
     left_out: dict[str, tuple[str, ...]],
     selection: dict[str, Any] | None = None,
 ) -> None:
-    """Writes evaluation.json of a stage, or its like for another task.
+    """Writes a stage's evaluation.json, or the same for another task.
 
     Args:
-      protocol: of `protocol_of`.
+      models: results of `measure_model` by the model's name.
+      step: of the stage's checkpoint.
+      protocol: from `evaluation_protocol`.
       reference: checksum of the base model's parameters.
-      left_out: ids of problems that were not asked, by the reason.
-      selection: how the stage's checkpoint was chosen.
+      left_out: ids of problems left out, by reason.
+      selection: from `handoff.describe_selection`; None: of no trained checkpoint.
     """
 
     def pick(part: str) -> dict[str, Any]:
-        return {name: found[part] for name, found in models.items() if part in found}
+        return {name: values[part] for name, values in models.items() if part in values}
 
     value = {
         "stage": programs.settings.name,
@@ -298,8 +316,8 @@ def write_evaluation(
         "reference": reference,
         "selection": selection or {},
         "models": {
-            name: {key: found[key] for key in ("step", "greedy", "sampled") if key in found}
-            for name, found in models.items()
+            name: {key: values[key] for key in ("step", "greedy", "sampled") if key in values}
+            for name, values in models.items()
         },
         "outcomes": pick("outcomes"),
         "histogram": pick("histogram"),
@@ -308,23 +326,31 @@ def write_evaluation(
     write_json(path, value)
 
 
-def known_models(
+def read_measurements(
     folder: Path, protocol: dict[str, Any], reference: int
 ) -> dict[str, dict[str, Any]]:
-    """Measurements that a parent stage with the same base model has made by the same protocol."""
-    found = processes.broadcast_from_first(read_json(folder / "evaluation.json"))
-    if found is None or found.get("protocol") != protocol or found.get("reference") != reference:
+    """Reads the measurements in another stage's evaluation.json.
+
+    Args:
+      reference: checksum of the base model's parameters.
+
+    Returns:
+      Results as of `measure_model` by the model's name; empty if protocol or base model
+      differ, or there is no evaluation.json.
+    """
+    saved = processes.broadcast_from_first(read_json(folder / "evaluation.json"))
+    if saved is None or saved.get("protocol") != protocol or saved.get("reference") != reference:
         return {}
     return {
         name: values
-        | {part: found[part][name] for part in ("outcomes", "histogram", "transcripts")}
-        for name, values in found["models"].items()
+        | {part: saved[part][name] for part in ("outcomes", "histogram", "transcripts")}
+        for name, values in saved["models"].items()
     }
 
 
-def summary_line(name: str, found: dict[str, Any]) -> str:
-    """One model's greedy numbers for the terminal, in percent."""
-    greedy = found["greedy"]
+def summary_line(name: str, measured: dict[str, Any]) -> str:
+    """Formats a model's greedy accuracies and delta with its interval, in percent."""
+    greedy = measured["greedy"]
     text = ", ".join(
         f"{label} {100 * greedy[key]['value']:.1f}"
         for label, key in (("t1", "accuracy/turn1"), ("t2", "accuracy/turn2"))

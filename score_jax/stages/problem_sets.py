@@ -107,7 +107,7 @@ def training_spec(settings: Settings) -> ProblemSetSpec:
 
 def evaluation_spec(settings: Settings) -> ProblemSetSpec:
     """The evaluation problems: config.data with the overrides of config.evaluation.data."""
-    has_limit = settings.evaluation.prompt_limit
+    has_own_limit = settings.evaluation.prompt_limit > 0
     return ProblemSetSpec(
         part="evaluation",
         data=settings.measured_data,
@@ -116,7 +116,7 @@ def evaluation_spec(settings: Settings) -> ProblemSetSpec:
         task_field="config.evaluation.task",  # where to set another task, even if it is unset
         prompt_limit=settings.measured_prompt_limit,
         limit_field="config.evaluation.prompt_limit"
-        if has_limit
+        if has_own_limit
         else "config.sampling.prompt_limit",
     )
 

@@ -205,7 +205,7 @@ def test_a_finished_stage_is_not_run_again(copy, compiled, capsys):
     train(copy, "stage2", steps=4)
     assert before == {name: (copy / name / "metrics.jsonl").stat().st_mtime_ns for name in stages}
     told = capsys.readouterr().out
-    assert all(f"[{name}] already in {copy / name}" in told for name in stages)
+    assert all(f"[{name}] already finished: {copy / name}" in told for name in stages)
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_alone(copy):

@@ -7,11 +7,11 @@ import pytest
 from score_jax.stages import chain
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.evaluate import (
-    attempts_of,
-    in_order,
-    known_models,
+    evaluation_protocol,
     measure_model,
-    protocol_of,
+    merge_hosts,
+    read_measurements,
+    sample_dialogues,
     write_evaluation,
 )
 from score_jax.stages.problem_sets import evaluation_spec, read
@@ -37,7 +37,9 @@ def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
         programs, params, problems = open_tiny(evaluation__batch=batch)
         sampling = replace(programs.settings.sampling, group_size=3)
         with chain.open_pool(programs) as pool:
-            found.append(attempts_of(programs, params, problems, pool, sampling=sampling, step=0))
+            found.append(
+                sample_dialogues(programs, params, problems, pool, sampling=sampling, step=0)
+            )
     assert found[0] == found[1]
     assert [t.problem for t in found[0]] == [p.id for p in problems for _ in range(3)]
     assert len({t.attempts for t in found[0]}) > 5  # sampled, not repeated
@@ -48,8 +50,8 @@ def test_of_what_two_hosts_hold_the_record_with_verdicts_counts():
     seen = dialogue("b", verdicts=("wrong", "correct"))
     cut = dialogue("a", verdicts=("correct", "timeout"))
     parts = [([0, 1], [cut, seen]), ([0, 1], [late, late]), ([2], [late])]
-    assert in_order(parts, 1) == [cut, seen, late]
-    assert in_order(parts[::-1], 1) == [cut, seen, late]
+    assert merge_hosts(parts, 1) == [cut, seen, late]
+    assert merge_hosts(parts[::-1], 1) == [cut, seen, late]
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4])
@@ -74,17 +76,17 @@ def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
 
 def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
     programs, problems, found = measure()
-    mine = protocol_of(programs, problems)
+    mine = evaluation_protocol(programs, problems)
     path = tmp_path / "evaluation.json"
     out = {"long": (), "bad": ()}
     write_evaluation(
         path, programs, {"base": found}, step=3, protocol=mine, reference=7, left_out=out
     )
-    known = known_models(tmp_path, protocol_of(programs, list(problems)), 7)
+    known = read_measurements(tmp_path, evaluation_protocol(programs, list(problems)), 7)
     assert known["base"]["greedy"] == found["greedy"] and known["base"]["step"] == 3
-    assert known_models(tmp_path, mine, 8) == {}  # another base model
-    assert known_models(tmp_path, protocol_of(programs, problems[:4]), 7) == {}
-    assert known_models(tmp_path / "nowhere", mine, 7) == {}
+    assert read_measurements(tmp_path, mine, 8) == {}  # another base model
+    assert read_measurements(tmp_path, evaluation_protocol(programs, problems[:4]), 7) == {}
+    assert read_measurements(tmp_path / "nowhere", mine, 7) == {}
 
 
 def test_another_task_than_the_trained_one_can_be_measured(compiled):
@@ -96,7 +98,7 @@ def test_another_task_than_the_trained_one_can_be_measured(compiled):
         graded = [equations.TASK.grade(problem, text) for text in record["attempts"]]
         assert record["verdicts"] == tuple(grade.verdict for grade in graded)
     assert programs.task.name == "tests.short_answers"
-    assert protocol_of(programs, problems)["task"] == "equations"
+    assert evaluation_protocol(programs, problems)["task"] == "equations"
 
 
 def test_the_measured_tasks_instruction_stands_between_the_turns():
@@ -136,14 +138,20 @@ OTHER_PROTOCOLS = {
 def test_all_that_reaches_prompt_sampler_or_grader_is_part_of_the_protocol(name, compiled):
     programs, _, problems = open_tiny()
     other, *_ = open_tiny(**{name: OTHER_PROTOCOLS[name]})
-    assert protocol_of(other, problems)["hash"] != protocol_of(programs, problems)["hash"]
+    assert (
+        evaluation_protocol(other, problems)["hash"]
+        != evaluation_protocol(programs, problems)["hash"]
+    )
 
 
 @pytest.mark.parametrize("name", ["prompt", "answer", "tests", "id"])
 def test_the_problems_contents_are_part_of_the_protocol(name, compiled):
     programs, _, problems = open_tiny()
     changed = [replace(problems[0], **{name: ("x",) if name == "tests" else "5x+9=34"})]
-    mine, theirs = protocol_of(programs, problems), protocol_of(programs, changed + problems[1:])
+    mine, theirs = (
+        evaluation_protocol(programs, problems),
+        evaluation_protocol(programs, changed + problems[1:]),
+    )
     assert mine["hash"] != theirs["hash"]
     assert (mine["prompts"] != theirs["prompts"]) == (name == "prompt")
 
@@ -166,9 +174,9 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
 
     with chain.open_pool(programs) as pool:
 
-        def run(grader, kept=None):
-            options = {"sampling": sampling, "step": 0, "kept": kept}
-            return attempts_of(programs, params, problems, grader, **options)
+        def run(grader, partial_file=None):
+            options = {"sampling": sampling, "step": 0, "partial_file": partial_file}
+            return sample_dialogues(programs, params, problems, grader, **options)
 
         whole = run(pool)
         path = tmp_path / "deep" / "greedy.jsonl"

@@ -93,4 +93,4 @@ def test_what_is_left_out_is_neither_trained_nor_measured_and_said(tmp_path, com
     told = capsys.readouterr().out
     assert f"{run['training']['long']} too long and 0 with a bad gold answer left out" in told
     assert f"on {8 - len(left)} problems ({len(left)} left out)" in told
-    assert "a trial row: sampler and scorer agree to" in told
+    assert "trial row: sampler and scorer differ by" in told
