@@ -1,4 +1,4 @@
-"""Loads what a config says of the base model: ModelConfig, tokenizer and chat format."""
+"""Loads ModelConfig, tokenizer and chat format of the base model that a config names."""
 
 from score_jax.data import equations
 from score_jax.model.config import ModelConfig

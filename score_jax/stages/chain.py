@@ -176,17 +176,12 @@ def train_stage(
     has_same_reference = parent is not None and parent.settings.program == "rl"
     same_reference_folder = parent_folder(parent, workdir) if has_same_reference else None
     check_contents(programs, reference, checked.training.problems, folder, same_reference_folder)
-    if processes.is_first():
-        write_json(folder / "config.json", config_fields(stage.config))
-        programs.chat.tokenizer.save(folder / "tokenizer")
-        save_stops(folder / "tokenizer", programs.chat.stops)
+    write_config_and_tokenizer(stage, programs, folder)
 
     def initial_params() -> Params:
-        return (
-            programs.fresh(reference)
-            if parent is None
-            else load_parent_policy(parent, folder, workdir)
-        )
+        if parent is None:
+            return programs.fresh(reference)
+        return load_parent_policy(parent, folder, workdir)
 
     with open_checkpoints(settings, folder) as checkpoints, open_pool(programs) as pool:
         messages: list[str] = []  # the log opens later: it needs the step that is restored here
@@ -223,6 +218,14 @@ def train_stage(
             pool=pool,
             watchdog=watchdog,
         )
+
+
+def write_config_and_tokenizer(stage: StageConfig, programs: StagePrograms, folder: Path) -> None:
+    """Writes config.json, tokenizer and stop ids to the stage's folder, on the first host."""
+    if processes.is_first():
+        write_json(folder / "config.json", config_fields(stage.config))
+        programs.chat.tokenizer.save(folder / "tokenizer")
+        save_stops(folder / "tokenizer", programs.chat.stops)
 
 
 def evaluate_selected(

@@ -40,7 +40,7 @@ GRADERS = Path(registry.__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSetSpec:
-    """What a config says of one set of problems."""
+    """Where one set of problems comes from, and its task and limits."""
 
     part: str  # "training", "validation" or "evaluation"
     data: dict[str, Any]  # keyword arguments of data.sources.load
@@ -87,10 +87,10 @@ class ProblemSet:
 
     def describe(self) -> str:
         """Formats the counts as one line."""
-        kept = f"{len(self.problems)} {self.part} problems of task {self.task.name}"
-        left = f"{len(self.long)} too long and {len(self.bad)} with a bad gold answer left out"
+        used = f"{len(self.problems)} {self.part} problems of task {self.task.name}"
+        left_out = f"{len(self.long)} too long and {len(self.bad)} with a bad gold answer left out"
         limit = f"longest prompt {self.longest} of {self.prompt_limit} tokens"
-        return f"{kept}, {limit}" + (f"; {left}" if self.long or self.bad else "")
+        return f"{used}, {limit}" + (f"; {left_out}" if self.long or self.bad else "")
 
 
 def training_spec(settings: Settings) -> ProblemSetSpec:
