@@ -1,7 +1,8 @@
-"""What a field of a config may hold, as its annotation says.
+"""Checks config dataclasses against their field annotations.
 
-Every config dataclass calls `check_fields` first of all. A number must be of its kind
-and finite, in tuples as well; a range stands in the annotation: `workers: Count`.
+Every config dataclass calls `check_fields` first in `__post_init__`. A number must have
+the annotated type and be finite, also inside tuples; an annotation may add a range, such
+as `workers: Count`.
 """
 
 import dataclasses
@@ -11,20 +12,20 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-LARGEST = 2**31 - 1  # what 32 bits on a device hold
+LARGEST = 2**31 - 1  # the largest int32
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Values from `low` to `high`; `text` says so to people."""
+    """Values from `low` to `high`; `text` describes them in messages."""
 
     text: str
     low: float = -math.inf
     high: float = math.inf
-    open: bool = False  # low itself, and a high that is finite, do not belong to it
+    open: bool = False  # excludes both bounds
 
     def holds(self, value: float) -> bool:
-        """Whether a number lies in it."""
+        """Whether a number lies in the range."""
         if self.open:
             return self.low < value < self.high
         return self.low <= value <= self.high
@@ -47,19 +48,19 @@ KINDS: dict[Any, tuple[type, str]] = {
 
 
 def check_fields(config: Any, path: str) -> None:
-    """Checks a dataclass against its own annotations.
+    """Checks a dataclass against its annotations.
 
     Args:
-      path: of the section, for messages.
+      path: dotted path of the section, for messages.
 
     Raises:
-      ValueError: a value is of another kind, not finite or out of its range.
+      ValueError: a value has another type, is not finite or is out of its range.
     """
     for name, hint in hints(type(config)).items():
         value = getattr(config, name)
-        demand = unmet(hint, value)
-        if demand:
-            raise ValueError(f"{path}.{name} is {value!r}; set {demand}")
+        requirement = unmet(hint, value)
+        if requirement:
+            raise ValueError(f"{path}.{name} is {value!r}; set {requirement}")
 
 
 @lru_cache
@@ -70,7 +71,7 @@ def hints(kind: type) -> dict[str, Any]:
 
 
 def unmet(hint: Any, value: Any) -> str:
-    """What a value would have to be; "" if it is."""
+    """The requirement of an annotation that a value does not meet; "" if it meets all."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         found = unmet(parts[0], value)
@@ -78,13 +79,13 @@ def unmet(hint: Any, value: Any) -> str:
             return found
         return next((part.text for part in parts[1:] if not part.holds(value)), found)
     if origin in (Union, types.UnionType):
-        told = [unmet(part, value) for part in parts]
-        return "" if "" in told else " or ".join(text for text in told if text)
+        found = [unmet(part, value) for part in parts]
+        return "" if "" in found else " or ".join(text for text in found if text)
     if origin is tuple:
         if not isinstance(value, tuple):
             return "a tuple"
-        told = [unmet(parts[0], part) for part in value] if parts[1:] == (...,) else []
-        return next((f"{text} in each place" for text in told if text), "")
+        found = [unmet(parts[0], part) for part in value] if parts[1:] == (...,) else []
+        return next((f"{text} for each element" for text in found if text), "")
     if hint is None or hint is type(None):
         return "" if value is None else "None"
     if hint is bool:
@@ -95,7 +96,7 @@ def unmet(hint: Any, value: Any) -> str:
 
 
 def unmet_kind(kind: type, text: str, value: Any) -> str:
-    """As `unmet`, for plain numbers and texts."""
+    """As `unmet`, for numbers and strings without a range."""
     if not isinstance(value, kind) or isinstance(value, bool):
         return text
     if isinstance(value, Integral):

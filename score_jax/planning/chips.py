@@ -1,4 +1,4 @@
-"""What the chips of Cloud TPU can do, and how a topology's name is read.
+"""Peak rates and memory of Cloud TPU chips, and the parser of topology names.
 
 Source: cloud.google.com/tpu/docs/v5e, /v5p and /v6e: peak bf16 compute, bandwidths of HBM and,
 for all ports in both directions, of ICI. HBM is what libtpu 0.0.42 lets a program use (of 16,
@@ -19,11 +19,11 @@ class Chip:
     flops: float  # bf16 per second
     hbm_bytes: int  # that a program may use
     hbm_bandwidth: float
-    ici_bandwidth: float  # what it can send over all its ports together
+    ici_bandwidth: float  # sent, summed over all ports
     dcn_bandwidth: float
     dimensions: int  # of the torus
     pod: int  # chips
-    accelerator: str  # how the TPU runtime names a slice; its suffix counts {0}
+    accelerator: str  # the runtime's name of a slice: a template of {chips} or {cores}
 
 
 GIB = 1 << 30
@@ -48,7 +48,7 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Slices of chips in a torus."""
+    """One or more slices, each a torus of chips."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -61,12 +61,12 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Chips in all."""
+        """Chips of all slices."""
         return self.slices * self.slice_size
 
     @property
     def name(self) -> str:
-        """As the flag writes it."""
+        """The value of --topology."""
         times = f"{self.slices}*" if self.slices > 1 else ""
         return f"{times}{self.chip.name}:{'x'.join(map(str, self.shape))}"
 

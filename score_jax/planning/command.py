@@ -1,10 +1,10 @@
-"""Whether a config fits a TPU slice and how fast it could be, without the slice.
+"""Plans a run: whether a config fits a TPU slice, and bounds on its speed, without a TPU.
 
     python -m score_jax.main --config=configs/stage2.py:gemma2_2b_math --mode=plan
         --topology=v5e:4x4 [--search] [--config.mesh.fsdp=16 ...]
 
-The real TPU compiler runs on a CPU machine. What it compiles is what training runs, from
-the same `build`; only weights and tokenizer are stood in for by their shapes.
+The TPU compiler runs on a CPU machine. It compiles the programs that training runs, from
+the same `build`; weights are replaced by their shapes and the tokenizer by a stand-in.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from score_jax.stages.settings import Settings, TokenizerConfig, WeightsConfig
 
 
 def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = False) -> bool:
-    """Plans, prints and writes plan.json.
+    """Makes a plan, prints it and writes plan.json.
 
     Returns:
-      Whether it fits.
+      Whether the config fits the topology.
 
     Raises:
       ValueError: the topology does not exist, the config does not suit it, or the TPU
@@ -34,11 +34,11 @@ def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = 
     """
     if settings.program != "rl":
         raise ValueError(f"config.program is {settings.program!r}; --mode=plan plans rl stages")
-    place = parse_topology(topology)
-    devices = topology_devices(place)
+    slices = parse_topology(topology)
+    devices = topology_devices(slices)
     settings = without_weights(settings)
     make = searching.best_plan if search else make_plan
-    plan = make(settings, place, devices)
+    plan = make(settings, slices, devices)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", as_json(plan))
     print(describe(plan))
@@ -47,7 +47,7 @@ def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = 
 
 
 def without_weights(settings: Settings) -> Settings:
-    """The settings with shapes in the place of published weights and their tokenizer."""
+    """The settings with random weights of the published shape and a stand-in tokenizer."""
     source = settings.weights.source
     if not source.startswith("hub:"):
         return settings
@@ -61,7 +61,7 @@ def without_weights(settings: Settings) -> Settings:
 
 
 def speeds(plan: Plan) -> dict[str, float]:
-    """Bounds of a step's speed: tokens of the policy per second and chip, and MFU."""
+    """Bounds of a step: least seconds, most policy tokens per second and chip, highest MFU."""
     if not plan.seconds:
         return {}
     settings, chip = plan.settings, plan.topology.chip
@@ -76,7 +76,7 @@ def speeds(plan: Plan) -> dict[str, float]:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """What plan.json holds; bytes and operations are per chip."""
+    """The content of plan.json; bytes and operations are per chip."""
     settings, topology = plan.settings, plan.topology
     versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
     return {
@@ -126,9 +126,9 @@ def describe(plan: Plan) -> str:
         f"{plan.topology.name}, {plan.topology.chips} chips; mesh slices={mesh.slices} "
         f"data={mesh.data} fsdp={mesh.fsdp} sampling_tensor={mesh.sampling_tensor} "
         f"tensor={mesh.tensor}; {plan.settings.learner.microbatches} microbatches",
-        "kept on every chip, GiB: "
+        "resident on every chip, GiB: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.resident.items() if size),
-        "program    HBM GiB (own + kept)   compiled   collectives (runs, GB sent per chip)",
+        "program    HBM GiB (own + rest)   compiled   collectives (runs, GB sent per chip)",
     ]
     for one in plan.programs:
         sent = "; ".join(
@@ -136,12 +136,12 @@ def describe(plan: Plan) -> str:
             f"{' in the loop' if c.in_loop else ''}: {c.count:.0f}, {c.wire_bytes / 1e9:.2f}"
             for c in one.collectives[:4]
         )
-        flag = "  REFUSED by the compiler" if one.refused else ""
+        flag = "  OUT OF MEMORY in the compiler" if one.refused else ""
         lines.append(
             f"{one.name:9}  {one.total_bytes / GIB:6.2f} ({one.own_bytes / GIB:5.2f} + "
             f"{one.resident_bytes / GIB:5.2f})  {one.compile_seconds:5.0f} s{flag}   {sent}"
         )
-    lines.append("phase      bound from below, s: compute     HBM     ICI     DCN")
+    lines.append("phase      lower bound, s:      compute     HBM     ICI     DCN")
     lines += [
         f"{p.name:9}  {p.seconds:8.2f} by {p.bound:7}  {p.compute_seconds:8.2f} "
         f"{p.hbm_seconds:7.2f} {p.ici_seconds:7.2f} {p.dcn_seconds:7.2f}"
@@ -155,13 +155,13 @@ def describe(plan: Plan) -> str:
             f"MFU {100 * found['mfu']:.1f}%"
         )
     room = (limit - plan.hbm_bytes) / GIB
-    verdict = f"fits, {room:.2f} to spare" if plan.fits else f"DOES NOT FIT, {-room:.2f} too much"
+    verdict = f"fits, {room:.2f} free" if plan.fits else f"DOES NOT FIT, {-room:.2f} too much"
     lines.append(f"peak {plan.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} GiB per chip: {verdict}")
     return "\n".join(lines + [f"  {line}" for line in advice(plan)])
 
 
 def advice(plan: Plan) -> list[str]:
-    """What to change where a program does not fit."""
+    """One suggestion for each program that does not fit."""
     limit = plan.topology.chip.hbm_bytes
     settings = plan.settings
     return [
@@ -170,16 +170,19 @@ def advice(plan: Plan) -> list[str]:
 
 
 def remedy(one: Examined, settings: Settings) -> str:
-    """The first thing to try for one program."""
+    """The first config change to try for a program that does not fit."""
     mesh, learner = settings.mesh, settings.learner
     if one.name in ("sample", "reshard"):
         return (
             f"{one.name}: raise config.mesh.sampling_tensor (now {mesh.sampling_tensor}) and lower "
-            "config.mesh.fsdp as much, so that sampling's copy of the parameters is split over "
-            "more chips; else take more chips, or lower config.batch"
+            "config.mesh.fsdp by the same factor, so that the sampler's copy of the parameters is "
+            "split over more chips; or use more chips, or lower config.batch"
         )
     if one.resident_bytes + one.argument_bytes > 0.9 * one.total_bytes:
-        return f"{one.name}: parameters and optimiser alone are too large; raise config.mesh.fsdp"
+        return (
+            f"{one.name}: parameters and optimiser state alone are too large; "
+            "raise config.mesh.fsdp"
+        )
     return (
         f"{one.name}: raise config.learner.microbatches (now {learner.microbatches}), set "
         f"config.compute.remat to full (now {settings.compute.remat or 'as the model'!r}), lower "

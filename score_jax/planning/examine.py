@@ -1,4 +1,4 @@
-"""Compiles a stage's programs for a topology and takes stock of each."""
+"""Compiles a stage's programs for a topology; reports memory, traffic and time bounds."""
 
 import time
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from score_jax.stages.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """What is known of one compiled program, per chip."""
+    """Memory, collectives and time bounds of one compiled program, per chip."""
 
     name: str
-    own_bytes: int  # most HBM in use at once: arguments, results, temporaries
-    resident_bytes: int  # what else the step keeps on the chip meanwhile
+    own_bytes: int  # peak HBM of the program: arguments, results, temporaries
+    resident_bytes: int  # HBM of the step's other arrays while the program runs
     argument_bytes: int = 0
     temporary_bytes: int = 0
-    refused: bool = False  # the compiler itself found no room
+    refused: bool = False  # the compiler failed with out of memory
     compile_seconds: float = 0.0  # wall time
     compile_cpu_seconds: float = 0.0  # over all threads of this process
     collectives: list[hlo.Collective] = field(default_factory=list)
@@ -32,12 +32,12 @@ class Examined:
 
     @property
     def total_bytes(self) -> int:
-        """HBM in use while it runs."""
+        """Peak HBM in use while the program runs."""
         return self.own_bytes + self.resident_bytes
 
 
 def decode_steps(programs: StagePrograms) -> list[int]:
-    """Iterations of each sampling loop where every turn takes its limit."""
+    """Iterations of each sampling loop if every turn reaches its limit."""
     settings = programs.settings
     ends = [
         end
@@ -99,10 +99,10 @@ class Plan:
 
     settings: Settings
     topology: Topology
-    resident: dict[str, int]  # bytes per chip that a step keeps
+    resident: dict[str, int]  # bytes per chip of the arrays that outlive a program
     programs: list[Examined]
-    steps: int  # of the sampling loops
-    useful_flops: float  # of one training step over all chips, recomputation left out
+    steps: int  # iterations of the sampling loops in all
+    useful_flops: float  # of one training step over all chips, without recomputation
 
     @property
     def hbm_bytes(self) -> int:
@@ -111,13 +111,13 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within what the compiler may use."""
+        """Whether every program compiled and the peak is within the chip's usable HBM."""
         fits = self.hbm_bytes <= self.topology.chip.hbm_bytes
         return fits and not any(one.refused for one in self.programs)
 
     @property
     def seconds(self) -> float:
-        """The bound of a whole step from below; 0 where a program was refused."""
+        """The lower bound of a step's time; 0 where a program was refused."""
         if any(one.refused for one in self.programs):
             return 0.0
         return sum(phase.seconds for one in self.programs for phase in one.phases)
@@ -132,7 +132,7 @@ def make_plan(
     """Compiles every program of a step.
 
     Args:
-      known: programs that an earlier call has examined; what is the same is taken from it.
+      known: cache of programs that earlier calls examined; new ones are added to it.
     """
     programs = build(settings, devices)
     resident = step_programs.resident_bytes(programs)
@@ -160,7 +160,10 @@ def make_plan(
 
 
 def useful_flops(programs: StagePrograms) -> float:
-    """Operations that one step needs: sampling, reference, and three passes of learning."""
+    """Operations of one step: sampling, the reference's forward pass, and the update.
+
+    The update counts as three forward passes, its backward pass being two of them.
+    """
     settings, config = programs.settings, programs.decoder.config
     sampling = settings.sampling
     rows = settings.batch * sampling.group_size

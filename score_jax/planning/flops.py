@@ -1,7 +1,7 @@
-"""Floating-point operations of a traced program, and those that its model needs.
+"""Counts floating-point operations of a traced program and of a model's forward pass.
 
-Counted before any partitioning, over all devices, loops as often as they run. Matrix
-products only: they are what the peak of a chip counts.
+Operations are counted before partitioning, over all devices, and multiplied by the trip
+counts of scans. Only matrix products count, as in a chip's peak.
 """
 
 import math
@@ -11,7 +11,7 @@ from score_jax.model.config import ModelConfig
 
 
 def product_flops(equation: Any) -> float:
-    """Of one dot_general: two for each multiplied pair."""
+    """Operations of one dot_general: a multiplication and an addition per pair."""
     (contract, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
     depth = math.prod(shape[axis] for axis in contract)
@@ -19,15 +19,15 @@ def product_flops(equation: Any) -> float:
 
 
 def count(jaxpr: Any) -> tuple[float, list[float]]:
-    """Operations outside of while loops, and of one iteration of each."""
+    """Operations outside of while loops, and those of one iteration of each while loop."""
     once, loops = 0.0, []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             once += product_flops(equation)
         elif name == "while":
-            body, within = count(params["body_jaxpr"].jaxpr)
-            assert not within, "a loop of unknown length inside another one"
+            body, nested = count(params["body_jaxpr"].jaxpr)
+            assert not nested, "a while loop inside a while loop: its trip count is unknown"
             loops.append(body)
         else:
             times = params["length"] if name == "scan" else 1
@@ -39,7 +39,7 @@ def count(jaxpr: Any) -> tuple[float, list[float]]:
 
 
 def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
-    """The programs that an equation holds, unwrapped."""
+    """The jaxprs among an equation's parameters."""
     found = []
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
@@ -51,20 +51,19 @@ def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
 
 
 def matrix_parameters(config: ModelConfig) -> int:
-    """Parameters of the blocks' matrices: each is multiplied once per token."""
+    """Parameters of the blocks' matrices: each takes one multiply-add per token."""
     attention = config.width * config.head_dim * 2 * (config.heads + config.kv_heads)
     return config.layers * (attention + 3 * config.width * config.mlp_dim)
 
 
-def forward_flops(config: ModelConfig, tokens: float, seen: float, expanded: float) -> float:
-    """Operations of one forward pass, counted from the model's shape.
+def forward_flops(config: ModelConfig, tokens: float, attended: float, with_logits: float) -> float:
+    """Operations of one forward pass, computed from the model's shape.
 
     Args:
-      tokens: that pass through the blocks.
-      seen: positions that a token attends to, on average; the whole row where attention is
-        masked after the product.
-      expanded: tokens whose vocabulary is.
+      tokens: number of tokens that pass through the blocks.
+      attended: mean number of positions that a token attends to.
+      with_logits: number of tokens whose logits are computed.
     """
-    attention = 4.0 * config.layers * config.heads * config.head_dim * seen * tokens
-    vocabulary = 2.0 * config.vocab_size * config.width * expanded
+    attention = 4.0 * config.layers * config.heads * config.head_dim * attended * tokens
+    vocabulary = 2.0 * config.vocab_size * config.width * with_logits
     return 2.0 * matrix_parameters(config) * tokens + attention + vocabulary

@@ -1,11 +1,12 @@
-"""Reads a compiled program's text: what it sends over the links, what it moves in memory.
+"""Parses a compiled program's HLO text and sums up its collectives.
 
-XLA's own cost analysis counts the body of a loop once. Here every computation is
-weighed by how often it runs: a loop whose condition compares with a constant has that
-many iterations; one that ends when the data say so (sampling) is told its number.
+XLA's cost analysis counts the body of a loop once. Here every computation is weighted by
+how often it runs: the trip count of a loop whose condition compares with a constant is
+read from the text; that of a loop whose end depends on data (sampling) is given by the
+caller.
 
-With several slices the text is that of one of them: what goes to another slice stands
-there as a send to the host, which passes it on (Megascale).
+With several slices the text is that of one slice: a transfer to another slice appears as
+a send to the host, which forwards it (Megascale).
 """
 
 import math
@@ -28,9 +29,9 @@ ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,<=]*)\](\{[^}]*\})?")
 NAMED = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%[^,}\s]+)")
 TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-TARGET = re.compile(r'_xla_megascale_target="?\{\{?([^}]*)\}')  # of the first group
+TARGET = re.compile(r'_xla_megascale_target="?\{\{?([^}]*)\}')  # members of the first group
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-ON_CHIP = "S(1)"  # a layout's mark of the vector memory; what lies there crosses no HBM bus
+ON_CHIP = "S(1)"  # memory space of a layout: vector memory, so no HBM traffic
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class Module:
 
 @dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind, group size and place, summed."""
+    """The sum of a program's collectives with equal kind, group size and flags."""
 
     kind: str
-    group: int  # chips that take part together, or slices
-    in_loop: bool  # inside a loop whose end the data decide: once per sampled token
-    across: bool  # between slices, over the slower network
-    count: float  # runs of the program's whole execution
-    wire_bytes: float  # that each chip sends
+    group: int  # participants: chips, or slices if `across`
+    in_loop: bool  # inside a sampling loop: runs once per sampled token
+    across: bool  # between slices, over DCN
+    count: float  # runs per execution of the program
+    wire_bytes: float  # sent by each chip per execution
 
 
 def array_bytes(shape: str, *, hbm_only: bool = False) -> int:
@@ -75,17 +76,17 @@ def array_bytes(shape: str, *, hbm_only: bool = False) -> int:
 
 
 def closing(text: str, start: int) -> int:
-    """Index behind the parenthesis that closes the one at `start`."""
+    """Index after the parenthesis that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place + 1
+            return index + 1
     raise ValueError(f"no closing parenthesis in {text[:80]!r}")
 
 
 def parse(text: str) -> Module:
-    """Reads the text that `Compiled.as_text()` gives."""
+    """Parses the output of `Compiled.as_text()`."""
     module, body = Module(), None
     for line in text.splitlines():
         if not line.startswith(" "):
@@ -100,7 +101,7 @@ def parse(text: str) -> Module:
 
 
 def parse_line(line: str) -> Instruction | None:
-    """One instruction, or None where the line holds none."""
+    """Parses one line; None where it holds no instruction."""
     head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
     if head is None:
         return None
@@ -110,9 +111,9 @@ def parse_line(line: str) -> Instruction | None:
     kind = rest[: rest.index("(")]
     end = closing(rest, len(kind))
     inside, attributes = rest[len(kind) + 1 : end - 1], rest[end:]
-    # Constants have their value between the parentheses, parameters their place, others names.
-    plain = kind in ("constant", "parameter")
-    operands = (inside,) if plain else tuple(NAMED.findall(inside))
+    # In parentheses: a constant's value, a parameter's index, or the names of operands.
+    literal = kind in ("constant", "parameter")
+    operands = (inside,) if literal else tuple(NAMED.findall(inside))
     return Instruction(head[2], shape, kind, operands, attributes, bool(head[1]))
 
 
@@ -129,11 +130,11 @@ def called(instruction: Instruction) -> dict[str, str]:
 
 
 def trip_count(module: Module, loop: Instruction, caller: Sequence[Instruction] = ()) -> int | None:
-    """How often a loop runs, where its condition compares a counter with a constant.
+    """Trip count of a loop whose condition compares a counter with a constant, else None.
 
     Args:
-      caller: the computation that the loop stands in; it says where the counter begins,
-        which is 1 where the compiler has taken the first iteration out.
+      caller: the computation that contains the loop; it holds the counter's initial value,
+        which is 1 where the compiler has peeled off the first iteration.
     """
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(match[1])
@@ -145,16 +146,16 @@ def trip_count(module: Module, loop: Instruction, caller: Sequence[Instruction] 
     counter, limit = (body[name] for name in root.operands)
     if limit.kind != "constant" or limit.shape[0] not in "su":
         return None
-    return int(limit.operands[0]) - begin(loop, counter, {i.name: i for i in caller})
+    return int(limit.operands[0]) - initial_value(loop, counter, {i.name: i for i in caller})
 
 
-def begin(loop: Instruction, counter: Instruction, caller: dict[str, Instruction]) -> int:
-    """The value that a loop's counter begins with; 0 where the text does not say."""
-    place = re.search(r"index=(\d+)", counter.attributes)
+def initial_value(loop: Instruction, counter: Instruction, caller: dict[str, Instruction]) -> int:
+    """The initial value of a loop's counter; 0 where the text does not give it."""
+    index = re.search(r"index=(\d+)", counter.attributes)
     state = caller.get(loop.operands[0])
-    if place is None or state is None or state.kind != "tuple":
+    if index is None or state is None or state.kind != "tuple":
         return 0
-    value = caller.get(state.operands[int(place[1])])
+    value = caller.get(state.operands[int(index[1])])
     while value is not None and value.kind in ("copy", "bitcast"):
         value = caller.get(value.operands[0])
     return int(value.operands[0]) if value is not None and value.kind == "constant" else 0
@@ -162,28 +163,29 @@ def begin(loop: Instruction, counter: Instruction, caller: dict[str, Instruction
 
 @dataclass(frozen=True)
 class Run:
-    """An instruction with how often it runs."""
+    """An instruction and how often it runs."""
 
     instruction: Instruction
     times: float
     in_loop: bool
     computation: str
-    fused: bool = False  # a collective inside of a fusion
+    fused: bool = False  # a collective inside a fusion
 
 
 def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
-    """Every instruction outside of fusions, and the collectives in them, weighed by its loops.
+    """Every instruction outside of fusions, and the collectives in them, with its run count.
 
     The TPU compiler writes a collective that it overlaps with several fusions into each of
-    them, under one channel: it counts once.
+    them, with one channel id: it is yielded once.
 
     Args:
-      steps: iterations of each loop whose end the data decide, in their order; 1 unasked.
+      steps: iterations of each loop whose end depends on data, in program order; if empty,
+        each counts one iteration.
     """
-    given = list(steps)
+    remaining = list(steps)
 
     def visit(name: str, times: float, in_loop: bool) -> Iterator[Run]:
-        seen: set[str] = set()  # an iteration that was taken out keeps its loop's channels
+        seen: set[str] = set()  # per computation: a peeled iteration shares its loop's channels
         body = module.computations.get(name, [])
         for instruction in body:
             if not known_channel(instruction, seen):
@@ -193,7 +195,7 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
                 trips = trip_count(module, instruction, body)
                 inside = in_loop or trips is None
                 if trips is None:
-                    trips = given.pop(0) if steps else 1.0
+                    trips = remaining.pop(0) if steps else 1.0
                 for role in ("body", "condition"):
                     yield from visit(parts[role], times * trips, inside)
             elif instruction.kind in ("call", "conditional") or "async" in instruction.kind:
@@ -205,11 +207,11 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
                         yield Run(one, times, in_loop, computation, fused=True)
 
     yield from visit(module.entry, 1.0, False)
-    assert not given, f"{len(given)} of {len(steps)} loops are not in the program"
+    assert not remaining, f"{len(remaining)} of {len(steps)} loops are not in the program"
 
 
 def known_channel(instruction: Instruction, seen: set[str]) -> bool:
-    """Whether a collective has been seen under its channel; notes it if not."""
+    """Whether a collective's channel is in `seen`; adds it if not."""
     match = re.search(r"channel_id=(\d+)", instruction.attributes)
     if match is None or not is_collective(instruction) or instruction.kind == "send":
         return False  # sends have channels of their own, with the same numbers
@@ -219,7 +221,7 @@ def known_channel(instruction: Instruction, seen: set[str]) -> bool:
 
 
 def inner_collectives(module: Module, name: str) -> Iterator[tuple[str, Instruction]]:
-    """Collectives that the TPU compiler has fused with other work, and where they stand."""
+    """Collectives inside a fusion, each with the name of the computation that holds it."""
     for instruction in module.computations.get(name, []):
         if is_collective(instruction):
             yield name, instruction
@@ -228,13 +230,13 @@ def inner_collectives(module: Module, name: str) -> Iterator[tuple[str, Instruct
 
 
 def is_collective(instruction: Instruction) -> bool:
-    """Whether it moves data between chips; the -done half of a pair does not count."""
+    """Whether an instruction moves data between chips; the -done half of a pair does not."""
     kind, attributes = instruction.kind.removesuffix("-start"), instruction.attributes
     return kind in COLLECTIVES or (kind == "send" and TRANSFER.search(attributes) is not None)
 
 
 def participants(instruction: Instruction) -> tuple[str, int, bool]:
-    """A collective's kind, how many take part, and whether they are slices."""
+    """A collective's kind, its number of participants, and whether they are slices."""
     if match := TRANSFER.search(instruction.attributes):
         kind = match[1].lower().replace("_", "-").replace("one-to-one", "collective-permute")
         target = TARGET.search(instruction.attributes)
@@ -244,10 +246,10 @@ def participants(instruction: Instruction) -> tuple[str, int, bool]:
 
 
 def groups(attributes: str) -> np.ndarray:
-    """Which chips take part together: one group a row, by place in device order.
+    """The device groups of a collective: one group per row, as indices in device order.
 
-    Three notations, of which the last two number chips by an iota that is reshaped and
-    transposed: {{0,1},{2,3}}; [groups,size]<=[2,4]T(1,0); mesh['a'=2,'b'=4] {'b'}.
+    Three notations occur: {{0,1},{2,3}}; [groups,size]<=[2,4]T(1,0); and
+    mesh['a'=2,'b'=4] {'b'}. The last two number chips by a reshaped, transposed iota.
     """
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", attributes):
         rows = re.findall(r"\{([\d,]+)\}", match[1])
@@ -268,7 +270,7 @@ def groups(attributes: str) -> np.ndarray:
 
 
 def iota(text: str) -> np.ndarray:
-    """0, 1, 2 ... in the order that "[2,4]T(1,0)" says, flat."""
+    """Evaluates a device order such as "[2,4]T(1,0)": iota, reshape, transpose, flatten."""
     match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     assert match is not None, f"device order {text!r}"
     sizes = [int(n) for n in match[1].split(",")]
@@ -277,18 +279,18 @@ def iota(text: str) -> np.ndarray:
 
 
 def wire_bytes(kind: str, payload: float, group: int) -> float:
-    """Bytes that each chip sends, by the ring algorithm.
+    """Bytes that each chip sends in the ring algorithm.
 
     Args:
-      payload: bytes of the whole: an all-gather's result, a reduce-scatter's operand, an
-        all-reduce's operand, what a chip holds for the others.
+      payload: bytes of the full array: an all-gather's result, the operand of any other
+        collective.
     """
     share = (group - 1) / group if group > 1 else 0.0
     return payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
 def collectives(module: Module, *, steps: Sequence[float] = ()) -> list[Collective]:
-    """What a program sends, summed by kind, group and place; the most first.
+    """A program's collectives, summed by kind, group size and flags; the most bytes first.
 
     Args:
       steps: iterations of each sampling loop.
@@ -299,8 +301,8 @@ def collectives(module: Module, *, steps: Sequence[float] = ()) -> list[Collecti
             continue
         kind, size, across = participants(run.instruction)
         shapes = {i.name: i.shape for i in module.computations[run.computation]}
-        given = sum(array_bytes(shapes.get(name, "")) for name in run.instruction.operands)
-        payload = given * size if kind == "all-gather" else given
+        operands = sum(array_bytes(shapes.get(name, "")) for name in run.instruction.operands)
+        payload = operands * size if kind == "all-gather" else operands
         key = (kind, size, run.in_loop, across)
         totals[key][0] += run.times
         totals[key][1] += run.times * wire_bytes(kind, payload, size)

@@ -1,7 +1,7 @@
-"""The least time that a phase can take: the slowest of compute, HBM and links.
+"""Roofline model: the lower bound of a phase's time from compute, HBM, ICI and DCN.
 
-All three are taken to overlap perfectly and to run at their peak, so the times are
-bounds from below, not forecasts of a measurement.
+All of them are assumed to overlap perfectly and to run at their peak, so the times are
+lower bounds, not predictions.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from score_jax.planning.hlo import Collective
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What one chip does in a phase, and how long each part of it takes at least."""
+    """One chip's work in a phase, and the least time of each part of it."""
 
     name: str
     flops: float
@@ -26,12 +26,12 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        """The bound of the phase."""
+        """The lower bound of the phase's time."""
         return max(self.compute_seconds, self.hbm_seconds, self.ici_seconds, self.dcn_seconds)
 
     @property
     def bound(self) -> str:
-        """What the phase waits for."""
+        """The resource that takes longest: compute, HBM, ICI or DCN."""
         times = {
             "compute": self.compute_seconds,
             "HBM": self.hbm_seconds,
@@ -42,7 +42,7 @@ class Phase:
 
 
 def phase(name: str, chip: Chip, flops: float, hbm_bytes: float, sent: list[Collective]) -> Phase:
-    """The bounds of a phase.
+    """Computes a phase's times from its work and the chip's peak rates.
 
     Args:
       flops: per chip.

@@ -1,4 +1,4 @@
-"""Tries meshes, microbatches, remat and chunks, and keeps the fastest plan that fits."""
+"""Searches mesh, microbatches, remat and logits_chunk for the fastest plan that fits."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from score_jax.stages.settings import Settings
 
 
 def meshes(settings: Settings, topology: Topology) -> Iterator[MeshConfig]:
-    """Splits of a slice that suit the model's heads and the batch; whole copies last."""
+    """Meshes that divide the slice, the model's heads and the batch; the most sharded last."""
     model = settings.model
     heads = model.kv_heads if model else 1
     size = topology.slice_size
@@ -24,27 +24,27 @@ def meshes(settings: Settings, topology: Topology) -> Iterator[MeshConfig]:
 
 
 def microbatches(settings: Settings, topology: Topology, mesh: MeshConfig) -> list[int]:
-    """Numbers of microbatches that give every row shard whole rows, the most first."""
+    """Numbers of microbatches that divide the rows of a device, the largest first."""
     rows = settings.batch * settings.sampling.group_size // (topology.chips // mesh.tensor)
     return [n for n in range(rows, 0, -1) if rows % n == 0]
 
 
 def changed(settings: Settings, mesh: MeshConfig, **learner: Any) -> Settings:
-    """Settings on another mesh, with other learner fields."""
+    """The settings with another mesh and other learner fields."""
     return dataclasses.replace(
         settings, mesh=mesh, learner=dataclasses.replace(settings.learner, **learner)
     )
 
 
 def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Plan:
-    """The plan with the least bound on its step's time among those that fit.
+    """The plan with the smallest lower bound of its step's time among those that fit.
 
-    First every mesh with the least memory for activations (one row a microbatch, full
-    remat); then, on the best of them, fewer microbatches, less remat and larger chunks for
-    as long as that fits and is faster.
+    Tries every mesh with the least memory for activations (one row per microbatch, full
+    remat); then, on the best mesh, one change at a time: fewer microbatches, a larger
+    logits_chunk, less remat.
 
     Returns:
-      The best that fits; where none does, the one that is nearest to fitting.
+      The best plan that fits; where none does, the one with the lowest peak memory.
 
     Raises:
       ValueError: no mesh suits model, batch and topology.
@@ -59,7 +59,7 @@ def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Pla
         verdict = f"at least {plan.seconds:.1f} s" if plan.fits else "does not fit"
         print(
             f"tried fsdp={mesh.fsdp} sampling_tensor={mesh.sampling_tensor} tensor={mesh.tensor} "
-            f"microbatches={learner.microbatches} chunk={learner.logits_chunk} "
+            f"microbatches={learner.microbatches} logits_chunk={learner.logits_chunk} "
             f"remat={candidate.compute.remat}: {plan.hbm_bytes / GIB:.2f} GiB, {verdict}",
             flush=True,
         )
@@ -72,7 +72,7 @@ def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Pla
     if not found:
         raise ValueError(
             f"config.batch is {settings.batch}; no mesh of {topology.name} splits it and the "
-            "model's heads: choose a batch that divides by the chips, or another topology"
+            "model's heads: choose a batch that the number of chips divides, or another topology"
         )
     best = min(found, key=rank)
     for candidate in refinements(best, topology):
@@ -81,7 +81,7 @@ def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Pla
 
 
 def rank(plan: Plan) -> tuple[bool, float]:
-    """What fits goes first, the faster the earlier; then what is nearest to fitting."""
+    """Sort key: plans that fit first, by time; then the others, by peak memory."""
     return (not plan.fits, plan.seconds if plan.fits else plan.hbm_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Every program of a stage with the shapes that a step gives it; nothing is held."""
+"""The programs of a training step with their abstract arguments; no array is allocated."""
 
 import math
 from dataclasses import dataclass
@@ -20,31 +20,33 @@ class Call:
     name: str
     program: Program
     arguments: tuple[Any, ...]
-    resident: tuple[str, ...]  # trees of the step that are on the chip and no argument
+    resident: tuple[str, ...]  # keys of `resident_bytes`: on the chip, but no argument
 
 
-def placed(shapes: Any, places: Any) -> Any:
-    """Shapes with a sharding each; one for all, or a tree of them."""
-    if isinstance(places, jax.sharding.Sharding):
-        place = places
-        places = jax.tree.map(lambda _: place, shapes)
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Adds shardings to shapes: one for all leaves, or a tree of them."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shared = shardings
+        shardings = jax.tree.map(lambda _: shared, shapes)
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
 
 
 def result(program: Program, *arguments: Any) -> Any:
-    """Shapes of what a program returns."""
+    """Shapes of a program's results."""
     with jax.set_mesh(program.mesh), nn.logical_axis_rules(program.rules):
         return jax.eval_shape(program.jitted, *arguments)
 
 
 def calls(programs: StagePrograms) -> list[Call]:
-    """The programs of one training step, in their order."""
+    """The programs of one training step, in the order in which they run."""
     settings, rows = programs.settings, sharding.rows(programs.mesh)
     state, reference = programs.abstract_state(), whole_model(programs)
     problems, width = settings.batch, settings.sampling.prompt_limit
-    shapes: dict[str, Any] = {  # shapes stand where prompts have arrays
+    shapes: dict[str, Any] = {  # in place of the arrays of Prompts
         "tokens": jax.ShapeDtypeStruct((problems, width), jnp.int32),
         "length": jax.ShapeDtypeStruct((problems,), jnp.int32),
         "draw": jax.ShapeDtypeStruct((problems,), jnp.int32),
@@ -57,7 +59,7 @@ def calls(programs: StagePrograms) -> list[Call]:
     scores = placed(result(programs.score, reference, episodes), rows)
     kept, merged = ("params", "optimizer", "reference"), ("merged",)
     found = [
-        # The policy itself is the argument: the parameters, or what an adapter was merged to.
+        # The argument is the policy: the parameters, or the base with the adapter merged.
         Call("reshard", programs.reshard, (reference,), kept if programs.merge else kept[1:]),
         Call("sample", sample, (sampled, prompts, key), kept + merged),
         Call("score", programs.score, (reference, episodes), kept[:2] + merged),
@@ -69,13 +71,13 @@ def calls(programs: StagePrograms) -> list[Call]:
 
 
 def whole_model(programs: StagePrograms) -> Any:
-    """Shapes of the whole model's parameters, as the reference is held."""
+    """Shapes of the full model's parameters, with the shardings of the reference."""
     shapes = jax.eval_shape(programs.init_params.jitted, jax.random.key(0))
     return placed(shapes, programs.model_shardings)
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes per chip of shapes with their shardings."""
+    """Bytes per chip of a tree of shapes with shardings."""
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(tree)
@@ -83,7 +85,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def resident_bytes(programs: StagePrograms) -> dict[str, int]:
-    """Bytes per chip of what a step keeps; `merged` is an adapter's policy, during a rollout."""
+    """Bytes per chip of a step's arrays; `merged`: the base with the adapter, in a rollout."""
     state, model = programs.abstract_state(), whole_model(programs)
     sampled = placed(result(programs.reshard, model), programs.sample_shardings)
     return {

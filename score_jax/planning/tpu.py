@@ -1,4 +1,4 @@
-"""The TPU compiler on a machine without a TPU."""
+"""Access to the TPU compiler on a machine without a TPU."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": GIB}
 
 
 def topology_devices(topology: Topology) -> list[Any]:
-    """Devices to compile for; none of them exists.
+    """The abstract devices of a topology, to compile for.
 
     Raises:
       ValueError: libtpu is not installed, or does not know the topology.
@@ -25,19 +25,19 @@ def topology_devices(topology: Topology) -> list[Any]:
             "pip install 'score_jax[tpu]'"
         )
     settings = {
-        # Without these libtpu asks the metadata server of a cloud machine who it is, and waits.
+        # Without these libtpu queries the cloud's metadata server and waits for a timeout.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": topology.accelerator,
-        # No chip is opened, so another process that holds one is no reason to refuse.
+        # No chip is opened, so another process that holds one does no harm.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    options = {"num_slices": topology.slices} if topology.slices > 1 else {}
     name = topology.name.rpartition("*")[2]
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -48,10 +48,10 @@ def topology_devices(topology: Topology) -> list[Any]:
 
 
 def out_of_memory(error: BaseException) -> tuple[int, int] | None:
-    """Bytes that a program would use and may use, if that is what the compiler says."""
+    """Bytes that a program needs and bytes available; None if it is another error."""
     amount = r"\(?([\d.]+)([KMG]?)\)?"
     for form in (f"Used {amount} of {amount} hbm", f"{amount} exceeds available HBM {amount}"):
         if match := re.search(form, str(error)):
-            used, limit = (int(float(match[place]) * UNITS[match[place + 1]]) for place in (1, 3))
+            used, limit = (int(float(match[group]) * UNITS[match[group + 1]]) for group in (1, 3))
             return used, limit
     return None

@@ -1,8 +1,8 @@
-"""Bytes that a compiled program moves over the HBM bus, by its own text.
+"""Estimates the HBM traffic of a compiled program from its HLO text.
 
-Each instruction outside of a fusion reads its operands and writes its result. What is
-only sliced is charged for the slice, what is updated in place for the update, what the
-compiler keeps in the vector memory not at all.
+Each instruction outside of a fusion reads its operands and writes its result. A slice
+counts its result only, an update in place the update only, and arrays in the vector
+memory count nothing.
 """
 
 import re
@@ -30,11 +30,11 @@ class Traffic:
     """HBM bytes per chip."""
 
     once: float  # outside of the sampling loops
-    in_loop: float  # 0 for a program without
+    in_loop: float  # inside of them; 0 for a program without
 
 
 def hbm_traffic(module: Module, steps: Sequence[float] = ()) -> Traffic:
-    """What a program reads and writes, loops counted as often as they run.
+    """Bytes that a program reads and writes, with loops multiplied by their trip counts.
 
     Args:
       steps: iterations of each sampling loop.
@@ -57,7 +57,7 @@ def instruction_bytes(module: Module, one: Instruction, shapes: dict[str, str]) 
         return 0.0
     sizes = [array_bytes(shapes.get(name, ""), hbm_only=True) for name in one.operands]
     result = array_bytes(one.shape, hbm_only=True)
-    if kind.endswith("-start"):  # its result names its operand once more
+    if kind.endswith("-start"):  # its result tuple includes its operand
         return max(sum(sizes), result)
     if kind in SLICES:
         return 2.0 * result
@@ -67,47 +67,51 @@ def instruction_bytes(module: Module, one: Instruction, shapes: dict[str, str]) 
         return sum(sizes) + result
     name = called(one)["calls"]
     body = module.computations[name]
-    kept: set[int] = set()
+    aliased: set[int] = set()
     if any(True for _ in inner_collectives(module, name)):
-        # What a collective under way is made of is handed on; the collective itself is counted.
-        kept = {int(n) for n in re.findall(r"\{\d*\}: \((\d+),", one.attributes)}
-        result -= sum(sizes[place] for place in kept)
+        # Buffers of an unfinished collective are passed through by alias, without traffic;
+        # `runs` yields the collective itself.
+        aliased = {int(n) for n in re.findall(r"\{\d*\}: \((\d+),", one.attributes)}
+        result -= sum(sizes[index] for index in aliased)
     read = sum(
-        min(size, bytes_read(module, body, place))
-        for place, size in enumerate(sizes)
-        if size and place not in kept
+        min(size, bytes_read(module, body, index))
+        for index, size in enumerate(sizes)
+        if size and index not in aliased
     )
     return read + max(0.0, min(result, bytes_written(body)))
 
 
-def bytes_read(module: Module, body: list[Instruction], place: int) -> float:
-    """Bytes that a fusion reads of the parameter in a place."""
-    name = next(i.name for i in body if i.kind == "parameter" and i.operands == (str(place),))
+def bytes_read(module: Module, body: list[Instruction], index: int) -> float:
+    """Bytes that a fusion reads of its parameter `index`; inf: all of them."""
+    name = next(i.name for i in body if i.kind == "parameter" and i.operands == (str(index),))
     total = 0.0
-    for user, at in users(body, name):
-        if user.kind in SLICES and at == 0:
+    for user, operand in users(body, name):
+        if user.kind in SLICES and operand == 0:
             total += array_bytes(user.shape)
-        elif user.kind == "dynamic-update-slice" and at == 0:
+        elif user.kind == "dynamic-update-slice" and operand == 0:
             continue  # in place: only the update is written
         elif user.kind == "fusion":
-            total += bytes_read(module, module.computations[called(user)["calls"]], at)
+            total += bytes_read(module, module.computations[called(user)["calls"]], operand)
         else:
-            return float("inf")  # all of it, whatever else reads it
+            return float("inf")
     return total
 
 
 def users(body: list[Instruction], name: str) -> list[tuple[Instruction, int]]:
-    """Who reads a value inside a fusion, and as which operand; looks through bitcasts."""
+    """Instructions of a fusion that read a value, each with its operand index.
+
+    A bitcast is replaced by the users of its result.
+    """
     found: list[tuple[Instruction, int]] = []
     for one in body:
-        for place, operand in enumerate(one.operands):
+        for index, operand in enumerate(one.operands):
             if operand == name and one.kind != "parameter":
-                found += users(body, one.name) if one.kind == "bitcast" else [(one, place)]
+                found += users(body, one.name) if one.kind == "bitcast" else [(one, index)]
     return found
 
 
 def bytes_written(body: list[Instruction]) -> float:
-    """Bytes that a fusion writes: of an update in place, the update."""
+    """Bytes that a fusion writes; an update in place writes only the update."""
     named = {i.name: i for i in body}
     root = next(i for i in body if i.root)
     parts = root.operands if root.kind == "tuple" else (root.name,)

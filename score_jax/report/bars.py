@@ -1,4 +1,4 @@
-"""SVG charts that compare models: histograms, and what a second attempt changes."""
+"""SVG charts that compare models: histograms, and accuracy before and after a correction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +48,11 @@ class Change:
     name: str
     before: tuple[float, float, float]  # value, low, high
     after: tuple[float, float, float]
-    gain: str  # written behind the row
+    gain: str  # text at the right end of the row
 
 
 def change_chart(changes: Sequence[Change], *, title: str = "") -> Markup:
-    """Draws, per model, where the first attempt stands and where the second moves it."""
+    """Draws one row per model: the accuracy of the first attempt and that of the second."""
     left, row, width = 84, 34, 460
     height = row * len(changes) + 34
     bounds = [value for c in changes for triple in (c.before, c.after) for value in triple]

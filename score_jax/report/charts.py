@@ -2,7 +2,7 @@
 
 Colours are the classes c1..c9 of the page's style sheet, so charts follow its light
 and dark themes. Each chart is drawn in a fixed view box and scales with its column.
-A line chart carries its numbers in `data-chart`, which the page's pointer reads out.
+A line chart stores its numbers in `data-chart`; the page shows them under the pointer.
 """
 
 import json
@@ -29,16 +29,16 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A stage's stretch of the x axis."""
+    """The section of the x axis that one stage takes."""
 
     name: str
     start: float
     end: float
-    first: float = 0.0  # what the axis calls its start
+    first: float = 0.0  # axis label at `start`
 
 
 def show(value: float, percent: bool = False) -> str:
-    """Writes a value as people read it."""
+    """Formats a value for display, in percent if asked; "n/a" where it is not finite."""
     if not math.isfinite(value):
         return "n/a"
     if percent:
@@ -76,7 +76,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def span(values: np.ndarray) -> tuple[float, float]:
-    """The y range: without the rarest outliers, from 0 where that costs little room."""
+    """The y range: 1st to 99th percentile, extended to 0 where the low end is near it."""
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 1.0
@@ -90,7 +90,7 @@ def span(values: np.ndarray) -> tuple[float, float]:
 def line_chart(
     series: Sequence[Series], bands: Sequence[Band], *, percent: bool = False, title: str = ""
 ) -> Markup:
-    """Draws lines over consecutive stages; long ones as a running mean over the raw line."""
+    """Draws lines over consecutive stages; a long one gets its running mean on top."""
     drawn = [_prepare(line) for line in series]
     values = np.concatenate([ys for raw, _, _ in drawn for _, ys in raw] or [np.zeros(0)])
     low, high = span(values)
@@ -125,7 +125,7 @@ def _prepare(line: Series) -> tuple[list, list, int]:
 
 
 def _path(xs: Sequence[float], ys: Sequence[float], across, down, style: str) -> str:
-    """A polyline that is interrupted where y is NaN; a point alone becomes a dot."""
+    """A polyline that is interrupted where y is NaN; a single point becomes a dot."""
     pieces, pen = [], "M"
     for x, y in zip(xs, ys, strict=True):
         if not math.isfinite(y):
@@ -139,7 +139,7 @@ def _path(xs: Sequence[float], ys: Sequence[float], across, down, style: str) ->
 
 
 def _clip(inner: str) -> str:
-    # An <svg> inside an <svg> cuts off what leaves it: outliers stay inside the axes.
+    # A nested <svg> clips its content, so that outliers are not drawn outside the axes.
     width, height = WIDTH - LEFT - RIGHT + 4, HEIGHT - TOP - BOTTOM + 4
     x, y = LEFT - 2, TOP - 2
     box = f'x="{x}" y="{y}" width="{width}" height="{height}"'
@@ -147,7 +147,7 @@ def _clip(inner: str) -> str:
 
 
 def y_axis(low: float, high: float, down, percent: bool) -> str:
-    """Draws round numbers and grid lines; `down` turns a value into a pixel."""
+    """Draws tick labels and grid lines; `down` maps a value to a y pixel."""
     parts = []
     marks = ticks(low, high)
     digits = 0 if not percent or len(marks) < 2 or marks[1] - marks[0] >= 0.01 else 1
@@ -177,14 +177,14 @@ def _x_axis(bands: Sequence[Band], across) -> str:
         for mark in ticks(band.first, band.first + length, count) if count else [band.first]:
             step = mark - band.first
             if (step == 0 and index) or mark % 1:
-                continue  # the stage before ends here; there are no half steps
-            place = min(across(band.start + step), WIDTH - RIGHT - 8)
-            parts.append(f'<text x="{place:.1f}" y="{HEIGHT - 6}" class="mid">{mark:g}</text>')
+                continue  # the previous stage's last label is here; steps are whole numbers
+            x = min(across(band.start + step), WIDTH - RIGHT - 8)
+            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" class="mid">{mark:g}</text>')
     return "".join(parts)
 
 
 def _readout(series, means, bands: Sequence[Band], across, percent: bool) -> str:
-    """JSON for the pointer: pixel, caption and every line's value at each x."""
+    """JSON that the page shows under the pointer: pixel, caption and each line's value per x."""
     columns: dict[float, dict[int, str]] = {}
     for index, segments in enumerate(means):
         for xs, ys in segments:
@@ -201,8 +201,8 @@ def _readout(series, means, bands: Sequence[Band], across, percent: bool) -> str
 
 
 def svg(inner: str, width: int, height: int, title: str, data: str = "") -> Markup:
-    """Wraps drawn parts; `data` is what the pointer reads out."""
-    # Single quotes outside: escaping every quote of the JSON would double the page.
+    """Wraps drawn parts in an <svg>; `data` is the JSON shown under the pointer."""
+    # Single-quoted attribute: escaping every double quote of the JSON would double its size.
     quoted = data.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;")
     extra = f" data-chart='{quoted}'" if data else ""
     return Markup(

@@ -1,9 +1,9 @@
-"""Puts finished runs side by side: one Markdown row per run, and their mean.
+"""Compares finished runs in a Markdown table: one row per run, and their mean.
 
     python -m score_jax.report.compare runs/stage2/seed* runs/multi_turn/seed*
 
-Rows of runs that end in the same stage stand together, with their mean below. Runs that
-were measured in different ways are refused: their numbers can't be compared.
+Runs that end in the same stage are grouped, with their mean below. Runs that were
+measured under different protocols are refused, as their numbers can't be compared.
 """
 
 import sys
@@ -24,11 +24,11 @@ COLUMNS = {  # heading: metric
     "i->c": "delta_i_to_c",
     "c->i": "delta_c_to_i",
 }
-BOUNDED = ("@t2", "Delta")  # shown with their intervals in a run's own row
-WAYS = {"greedy": "greedy", "T=1": "sampled"}
+BOUNDED = ("@t2", "Delta")  # shown with their intervals in the row of a run
+DECODINGS = {"greedy": "greedy", "T=1": "sampled"}  # heading: key in evaluation.json
 CAPTION = (
     "In percent. Brackets are 95% intervals: over problems in the row of a run, over runs and "
-    "problems together in that of a mean."
+    "problems together in the row of a mean."
 )
 
 
@@ -51,30 +51,33 @@ def check_protocols(runs: dict[Path, dict[str, Any]]) -> None:
     """Checks that all runs were measured in the same way.
 
     Raises:
-      ValueError: two were not; the message names what differs.
+      ValueError: two runs differ; the message names the fields that differ.
     """
     (first, one), *others = runs.items()
     for path, other in others:
-        mine, theirs = one.get("protocol", {}), other.get("protocol", {})
-        names = sorted(name for name in mine.keys() | theirs.keys() if name != "hash")
-        unlike = [name for name in names if mine.get(name) != theirs.get(name)]
-        told = ", ".join(f"{name} {mine.get(name)!r} / {theirs.get(name)!r}" for name in unlike)
+        a, b = one.get("protocol", {}), other.get("protocol", {})
+        names = sorted(name for name in a.keys() | b.keys() if name != "hash")
+        differences = [
+            f"{name} {a.get(name)!r} / {b.get(name)!r}"
+            for name in names
+            if a.get(name) != b.get(name)
+        ]
         if one.get("reference") != other.get("reference"):
-            told += ", another base model" if told else "another base model"
-        if told:
+            differences.append("another base model")
+        if differences:
             raise ValueError(
-                f"{first} and {path} were measured in different ways: {told}; measure both alike "
-                "with --mode=evaluate"
+                f"{first} and {path} were measured in different ways: {', '.join(differences)}; "
+                "evaluate both with the same settings with --mode=evaluate"
             )
 
 
 def percent(value: float) -> str:
-    """One number; what rounds to zero has no sign."""
+    """Formats a share in percent with one decimal; a value that rounds to zero has no sign."""
     return f"{100 * value:.1f}".replace("-0.0", "0.0")
 
 
 def cell(metric: dict[str, float] | None, *, interval: bool) -> str:
-    """One number in percent, with its interval where asked for."""
+    """Formats one measurement in percent, with its interval if asked; "-" for None."""
     if metric is None:
         return "-"
     value = percent(metric["value"])
@@ -82,19 +85,19 @@ def cell(metric: dict[str, float] | None, *, interval: bool) -> str:
 
 
 def row(label: str, seed: str, model: dict[str, Any]) -> str:
-    """One model of one run."""
+    """The table row of one model of one run."""
     cells = [
-        cell(model.get(way, {}).get(metric), interval=heading in BOUNDED)
-        for way in WAYS.values()
+        cell(model.get(decoding, {}).get(metric), interval=heading in BOUNDED)
+        for decoding in DECODINGS.values()
         for heading, metric in COLUMNS.items()
     ]
     return f"| {' | '.join([label, seed, *cells])} |"
 
 
 def by_problem(outcomes: list[str]) -> dict[str, np.ndarray]:
-    """Each column's value for every problem, from the words of `metrics.outcomes`."""
-    right = np.array([[[digit == "1" for digit in s] for s in o.split()] for o in outcomes])
-    first, last = right[..., 0], right[..., min(1, right.shape[-1] - 1)]
+    """Each column's value for every problem, from the strings of `metrics.outcomes`."""
+    correct = np.array([[[digit == "1" for digit in s] for s in o.split()] for o in outcomes])
+    first, last = correct[..., 0], correct[..., min(1, correct.shape[-1] - 1)]
     values = {
         "@t1": first,
         "@t2": last,
@@ -106,10 +109,10 @@ def by_problem(outcomes: list[str]) -> dict[str, np.ndarray]:
 
 
 def mean_row(label: str, outcomes: list[dict[str, list[str]]]) -> str:
-    """The mean over runs."""
+    """The table row of the mean over runs."""
     cells = []
-    for way in WAYS.values():
-        runs = [by_problem(run[way]) for run in outcomes if way in run]
+    for decoding in DECODINGS.values():
+        runs = [by_problem(run[decoding]) for run in outcomes if decoding in run]
         for heading in COLUMNS:
             found: Interval | None = None
             if len(runs) == len(outcomes):
@@ -127,7 +130,7 @@ def table(workdirs: list[Path]) -> str:
     read = {workdir: read_run(workdir) for workdir in workdirs}
     check_protocols(read)
     runs = list(read.values())
-    headings = ["model", "seed", *(f"{way} {c}" for way in WAYS for c in COLUMNS)]
+    headings = ["model", "seed", *(f"{name} {c}" for name in DECODINGS for c in COLUMNS)]
     lines = [CAPTION, "", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
     lines += [row("base", "", runs[0]["models"]["base"])]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -1,6 +1,6 @@
-"""Dialogues as a reader compares them: side by side per model, changes marked.
+"""Lays out the dialogues of all models on a problem side by side, with changes marked.
 
-All text of a model is escaped here; only the marks around it are markup.
+Model text is HTML-escaped here; only the <ins> and <del> around it are markup.
 """
 
 import re
@@ -13,19 +13,19 @@ from markupsafe import Markup, escape
 from score_jax.records import Transcript
 from score_jax.report.findings import stage_label
 
-OUTCOMES = {  # in the order in which a reader wants them
+OUTCOMES = {  # in the order of the page
     "fixed": "wrong \N{RIGHTWARDS ARROW} right",
     "broken": "right \N{RIGHTWARDS ARROW} wrong",
     "missed": "wrong \N{RIGHTWARDS ARROW} wrong",
     "kept": "right \N{RIGHTWARDS ARROW} right",
 }
-ALIKE = 0.35  # similarity below which marking changes word by word hides more than it shows
-LONG = 1500  # words beyond which texts are compared line by line: comparing takes n^2
+ALIKE = 0.35  # similarity below which a word-by-word diff is too cluttered to read
+LONG = 1500  # words above which texts are compared line by line, as the diff takes O(n^2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One attempt as shown."""
+    """One attempt as shown on the page."""
 
     turn: int
     text: Markup
@@ -58,13 +58,17 @@ class Card:
 
 
 def outcome_of(transcript: Transcript) -> str:
-    """Compares the first attempt with the last."""
+    """Classifies a dialogue, as a key of OUTCOMES, by its first and its last verdict."""
     before, after = (transcript.verdicts[turn] == "correct" for turn in (0, -1))
     return {(0, 1): "fixed", (1, 0): "broken", (0, 0): "missed", (1, 1): "kept"}[before, after]
 
 
 def mark_changes(before: str, after: str) -> tuple[Markup, str]:
-    """Marks what `after` adds to and takes from `before`, and names the kind of change."""
+    """Marks insertions and deletions from `before` to `after`.
+
+    Returns:
+      The marked text, and "copy", "edited" or "rewritten" (too different to mark).
+    """
     if before == after:
         return escape(after), "copy"
     old, new = _pieces(before), _pieces(after)
@@ -75,14 +79,14 @@ def mark_changes(before: str, after: str) -> tuple[Markup, str]:
         return escape(after), "rewritten"
     marked = Markup("")
     for kind, a0, a1, b0, b1 in matcher.get_opcodes():
-        gone, come = "".join(old[a0:a1]), "".join(new[b0:b1])
+        deleted, inserted = "".join(old[a0:a1]), "".join(new[b0:b1])
         if kind == "equal":
-            marked += escape(come)
+            marked += escape(inserted)
             continue
-        if gone:
-            marked += Markup("<del>{}</del>").format(gone)
-        if come:
-            marked += Markup("<ins>{}</ins>").format(come)
+        if deleted:
+            marked += Markup("<del>{}</del>").format(deleted)
+        if inserted:
+            marked += Markup("<ins>{}</ins>").format(inserted)
     return marked, "edited"
 
 
@@ -91,7 +95,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def column_of(model: str, transcript: Transcript) -> Column:
-    """Lays out one dialogue."""
+    """Turns one transcript into a column of a card."""
     attempts, before = [], ""
     for index, text in enumerate(transcript.attempts):
         shown, change = mark_changes(before, text) if index else (escape(text), "")
@@ -117,9 +121,9 @@ def make_cards(dialogues: Mapping[str, Sequence[Transcript]], *, per_outcome: in
     """Puts the models' dialogues on the same problem side by side.
 
     Args:
-      dialogues: per model, the model that decides a card's outcome last; of several
-        samples of one problem the first is taken.
-      per_outcome: most cards of one outcome.
+      dialogues: per model; the last model decides a card's outcome. Only the first sample
+        of a problem is used.
+      per_outcome: maximum number of cards per outcome.
 
     Returns:
       Cards, ordered by outcome.

@@ -1,7 +1,7 @@
-"""What a run's numbers say in plain words: one headline, and alarms.
+"""Derives a headline sentence and a list of alarms from a run's numbers.
 
-An alarm names what was seen, where, and what it usually means. Training curves are
-judged by their last tenth, so that a recovered dip does not cry wolf.
+An alarm names what was measured, where, and its usual cause. Training curves are judged
+by the mean of their last tenth, so that a dip that recovered raises no alarm.
 
 Source: arXiv:2409.12917, sections 4 and 5 (behaviour collapse: both accuracies rise
 together, the second attempt stops changing the first).
@@ -18,16 +18,16 @@ from score_jax.report.workdir import Run, StageRecord
 
 Level = Literal["alarm", "note"]
 
-UNCHANGED = 0.05  # share of changed answers below which corrections have all but stopped
-FLAT = 0.01  # accuracy; a smaller delta is no self-correction
-TRUNCATED = 0.10  # share of attempts cut at the limit that bends lengths and rewards
-UNGRADED = 0.01  # share of timeouts and crashes above which they steer the training
-NO_SIGNAL = 0.02  # accuracy below which rewards teach nothing
+UNCHANGED = 0.05  # share of changed answers below which the policy hardly corrects itself
+FLAT = 0.01  # accuracy; a smaller delta does not count as self-correction
+TRUNCATED = 0.10  # share of truncated attempts above which lengths and rewards are distorted
+UNGRADED = 0.01  # share of timeouts and crashes above which they distort the rewards
+NO_SIGNAL = 0.02  # accuracy below which rewards give no useful gradient
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something a reader should know before trusting the numbers."""
+    """A condition that makes the run's numbers doubtful."""
 
     level: Level
     title: str
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """The run in one sentence, and a second one with the context."""
+    """The run's result in one sentence, and a second sentence of context."""
 
     text: str
     context: str
@@ -44,14 +44,14 @@ class Headline:
 
 
 def stage_label(name: str) -> str:
-    """Names a stage or model for people."""
+    """The display name of a stage or model."""
     known = {"base": "Base model", "stage1": "Stage I", "stage2": "Stage II"}
     return known.get(name, name.replace("_", " "))
 
 
 def points(value: float, *, signed: bool = True) -> str:
-    """Writes an accuracy, or a difference of two, in percentage points."""
-    rounded = round(100 * value, 6)  # so that 0.15 and 0.3 - 0.15 are written alike
+    """Formats an accuracy, or a difference of two, in percentage points."""
+    rounded = round(100 * value, 6)  # so that 0.15 and 0.3 - 0.15 give the same text
     text = f"{rounded:+.1f}" if signed else f"{rounded:.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
@@ -76,7 +76,7 @@ def interval_of(
 
 
 def headline(run: Run) -> Headline:
-    """Says in one sentence whether second attempts help."""
+    """States whether second attempts help, from the last evaluation or else from training."""
     stage = run.evaluated
     if stage is not None:
         evaluation = stage.evaluation
@@ -140,7 +140,7 @@ def _training_headline(run: Run) -> Headline:
 
 
 def find_alarms(run: Run) -> list[Finding]:
-    """Lists what should make a reader doubt the run, the gravest first."""
+    """Lists the run's alarms, then its notes."""
     found = [finding for stage in run.stages for finding in _stage_alarms(stage)]
     if run.evaluated is not None:
         found += _evaluation_alarms(run.evaluated.evaluation)
@@ -154,8 +154,8 @@ def _stage_alarms(stage: StageRecord) -> Iterator[Finding]:
         yield Finding(
             level="alarm",
             title=f"{name}: the loss is not a number",
-            text=f"First at step {lost[0]:g}, {len(lost)} steps in all. The parameters after it "
-            "are worthless; resume from an earlier checkpoint with a lower learning rate.",
+            text=f"First at step {lost[0]:g}, {len(lost)} steps in all. The parameters after that "
+            "are unusable; resume from an earlier checkpoint with a lower learning rate.",
         )
     right = [_late(stage, f"accuracy/turn{turn}") for turn in (1, 2)]
     if any(share is not None for share in right) and max(s or 0.0 for s in right) < NO_SIGNAL:
@@ -164,7 +164,7 @@ def _stage_alarms(stage: StageRecord) -> Iterator[Finding]:
         yield Finding(
             level="alarm",
             title=f"{name}: almost no attempt is right",
-            text=f"Without right answers there is nothing to reinforce.{seen} Begin with easier "
+            text=f"Without right answers there is nothing to reinforce.{seen} Start with easier "
             "problems or a better base model; 40-70% right at first is the useful range.",
         )
     else:
@@ -176,8 +176,8 @@ def _stage_alarms(stage: StageRecord) -> Iterator[Finding]:
             yield Finding(
                 level="alarm",
                 title=f"{name}: {share:.0%} of attempts at turn {turn} are cut off",
-                text="They end at the length limit instead of by themselves, and what looks like "
-                "difficulty may be a lack of room. Raise the limit of that turn.",
+                text="They reach the length limit before a stop token, so low accuracy may be due "
+                "to the limit and not to the problems. Raise the limit of that turn.",
             )
     yield from _ungraded(stage)
 
@@ -188,11 +188,11 @@ def _training_collapse(stage: StageRecord) -> Iterator[Finding]:
         return
     early = _early(stage, "answer_changed")
     fell = early is not None and early >= 2 * UNCHANGED
-    past = f"fell from {early:.1%} to {changed:.1%}" if fell else f"is {changed:.1%}"
+    trend = f"fell from {early:.1%} to {changed:.1%}" if fell else f"is {changed:.1%}"
     yield Finding(
         level="alarm",
         title=f"{stage_label(stage.name)}: second attempts collapsed into copies",
-        text=f"The share of changed answers {past} while the gain of the second attempt is "
+        text=f"The share of changed answers {trend} while the gain of the second attempt is "
         f"{points(delta)} points. The policy puts its best answer first and repeats it. Usual "
         "remedies: Stage I before Stage II, a larger beta on turn 1, a larger alpha.",
     )
@@ -274,7 +274,7 @@ def _turns(stage: StageRecord, name: str) -> list[int]:
 
 
 def _late(stage: StageRecord, key: str) -> float | None:
-    """Mean over the last tenth of a stage, at least 5 values where there are."""
+    """Mean over the last tenth of a stage's values, or the last 5 if that is more."""
     return _mean(stage, key, late=True)
 
 

@@ -1,7 +1,7 @@
-"""95% intervals around rates, with problems as the unit that is drawn again.
+"""95% intervals around rates; the bootstrap resamples problems, not samples.
 
-The samples of one problem resemble each other, so a rate is kept as two sums per
-problem: "second attempts that are right after a wrong first" over "wrong firsts".
+The samples of one problem are correlated, so a rate is kept as two sums per problem,
+such as the number of fixed attempts over the number of wrong first attempts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ class Rate:
     part: Float[np.ndarray, "N"]
     whole: Float[np.ndarray, "N"]
     bounds: tuple[float, float] | None = None  # of one sample's value; None: unbounded
-    proportion: bool = False  # a sample either has the property or has not
+    proportion: bool = False  # every sample counts 0 or 1
 
 
 def bound(rates: Mapping[str, Rate], *, seed: int, resamples: int = 2000) -> dict[str, Interval]:
-    """Puts a 95% interval around each rate, and leaves out the rates over nothing.
+    """Computes a 95% interval for each rate; a rate whose wholes sum to 0 is left out.
 
-    Wilson's interval for a proportion of single trials, otherwise percentiles of a
-    bootstrap over problems.
+    Wilson's interval for a proportion with one trial per problem, otherwise percentiles
+    of a bootstrap over problems.
     """
     defined = {name: rate for name, rate in rates.items() if rate.whole.sum() > 0}
     percentiles = _bootstrap(list(defined.values()), seed=seed, resamples=resamples)
@@ -52,7 +52,7 @@ def bound(rates: Mapping[str, Rate], *, seed: int, resamples: int = 2000) -> dic
 
 
 def wilson(successes: float, trials: float) -> Interval:
-    """Bounds a proportion of independent trials.
+    """Wilson's 95% score interval of a proportion of independent trials.
 
     Source: Wilson, JASA 22 (1927), 209-212; doi:10.1080/01621459.1927.10502953.
     """
@@ -86,10 +86,11 @@ def _bootstrap(
 
 
 def _widen(rate: Rate, low: float, high: float) -> Interval:
-    """Joins a rate and its bootstrap bounds.
+    """Builds a rate's interval from its bootstrap bounds.
 
-    Problems that all agree leave a bootstrap nothing to vary, yet do not prove that no
-    problem differs: as many as Wilson's bound allows are then put at the extremes.
+    Where all problems have the same value, the bootstrap interval has no width. The bounds
+    are then those of a sample in which the largest share of problems that Wilson's interval
+    allows for zero observed cases lies at an extreme of the range.
     """
     value = float(rate.part.sum() / rate.whole.sum())
     used = rate.whole > 0
@@ -106,10 +107,10 @@ def mean_over_runs(
     """The mean over runs and problems, with a 95% interval for other runs on other problems.
 
     Bootstrap of both: runs and problems are drawn with replacement, the same problems for
-    all runs. Few runs make it too narrow, one run leaves the problems alone to vary.
+    all runs. With few runs the interval is too narrow; with one run only problems vary.
 
     Args:
-      values: of each run on each problem.
+      values: one per run and problem.
 
     Source: Owen, Annals of Applied Statistics 1 (2007), 386-411; doi:10.1214/07-AOAS122.
     """

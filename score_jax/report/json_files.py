@@ -6,12 +6,12 @@ from typing import Any
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value, None if there is no file."""
+    """Reads a JSON file; None if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file so that readers see the old one or the new one, never a part."""
+    """Writes a JSON file atomically: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(path.suffix + ".partial")
     partial.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n", encoding="utf-8")

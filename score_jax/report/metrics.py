@@ -1,7 +1,7 @@
-"""What self-correction is measured by, each number with a 95% interval.
+"""Metrics of self-correction, each with a 95% interval.
 
-Every measurement is a ratio of two sums over problems. A rate over nothing (no first
-attempt was wrong, so none could be fixed) is None, not 0.
+Every metric is a ratio of two sums over problems. A ratio whose denominator is 0 (such as
+the fix rate where no first attempt is wrong) is None, not 0.
 
 Source: arXiv:2409.12917, section 3 (the five metrics) and section 4 (edit distance).
 """
@@ -26,8 +26,8 @@ class Attempts:
     correct: Bool[np.ndarray, "N S R"]
     rewards: Float[np.ndarray, "N S R"]  # 0..1
     texts: Any  # str[N S R]
-    # str | None [N S R]; the final answer, None: none was found. Answers count as equal where
-    # they are the same text: evaluate.with_one_spelling makes equal ones so.
+    # str | None [N S R]; the final answer, None: none was found. Answers are compared as
+    # strings: evaluate.with_one_spelling first maps equal answers to one spelling.
     extracted: Any
     lengths: Int[np.ndarray, "N S R"]  # tokens, the stop token included
     truncated: Bool[np.ndarray, "N S R"]
@@ -83,7 +83,7 @@ def measure(attempts: Attempts, *, seed: int, resamples: int = 2000) -> dict[str
     followed by `/turn<t>`. From turn 1 to turn 2: `delta delta_i_to_c delta_c_to_i`
     (shares of all attempts), `fix_rate` P(right 2 | wrong 1), `break_rate`
     P(wrong 2 | right 1), `answer_changed`, `edit_distance_ratio`; from turn t - 1 to a
-    later turn t the same with `/turn<t>` behind.
+    later turn t the same keys with the suffix `/turn<t>`.
 
     Intervals are Wilson's where a problem has one sample and the measurement is a
     proportion, otherwise percentiles of a bootstrap over problems.
@@ -95,7 +95,7 @@ def measure(attempts: Attempts, *, seed: int, resamples: int = 2000) -> dict[str
 
 
 def outcomes(attempts: Attempts) -> list[str]:
-    """For each problem its samples' verdicts as words of 1 (right) and 0, a digit a turn.
+    """Encodes correctness per problem: one word per sample, one digit per turn, 1 for right.
 
     "01 11": two samples, the first wrong and then right, the second right twice.
     """
@@ -106,7 +106,7 @@ def outcomes(attempts: Attempts) -> list[str]:
 
 
 def edit_distance_ratios(texts: Any, turn: int = 2) -> Float[np.ndarray, "N S"]:
-    """Tells how much attempt `turn` edits the one before: 0 for a copy, at most 1.
+    """Computes how much attempt `turn` differs from the one before: 0 for a copy, at most 1.
 
     Levenshtein's distance in characters over the sum of both lengths, so two texts of
     one length that share nothing are at 0.5.
@@ -156,13 +156,13 @@ def maj_at_k(
     ballots: Literal["second", "all"] = "second",
     resamples: int = 2000,
 ) -> dict[str, Interval]:
-    """Spends 2k attempts per problem in parallel or in sequence, and lets the answers vote.
+    """Accuracy of majority voting over 2k attempts per problem, in parallel or in sequence.
 
     `parallel` is the vote of 2k first attempts, `sequential` that of k first attempts
-    with one correction each, `gain` the second minus the first. The samples are cut
-    into as many disjoint votes as they fill, whose mean is taken. An attempt without a
-    final answer does not vote; a tie goes to the answer given first. Answers written
-    differently are different votes: `evaluate.with_one_spelling` first writes equal ones alike.
+    with one correction each, `gain` is sequential minus parallel. The samples are split
+    into as many disjoint votes as they fill, and the mean over votes is taken. An attempt
+    without a final answer does not vote; a tie goes to the answer given first. Answers are
+    compared as strings: `evaluate.with_one_spelling` first maps equal answers to one spelling.
 
     Args:
       k: dialogues per vote; 1..samples / 2.
@@ -189,21 +189,21 @@ def maj_at_k(
 
 
 def _votes(attempts: Attempts, dialogues: int, turns: slice) -> Float[np.ndarray, "N"]:
-    """Per problem, the share of votes of `dialogues` samples that elect a right answer."""
+    """Per problem, the share of votes of `dialogues` samples whose majority answer is right."""
 
-    def elects_right(answers: np.ndarray, correct: np.ndarray) -> bool:
-        given = {a: bool(c) for a, c in zip(answers.flat, correct.flat, strict=True) if a}
-        if not given:
+    def majority_is_right(answers: np.ndarray, correct: np.ndarray) -> bool:
+        is_right = {a: bool(c) for a, c in zip(answers.flat, correct.flat, strict=True) if a}
+        if not is_right:
             return False
         tally = Counter(a for a in answers.flat if a)
-        return given[tally.most_common(1)[0][0]]  # most_common keeps the first of equals
+        return is_right[tally.most_common(1)[0][0]]  # most_common keeps the first of equals
 
     votes = attempts.correct.shape[1] // dialogues
     shares = np.zeros(len(attempts.correct))
     for start in range(0, votes * dialogues, dialogues):
         chosen = (slice(start, start + dialogues), turns)
         shares += [
-            elects_right(answers[chosen], correct[chosen])
+            majority_is_right(answers[chosen], correct[chosen])
             for answers, correct in zip(attempts.extracted, attempts.correct, strict=True)
         ]
     return shares / votes
@@ -214,8 +214,8 @@ def metric_rates(attempts: Attempts) -> dict[str, Rate]:
     problems, samples, turns = attempts.correct.shape
     every = np.full(problems, float(samples))
 
-    def share(flags: np.ndarray, given: np.ndarray | None = None) -> Rate:
-        whole = every if given is None else given.sum(axis=1, dtype=float)
+    def share(flags: np.ndarray, among: np.ndarray | None = None) -> Rate:
+        whole = every if among is None else among.sum(axis=1, dtype=float)
         return Rate(flags.sum(axis=1, dtype=float), whole, (0, 1), proportion=True)
 
     def mean(values: np.ndarray, bounds: tuple[float, float] | None = None) -> Rate:
@@ -223,13 +223,13 @@ def metric_rates(attempts: Attempts) -> dict[str, Rate]:
 
     rates = {}
     for turn in range(1, turns + 1):
-        now = (..., turn - 1)
-        rates[f"accuracy/turn{turn}"] = share(attempts.correct[now])
-        rates[f"reward/turn{turn}"] = mean(attempts.rewards[now])
-        rates[f"length/turn{turn}"] = mean(attempts.lengths[now])
-        rates[f"truncated/turn{turn}"] = share(attempts.truncated[now])
+        index = (..., turn - 1)
+        rates[f"accuracy/turn{turn}"] = share(attempts.correct[index])
+        rates[f"reward/turn{turn}"] = mean(attempts.rewards[index])
+        rates[f"length/turn{turn}"] = mean(attempts.lengths[index])
+        rates[f"truncated/turn{turn}"] = share(attempts.truncated[index])
         for verdict in VERDICTS:
-            rates[f"verdict/{verdict}/turn{turn}"] = share(attempts.verdicts[now] == verdict)
+            rates[f"verdict/{verdict}/turn{turn}"] = share(attempts.verdicts[index] == verdict)
     for turn in range(2, turns + 1):
         suffix = "" if turn == 2 else f"/turn{turn}"
         before, after = attempts.correct[..., turn - 2], attempts.correct[..., turn - 1]
@@ -238,8 +238,8 @@ def metric_rates(attempts: Attempts) -> dict[str, Rate]:
             f"delta{suffix}": mean(after.astype(int) - before, (-1, 1)),
             f"delta_i_to_c{suffix}": share(~before & after),
             f"delta_c_to_i{suffix}": share(before & ~after),
-            f"fix_rate{suffix}": share(~before & after, given=~before),
-            f"break_rate{suffix}": share(before & ~after, given=before),
+            f"fix_rate{suffix}": share(~before & after, among=~before),
+            f"break_rate{suffix}": share(before & ~after, among=before),
             f"answer_changed{suffix}": share(answers[..., 0] != answers[..., 1]),
             f"edit_distance_ratio{suffix}": mean(
                 edit_distance_ratios(attempts.texts, turn), (0, 1)

@@ -1,8 +1,8 @@
-"""Writes report.html: a run on one self-contained page.
+"""Writes report.html: a run's results on one self-contained page.
 
-The page needs no network and no script library. Numbers and words come from the
-modules beside it; this one chooses what is shown, page.html.j2 where and how. A run
-under way gives a page too, which says what is missing.
+The page needs no network and no script library. `findings` writes its sentences,
+`panels` its tables and charts, `dialogues` its transcripts; this module collects them
+and fills the template page.html.j2. For an unfinished run the page lists what is missing.
 """
 
 import json
@@ -35,12 +35,12 @@ def write_report(workdir: Path) -> Path:
     html = render(read_run(Path(workdir)), title=Path(workdir).resolve().name)
     partial = page.with_suffix(".html.partial")
     partial.write_text(html, encoding="utf-8")
-    os.replace(partial, page)  # a reader of the old page never meets half of the new one
+    os.replace(partial, page)  # atomic: a browser never loads half a page
     return page
 
 
 def render(run: Run, *, title: str) -> str:
-    """Fills the page."""
+    """Returns the page's HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -91,7 +91,7 @@ def _evaluated_cards(evaluation: Mapping[str, Any]) -> list[Card]:
 
 
 def _training_dialogues(run: Run) -> list[tuple[str, list[Card]]]:
-    """The latest dialogues of each stage's training, one model wide."""
+    """The latest training dialogues of each stage, on cards with one column."""
     shown = []
     for stage in run.stages:
         cards = [
@@ -121,7 +121,7 @@ def _config_table(run: Run) -> tuple[list[str], list[tuple[str, list[str], bool]
 
 
 def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested fields as dotted paths with JSON values; strings without their quotes."""
+    """Flattens nested fields to dotted paths with JSON values; strings are left unquoted."""
     flat: dict[str, str] = {}
     for name, value in section.items():
         if isinstance(value, Mapping) and value:

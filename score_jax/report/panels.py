@@ -1,7 +1,7 @@
-"""Tables and charts of a run: what is drawn from which numbers.
+"""Builds the tables and charts of a run's report.
 
-An evaluation gives the five metrics per model, each with its interval; the metrics of
-the stages, one after the other on one axis, give the curves.
+The tables come from evaluations: five metrics per model, each with its interval. The
+curves come from the stages' training metrics, one stage after the other on one axis.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ MAIN_METRICS = {
 }
 DECODINGS = {"greedy": "Greedy", "sampled": "Sampled"}
 SHARES = ("accuracy", "delta", "fix_", "break_", "answer_", "truncated", "verdict")
-CHARTS = {  # title: (what it shows, metrics; a name with a stroke takes the whole family)
+CHARTS = {  # title: (what it shows, metrics; a name that ends in "/" is a prefix)
     "Accuracy": ("attempts that are right", ("accuracy/",)),
     "Gain": ("accuracy at turn 2 minus turn 1", ("delta", "delta/")),
     "Fixed and broken": ("share of all attempts", ("delta_i_to_c", "delta_c_to_i")),
-    "Answer changed": ("near nothing: collapse", ("answer_changed",)),
+    "Answer changed": ("near 0: collapse", ("answer_changed",)),
     "KL to the base model": ("nats per attempt", ("kl/",)),
     "Length": ("tokens per attempt", ("length/",)),
     "Entropy": ("nats per token", ("entropy/",)),
@@ -58,7 +58,7 @@ class Chart:
 
 
 def cell(interval: Mapping[str, float] | None, key: str) -> dict[str, str]:
-    """Writes one measurement of a table: its text, its bounds, and good or bad."""
+    """Formats one measurement for a table: its value, its bounds, and "good", "bad" or ""."""
     if interval is None:
         return {"text": "–", "bounds": "", "tone": ""}
     value, low, high = (float(interval[bound]) for bound in ("value", "low", "high"))
@@ -75,7 +75,7 @@ def cell(interval: Mapping[str, float] | None, key: str) -> dict[str, str]:
 
 
 def results(evaluation: Mapping[str, Any]) -> list[tuple[str, list]]:
-    """Tabulates, per decoding, a row of the five metrics per model."""
+    """Per decoding, its title and one row of the five metrics per model."""
     tables = []
     for decoding, title in DECODINGS.items():
         rows = [
@@ -92,7 +92,7 @@ def results(evaluation: Mapping[str, Any]) -> list[tuple[str, list]]:
 
 
 def details(evaluation: Mapping[str, Any]) -> list[tuple[str, list[str], list]]:
-    """Tabulates, per decoding, a row per metric beyond the five, a column per model."""
+    """Per decoding, its title, model names, and one row for each metric not in FIVE."""
     tables = []
     for decoding, title in DECODINGS.items():
         models = [name for name, m in evaluation.get("models", {}).items() if m.get(decoding)]
@@ -108,7 +108,7 @@ def details(evaluation: Mapping[str, Any]) -> list[tuple[str, list[str], list]]:
 
 
 def change_charts(evaluation: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """Draws per decoding where each model's second attempts move its accuracy."""
+    """Draws, per decoding, each model's accuracy at turn 1 and at turn 2."""
     charts = []
     for decoding, title in DECODINGS.items():
         changes = []
@@ -128,7 +128,7 @@ def change_charts(evaluation: Mapping[str, Any]) -> list[tuple[str, Markup]]:
 
 
 def attempts_chart(evaluation: Mapping[str, Any]) -> Chart | None:
-    """Draws accuracy over more than two attempts in a row, where there are."""
+    """Draws accuracy per turn; None where no model was evaluated for more than two turns."""
     series = []
     for index, model in enumerate(evaluation.get("models", {})):
         found = [interval_of(evaluation, model, f"accuracy/turn{t}") for t in range(1, 11)]
@@ -152,7 +152,7 @@ def attempts_chart(evaluation: Mapping[str, Any]) -> Chart | None:
 
 
 def curves(run: Run) -> tuple[list[Chart], list[Chart]]:
-    """Draws the curves that tell self-correction, and one for every other family of metrics."""
+    """Draws the charts of CHARTS, and one for every other group of metrics."""
     keys = sorted({key for stage in run.stages for row in stage.rows for key in row} - {"step"})
     main, shown = [], set()
     for title, (note, names) in CHARTS.items():
@@ -200,7 +200,7 @@ def _series_name(key: str) -> str:
 
 
 def _colour(key: str, index: int) -> int:
-    """Turn t always has the colour t; wrong to right that of turn 2, right to wrong a third."""
+    """The colour of turn t is t; delta_i_to_c has that of turn 2, delta_c_to_i another."""
     turn = key.rsplit("/turn", 1)[-1]
     if turn.isdigit():
         return (int(turn) - 1) % 8 + 1
@@ -214,7 +214,7 @@ def _latest(line: Series) -> float:
 
 
 def histograms(evaluation: Mapping[str, Any]) -> list[Chart]:
-    """Draws per model how far second attempts are from the first, on one common axis."""
+    """Draws each model's edit distance ratios between attempts; all charts share one y axis."""
     found = [
         (index, model, h["edges"], h["counts"])
         for index, (model, h) in enumerate(evaluation.get("histogram", {}).items())
@@ -224,7 +224,7 @@ def histograms(evaluation: Mapping[str, Any]) -> list[Chart]:
     used = max((np.flatnonzero(counts)[-1] + 1 for *_, counts in found), default=0)
     charts = []
     for index, model, edges, counts in found:
-        bins = max(int(used), len(counts) // 2)  # the upper half is for empty texts: often unused
+        bins = max(int(used), len(counts) // 2)  # only an empty text gives a ratio above 0.5
         svg = histogram_chart(
             edges[: bins + 1],
             counts[:bins],
@@ -242,7 +242,11 @@ def _model_colour(index: int) -> int:
 
 
 def timing(stage: StageRecord) -> tuple[list[tuple[str, ...]], str]:
-    """Tabulates a stage's phases: median seconds, share, first step, rates; and its total."""
+    """Tabulates a stage's phases: median seconds, share, first step, rates.
+
+    Returns:
+      The rows, and a sentence with the number of logged steps and the total minutes.
+    """
     last = {key for row in stage.rows for key in row}
     whole = {"time/step", "time/total"} & last
     phases = sorted({key.split("/")[1] for key in last if key.startswith(PHASED)})

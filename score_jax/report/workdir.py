@@ -1,7 +1,7 @@
-"""Reads back what a run wrote, finished or under way.
+"""Reads the files that a finished or a running run wrote to its workdir.
 
-A workdir holds run.json (the chain of stages) and one folder per stage. Files appear
-one by one and the last line of a log may be half written, so whatever is absent or
+A workdir holds run.json (the chain of stages) and one folder per stage. In a running run
+files may be absent and the last line of a log incomplete, so whatever is absent or
 unreadable becomes a line in `Run.missing` instead of an error.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from score_jax.records import Transcript
 
-KEPT_TRANSCRIPTS = 24  # latest training dialogues of a stage; the file holds them all
+KEPT_TRANSCRIPTS = 24  # latest training dialogues read per stage
 PURPOSE = {
     "metrics.jsonl": "no curves",
     "evaluation.json": "no held-out measurements",
@@ -45,8 +45,8 @@ class Run:
 
     stages: tuple[StageRecord, ...]
     chain: dict[str, Any]  # run.json: command, config, versions, commit
-    missing: tuple[str, ...]  # one line for people per file that is absent or unreadable
-    written: float  # newest file, seconds since 1970
+    missing: tuple[str, ...]  # one message per file that is absent or unreadable
+    written: float  # modification time of the newest file, seconds since 1970
 
     @property
     def evaluated(self) -> StageRecord | None:
@@ -82,7 +82,7 @@ def read_run(workdir: Path) -> Run:
 
 def _find_stages(workdir: Path) -> list[str]:
     ages = {}
-    for name in ("evaluation.json", "metrics.jsonl"):  # metrics decide where both are there
+    for name in ("evaluation.json", "metrics.jsonl"):  # the second replaces the first
         ages |= {path.parent.name: path.stat().st_mtime for path in workdir.glob(f"*/{name}")}
     return sorted(ages, key=lambda name: ages[name])
 
@@ -109,7 +109,7 @@ def _read_stage(folder: Path, missing: list[str]) -> StageRecord:
 
 
 def transcript_of(line: dict[str, Any]) -> Transcript | None:
-    """Reads a stored transcript; None where fields are missing, unknown ones are ignored."""
+    """Reads a stored transcript; None if a field is missing. Unknown fields are ignored."""
     names = [f.name for f in fields(Transcript)]
     if not all(name in line for name in names):
         return None

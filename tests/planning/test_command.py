@@ -48,7 +48,7 @@ def test_the_peak_is_the_largest_program_with_what_is_kept():
     found = planned(examined("sample", 10), examined("update", 8))
     assert found.hbm_bytes == 14 * GIB and found.fits and command.advice(found) == []
     text = command.describe(found)
-    assert "peak 14.00 of 15.75 GiB per chip: fits, 1.75 to spare" in text
+    assert "peak 14.00 of 15.75 GiB per chip: fits, 1.75 free" in text
     assert "all-gather of 16: 5, 2.00" in text
 
 
@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_told_with_a_remedy():
 def test_a_program_that_the_compiler_refuses_never_fits():
     found = planned(examined("sample", 1, refused=True))
     assert not found.fits and command.speeds(found) == {}
-    assert "REFUSED by the compiler" in command.describe(found)
+    assert "OUT OF MEMORY in the compiler" in command.describe(found)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_missing_compiler_is_told_in_one_line(tmp_path, monkeypatch):
 def test_an_unknown_place_of_weights_is_told():
     settings = parse(stage2.get_config("gemma2_2b_math"))
     weights = dataclasses.replace(settings.weights, source="hub:some/model")
-    with pytest.raises(ValueError, match="'hub:some/model', whose shape is not known"):
+    with pytest.raises(ValueError, match="'hub:some/model'; no preset has its config"):
         command.without_weights(dataclasses.replace(settings, weights=weights))
 
 
