@@ -48,13 +48,13 @@ REFUSED = {  # flags, and what stderr says in one line, with exit code 2
     ),
     "unknown quantisation": (
         [*REAL, "--config.weights.source={quantised}", "--config.tokenizer.source={whole}"],
-        r"model.norm.weight has quantisation 999, which gguf cannot undo; conv",
+        r"model.norm.weight has quantisation 999, which gguf cannot dequantise; conv",
     ),
     "cut gguf": ([*REAL, "--config.weights.source={half}"], r"is cut short within its header"),
     "no such folder": ([*REAL, "--config.weights.source=/nowhere"], r"'/nowhere'; no such file"),
-    "no such hub name": ([*REAL, "--config.weights.source=hub:a b/c d"], r"hub did not give it"),
+    "no such hub name": ([*REAL, "--config.weights.source=hub:a b/c d"], r"cannot be downloaded"),
     "hub without network": (
-        [*REAL, "--config.weights.source=hub:org/name"], r"'hub:org/name', but the hub did not",
+        [*REAL, "--config.weights.source=hub:org/name"], r"'hub:org/name', which cannot be down",
     ),
 }  # fmt: skip
 

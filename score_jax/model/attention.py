@@ -1,16 +1,17 @@
 """Grouped-query attention over a block of new tokens and, when decoding, a cache.
 
-New tokens always attend to each other causally. With a cache they also see its
-slots that lie before the block's first token; the block's own keys and values are
-returned rather than written, so that the caller writes all layers' at once:
+New tokens always attend to each other causally. With a cache they also attend to the
+slots before the block's first token; the block's keys and values are returned, not
+written, so that the caller writes those of all layers at once:
 
                  cache slots          block
                  0 1 2 3 4 5 6 7      a b
     query a      x x x x x . . .      x .       row whose block starts at position 5
     query b      x x x x x . . .      x x
 
-Heads come before slots, in the cache too: then a decode step's products read a layer's
-part of it where it lies. With slots first the TPU compiler copies that part (docs/plan.md).
+The head axis precedes the slot axis, in the cache too, so that a decode step reads a
+layer's slice of the cache in place. With slots first the TPU compiler copies that slice
+(docs/plan.md).
 """
 
 import flax.linen as nn
@@ -28,7 +29,7 @@ Cached = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
 def visible(
     queries: Int[Array, "B T"], keys: Int[Array, "#B S"], window: Int[Array, ""]
 ) -> Bool[Array, "B T S"]:
-    """Which key positions each query position may see: none ahead, none out of the window."""
+    """The attention mask: True for keys at or before the query and within the window."""
     distance = queries[:, :, None] - keys[:, None, :]
     return (distance >= 0) & (distance < window)
 
@@ -61,11 +62,11 @@ class Attention(nn.Module):
         cached: Cached | None,
         magnitude: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
-        """Attends and returns the block's own keys and values.
+        """Applies attention; also returns the keys and values of the block.
 
         Args:
           cached: keys and values of S slots; slot s holds position s.
-          magnitude: of rotated queries and keys (YaRN); None: 1.
+          magnitude: factor of rotated queries and keys (YaRN); None: 1.
         """
         config = self.config
         query = self.project(x, "query", config.heads, "heads")
@@ -82,8 +83,8 @@ class Attention(nn.Module):
         if cached is not None:
             slots = jnp.arange(cached[0].shape[2])[None, :]
             past = visible(positions, slots, window) & (slots < positions[:, :1])[:, None, :]
-            old = self.scores(query, cached[0], past)
-            scores = jnp.concatenate([old, scores], axis=-1)  # B K G T S+T
+            cached_scores = self.scores(query, cached[0], past)
+            scores = jnp.concatenate([cached_scores, scores], axis=-1)  # B K G T S+T
         probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         block = x.shape[1]
         mixed = product("BKGTS,BKSH->BTKGH", probs[..., -block:], value)

@@ -1,4 +1,4 @@
-"""The fields by which model families differ. There is one decoder and no subclass."""
+"""The model config: sizes, and the options by which model families differ."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from score_jax.checks import Count, Positive, check_fields
 
-Activation = Literal["silu", "gelu_tanh", "gelu"]  # the last: the exact form, by erf
+Activation = Literal["silu", "gelu_tanh", "gelu"]  # gelu: the exact form, by erf
 RopeKind = Literal["linear", "llama3", "yarn"]
 Remat = Literal["none", "dots", "full"]
 Dtype = Literal["float32", "bfloat16"]
@@ -14,16 +14,16 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How the rotary frequencies of long-context models are stretched."""
+    """How the rotary frequencies of long-context models are scaled."""
 
     kind: RopeKind
     factor: float
     low_frequency_factor: float = 1.0  # llama3 only
     high_frequency_factor: float = 4.0  # llama3 only
     original_length: int = 8192  # llama3 and yarn; tokens
-    beta_fast: float = 32.0  # yarn only; turns in the original length, above which nothing changes
-    beta_slow: float = 1.0  # yarn only; turns below which frequencies are divided by the factor
-    truncate: bool = True  # yarn only; the ramp between the two begins and ends at whole channels
+    beta_fast: float = 32.0  # yarn only; rotations in original_length: unscaled above this
+    beta_slow: float = 1.0  # yarn only; likewise: divided by the factor below this
+    truncate: bool = True  # yarn only; rounds the ends of the ramp between them to whole channels
     attention_factor: float | None = None  # yarn only; None: 0.1 ln(factor) + 1
 
     def __post_init__(self):
@@ -51,7 +51,7 @@ class RopeScaling:
 
     @property
     def magnitude(self) -> float:
-        """What rotated queries and keys are multiplied by."""
+        """The factor of rotated queries and keys."""
         if self.kind != "yarn":
             return 1.0
         if self.attention_factor is not None:
@@ -61,7 +61,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer: Llama, Qwen 2.5/3, Gemma 2/3 and smaller kin."""
+    """A decoder-only transformer of the Llama, Qwen 2.5/3 or Gemma 2/3 family."""
 
     vocab_size: int
     layers: int
@@ -73,7 +73,7 @@ class ModelConfig:
     activation: Activation = "silu"
     norm_eps: Positive = 1e-6
     norm_plus_one: bool = False  # Gemma stores scale - 1
-    post_norms: bool = False  # Gemma 2/3: a norm behind attention and MLP as well
+    post_norms: bool = False  # Gemma 2/3: a norm after attention and MLP as well
     qk_norm: bool = False  # Qwen 3, Gemma 3
     qkv_bias: bool = False  # Qwen 2.5
     tied_embeddings: bool = True
@@ -81,16 +81,16 @@ class ModelConfig:
     query_scale: Positive | None = None  # None: head_dim ** -0.5
     attention_cap: Positive | None = None  # soft cap of attention logits; Gemma 2: 50
     logit_cap: Positive | None = None  # soft cap of output logits; Gemma 2: 30
-    window: Count | None = None  # tokens that a local layer sees, itself included
+    window: Count | None = None  # tokens that a local layer attends to, the query's included
     local_layers: tuple[bool, ...] | None = None  # which layers are local; None: all, if window
     rope_base: Positive = 10_000.0
     rope_local_base: Positive | None = None  # Gemma 3's local layers; None: rope_base
-    rope_scaling: RopeScaling | None = None  # of global layers; of all without rope_local_base
-    rope_local_scaling: RopeScaling | None = None  # of local layers with a rope_local_base
+    rope_scaling: RopeScaling | None = None  # global layers; all layers if no rope_local_base
+    rope_local_scaling: RopeScaling | None = None  # local layers, with rope_local_base
     max_length: Count | None = None  # tokens the model was trained for; None: unlimited
     dtype: Dtype = "float32"  # of activations; parameters are float32
-    unroll: int = 1  # layers per iteration of the scan; all of them is fastest for tiny models
-    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
+    unroll: int = 1  # layers per scan iteration; = layers is fastest for tiny models
+    remat: Remat = "none"  # backward pass recomputes: nothing, all but matmuls, everything
 
     def __post_init__(self):
         check_fields(self, "model")
@@ -130,7 +130,7 @@ class ModelConfig:
 
     @property
     def is_local(self) -> tuple[bool, ...]:
-        """Which layers attend within the window only."""
+        """For each layer, whether it attends within the window only."""
         if self.window is None:
             return (False,) * self.layers
         return self.local_layers or (True,) * self.layers

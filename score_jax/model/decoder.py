@@ -1,8 +1,7 @@
-"""The one decoder: scanned blocks over an optional key/value cache.
+"""The decoder: scanned blocks with an optional key/value cache.
 
-The same apply function samples, scores and trains. It returns hidden states; the
-logits are a second method, so that callers decide at which positions the
-vocabulary is ever expanded.
+The same apply function samples, scores and trains. It returns hidden states; logits are
+a second method, so that callers choose the positions for which they are computed.
 """
 
 from typing import Any, cast
@@ -26,7 +25,7 @@ from score_jax.model.layers import (
 )
 from score_jax.types import Cache, Params
 
-FAR = 1 << 30  # the window of a layer that sees everything, in tokens
+UNLIMITED = 1 << 30  # tokens; the window of a global layer
 
 
 class Block(nn.Module):
@@ -42,10 +41,14 @@ class Block(nn.Module):
         layer: tuple[Array, Array | None, Array, Array],
         cache: Cache | None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
-        """One layer; `layer` holds its rotary frequencies and magnitude, its window and number."""
+        """Applies one layer.
+
+        Args:
+          layer: its rotary frequencies, rotary magnitude, window in tokens, and index.
+        """
         config = self.config
-        frequencies, magnitude, window, number = layer
-        cached = None if cache is None else read_cache(cache, number)
+        frequencies, magnitude, window, index = layer
+        cached = None if cache is None else read_cache(cache, index)
         normed = RmsNorm(config, name="attention_norm")(x)
         attention = Attention(config, name="attention")
         mixed, new = attention(normed, positions, frequencies, window, cached, magnitude)
@@ -59,7 +62,7 @@ class Block(nn.Module):
 
 
 def rematerialised(config: ModelConfig) -> type[nn.Module]:
-    """Block under the named policy of what its backward pass recomputes."""
+    """Block with the rematerialisation policy of config.remat."""
     if config.remat == "none":
         return Block
     policies = {
@@ -70,12 +73,12 @@ def rematerialised(config: ModelConfig) -> type[nn.Module]:
 
 
 class Decoder(nn.Module):
-    """Token ids in, hidden states out."""
+    """Maps token ids to hidden states."""
 
     config: ModelConfig
 
     def setup(self):
-        """Makes the embedding, the stacked blocks and the last norm."""
+        """Creates the embedding, the stacked blocks and the final norm."""
         config = self.config
         shape = (config.vocab_size, config.width)
         self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), config.width)
@@ -99,31 +102,31 @@ class Decoder(nn.Module):
         positions: Int[Array, "B T"],
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Hidden states of a block of tokens, and the block's own keys and values.
+        """Hidden states of a block of tokens, and the block's keys and values.
 
         Args:
-          positions: tokens since the row began; consecutive within a block.
-          cache: what came before the block; slots from the block's first position on
-            are ignored, whatever they hold.
+          positions: index of each token in its row; consecutive within a block.
+          cache: keys and values of the tokens before the block; slots from the block's
+            first position on are ignored.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        # The lookup keeps the table's split of the width and leaves rows whole; only then are
-        # rows split. Asking for both at once makes the partitioner gather the table.
+        # The lookup's result is sharded over the width, as the table is; only afterwards over
+        # the batch. Both at once would make the partitioner all-gather the table.
         tokens = with_logical_constraint(tokens, ("lookup_batch", "length"))
         x = self.embedding.astype(dtype)[tokens]
         x = with_logical_constraint(x, ("lookup_batch", "length", "embed"))
         if config.embedding_scale:
             x = x * jnp.asarray(config.width**0.5, dtype)
         x = with_logical_constraint(x, ("batch", "length", "embed_out"))
-        windows = jnp.where(jnp.asarray(config.is_local), config.window or FAR, FAR)
+        windows = jnp.where(jnp.asarray(config.is_local), config.window or UNLIMITED, UNLIMITED)
         rotations = (layer_frequencies(config), layer_magnitudes(config))
         layers = (*rotations, windows, jnp.arange(config.layers))
         x, (keys, values) = self.blocks(x, positions, layers, cache)
         return self.final_norm(x), Cache(keys=keys, values=values)
 
     def output_table(self) -> Float[Array, "V D"]:
-        """The unembedding, split as logits need it: by vocabulary."""
+        """The unembedding, sharded over the vocabulary as the logits are."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
         return with_logical_constraint(table, ("vocab_out", "embed_out"))
 
@@ -155,7 +158,7 @@ def vocabulary_logits(
     """Next-token logits in float32.
 
     Args:
-      table: of `output_table`, made once where many chunks or steps need it.
+      table: result of `output_table`; callers compute it once for many chunks or steps.
     """
     between = (None,) * (hidden.ndim - 2)
     hidden = with_logical_constraint(hidden, ("logit_batch", *between, "embed_out"))
@@ -165,24 +168,24 @@ def vocabulary_logits(
 
 
 def compute_params(config: ModelConfig, params: Params) -> Params:
-    """Parameters in the type that the decoder casts them to before it uses them.
+    """Parameters cast to config.dtype, as the decoder casts them before use.
 
-    Norm scales stay in float32, as the decoder uses them; so nothing is computed otherwise
-    than from the parameters themselves.
+    Norm scales stay in float32, in which the decoder uses them; so the result of a forward
+    pass is the same as with the original parameters.
     """
 
     def cast_one(path: tuple, leaf: Array) -> Array:
-        keep = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
-        return leaf if keep else leaf.astype(jnp.dtype(config.dtype))
+        is_scale = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
+        return leaf if is_scale else leaf.astype(jnp.dtype(config.dtype))
 
     return jax.tree_util.tree_map_with_path(cast_one, params)
 
 
 def read_cache(cache: Cache, layer: Int[Array, ""]) -> Cached:
-    """A layer's keys and values in the slots in sight.
+    """A layer's keys and values in the first `cache.attended_slots` slots; None: all slots.
 
-    One slice over layers and slots: the TPU compiler takes it into the product that reads it,
-    and reads nothing else. Of two slices, one after the other, it makes a copy.
+    A single slice over layers and slots: the TPU compiler fuses it into the product that
+    reads it. Two slices, one after the other, it would materialise as a copy.
     """
     _, rows, heads, slots, size = cache.keys.shape
     shape = (1, rows, heads, cache.attended_slots or slots, size)
@@ -193,13 +196,13 @@ def read_cache(cache: Cache, layer: Int[Array, ""]) -> Cached:
 
 
 def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:
-    """Writes a block's keys and values at each row's own position, all layers at once.
+    """Writes a block's keys and values of all layers, each row's from its slot `start` on.
 
     A row-wise dynamic_update_slice: in place where the cache is donated or carried.
     """
 
-    def write_row(row: Array, block: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice(row, block, (0, 0, at, 0))  # L K S H
+    def write_row(row: Array, block: Array, slot: Array) -> Array:
+        return jax.lax.dynamic_update_slice(row, block, (0, 0, slot, 0))  # L K S H
 
     write = jax.vmap(write_row, in_axes=(1, 1, 0), out_axes=1)
     return cache.replace(
@@ -208,7 +211,7 @@ def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Number of parameters, counted by shape without making any."""
+    """Number of parameters, from their shapes; none is allocated."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, tokens)
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))

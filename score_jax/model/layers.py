@@ -1,4 +1,4 @@
-"""Norm, rotary positions, gated MLP, and the one way to make a parameter."""
+"""Norm, rotary positions, gated MLP, and the functions that create parameters."""
 
 import math
 from collections.abc import Callable
@@ -14,41 +14,42 @@ from jaxtyping import Array, Float, Int
 from score_jax.model.config import ModelConfig, RopeScaling
 
 Axes = tuple[str | None, ...]
-LORA_A, LORA_B = "_lora_a", "_lora_b"  # suffixes of an attached adapter's halves
+LORA_A, LORA_B = "_lora_a", "_lora_b"  # suffixes of an attached adapter's two factors
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather_over_axes(matrix: Array, axes: Axes) -> Array:
-    """A matrix whole along its "embed" axis, for one use; its gradient is split again.
+    """All-gathers a matrix along its "embed" axis for one use; its gradient is sharded again.
 
-    Said outright, because the TPU compiler otherwise cuts the product itself into as many
-    steps as there are parts, each of which reads and writes the whole result.
+    Without this constraint the TPU compiler splits the product into one step per shard, each
+    of which reads and writes the full result.
     """
-    whole = tuple("embed_out" if axis == "embed" else axis for axis in axes)
-    return with_logical_constraint(matrix, whole)
+    gathered = tuple("embed_out" if axis == "embed" else axis for axis in axes)
+    return with_logical_constraint(matrix, gathered)
 
 
-def gather_forward(matrix: Array, axes: Axes) -> tuple[Array, None]:
-    """The forward half; nothing is kept."""
+def gather_over_axes_forward(matrix: Array, axes: Axes) -> tuple[Array, None]:
+    """The forward pass of `gather_over_axes`; saves no residuals."""
     return gather_over_axes(matrix, axes), None
 
 
-def gather_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
-    """Sums over the devices and splits the sum in one go, rather than one after the other."""
+def gather_over_axes_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
+    """The backward pass: one reduce-scatter instead of an all-reduce and a slice."""
     return (with_logical_constraint(gradient, axes),)
 
 
-gather_over_axes.defvjp(gather_forward, gather_backward)
+gather_over_axes.defvjp(gather_over_axes_forward, gather_over_axes_backward)
 
 
 def product(equation: str, x: Array, y: Array, out: Any = None) -> Array:
-    """A product of activations with parameters or with each other.
+    """An einsum of activations with parameters or with each other.
 
-    Left alone a TPU rounds float32 factors to bfloat16 and a GPU to TF32: here float32 means
-    float32. What multiplies bfloat16 adds up in float32 everywhere, and rounds the sum once.
+    By default a TPU rounds float32 factors to bfloat16 and a GPU to TF32; here float32
+    products are exact to float32. Products of bfloat16 are accumulated in float32 on every
+    backend and rounded once.
 
     Args:
-      out: type of the result; None: that of the factors.
+      out: dtype of the result; None: that of the factors.
     """
     exact = x.dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
@@ -56,7 +57,7 @@ def product(equation: str, x: Array, y: Array, out: Any = None) -> Array:
 
 
 def adapter_product(a: Array, b: Array) -> Array:
-    """The product of an adapter's halves, in float32 on every backend."""
+    """The product a @ b of an adapter, in float32 on every backend."""
     return jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -68,13 +69,13 @@ def weight(
     fan_in: int,
     dtype: Any = None,
 ) -> Array:
-    """A float32 matrix parameter: name, shape, logical axes and scale on one line.
+    """Creates a float32 matrix parameter with logical axes.
 
-    Initial values are normal with variance 1 / fan_in, cut at two deviations. An
-    adapter that `lora.attach` put beside the parameter is added to it.
+    Initial values are normal with variance 1 / fan_in, truncated at two standard
+    deviations. An adapter that `lora.attach` attached to the parameter is added to it.
 
     Args:
-      dtype: to cast to before the matrix is gathered for its use; None: neither is done.
+      dtype: the matrix is cast to it and then gathered for use; None: neither.
     """
     assert len(shape) == len(axes), f"{name}: shape {shape} against axes {axes}"
     init = nn.initializers.truncated_normal(1 / math.sqrt(fan_in))
@@ -87,7 +88,7 @@ def weight(
 
 
 def vector(module: nn.Module, name: str, size: int, axes: Axes, value: float) -> Array:
-    """A float32 vector parameter that starts at a constant."""
+    """Creates a float32 vector parameter with a constant initial value."""
     init: Any = nn.with_logical_partitioning(nn.initializers.constant(value), axes)
     return module.param(name, init, (size,), jnp.float32)
 
@@ -103,7 +104,7 @@ class RmsNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """Scales x to unit root mean square, then by the learnt scale."""
+        """Normalises x to unit root mean square, then multiplies by the learned scale."""
         offset = 1.0 if self.config.norm_plus_one else 0.0
         scale = vector(self, "scale", x.shape[-1], (self.axis,), 1.0 - offset)
         wide = x.astype(jnp.float32)
@@ -121,7 +122,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class GatedMlp(nn.Module):
-    """Feed-forward layer with a gate.
+    """Gated feed-forward layer.
 
     Source: arXiv:2002.05202.
     """
@@ -141,31 +142,32 @@ class GatedMlp(nn.Module):
 
 
 def scaled_frequencies(frequencies: Array, scaling: RopeScaling | None) -> Array:
-    """Stretches rotary frequencies for contexts longer than the original.
+    """Scales rotary frequencies for contexts longer than the original, "linear" or "llama3".
 
-    Source: "linear": arXiv:2306.15595; "llama3": the Llama 3.1 release, which leaves
-    short wavelengths alone, divides long ones and blends between.
+    Source: "linear": arXiv:2306.15595; "llama3": the Llama 3.1 release, which keeps
+    high frequencies, divides low ones by the factor and interpolates in between.
     """
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
-    turns = scaling.original_length * frequencies / (2 * math.pi)
+    rotations = scaling.original_length * frequencies / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    blend = jnp.clip((rotations - low) / (high - low), 0.0, 1.0)
     return blend * frequencies + (1 - blend) * frequencies / scaling.factor
 
 
 def yarn_frequencies(frequencies: Array, scaling: RopeScaling, base: float) -> Array:
-    """Divides the frequencies of slow channels, keeps those of fast ones, blends in between.
+    """Divides low rotary frequencies by the factor, keeps high ones, interpolates in between.
 
     Source: arXiv:2309.00071, section 3.2.
     """
     half = len(frequencies)
 
-    def channel(turns: float) -> float:
-        """The channel pair that makes so many turns in the original length."""
-        return half * math.log(scaling.original_length / (2 * math.pi * turns)) / math.log(base)
+    def channel(rotations: float) -> float:
+        """The channel pair that makes this many rotations over the original length."""
+        length = scaling.original_length
+        return half * math.log(length / (2 * math.pi * rotations)) / math.log(base)
 
     low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
     if scaling.truncate:
@@ -196,7 +198,7 @@ def layer_frequencies(config: ModelConfig) -> Float[Array, "L Half"]:
 
 
 def layer_magnitudes(config: ModelConfig) -> Float[Array, "L"] | None:
-    """What each layer's rotated queries and keys are multiplied by; None: 1 everywhere."""
+    """The factor of rotated queries and keys for each layer; None: 1 for all."""
     far = near = config.rope_scaling
     if config.rope_local_base is not None:
         near = config.rope_local_scaling
@@ -212,14 +214,14 @@ def rotate(
     frequencies: Float[Array, "Half"],
     magnitude: Float[Array, ""] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Turns queries or keys by an angle that grows with position (RoPE).
+    """Rotates queries or keys by an angle that grows with position (RoPE).
 
-    Channels i and i + H/2 of the token at position p turn together by
-    p * frequencies[i] radians, so a query-key product sees only distances.
+    Channels i and i + H/2 of the token at position p are rotated together by
+    p * frequencies[i] radians, so a query-key product depends only on the distance.
 
     Args:
-      positions: tokens since the dialogue began.
-      magnitude: the result is multiplied by it (YaRN); None: 1.
+      positions: index of each token in its row.
+      magnitude: factor of the result (YaRN); None: 1.
 
     Source: arXiv:2104.09864, section 3.4.
     """
@@ -228,8 +230,8 @@ def rotate(
     if magnitude is not None:
         sin, cos = sin * magnitude, cos * magnitude
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def soft_cap(logits: Array, cap: float | None) -> Array:

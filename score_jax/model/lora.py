@@ -1,15 +1,15 @@
-"""Low-rank adapters: a small tree that is trained in place of the base parameters.
+"""Low-rank adapters: a small tree that is trained instead of the base parameters.
 
 An adapter holds, for each target of each layer, a pair a, b whose product is added
 to the frozen base: base + alpha / rank * a @ b. The reference model is the base
-tree itself, so no second copy of it is ever held:
+tree itself, so there is no second copy of it in memory:
 
     policy      decoder.apply({"params": attach(base, adapter, config)}, ...)
     reference   decoder.apply({"params": base}, ...)
 
-`attach` copies nothing: the decoder adds the product inside each layer, where one
-layer's sum lives at a time. `merge` makes the summed tree, for export and for long
-decoding, where adding once is cheaper than adding at every token.
+`attach` copies nothing: the decoder adds the product inside each layer, so that only one
+layer's sum is in memory at a time. `merge` computes the summed tree, for export and for
+sampling, where adding once is cheaper than adding at every token.
 
 Source: arXiv:2106.09685, section 4.1.
 """
@@ -27,14 +27,14 @@ from score_jax.checks import Count, Positive, check_fields
 from score_jax.model.layers import LORA_A, LORA_B, adapter_product
 from score_jax.types import Params
 
-# Targets, and how many of their axes (behind that of layers) the input has.
+# Target: number of its axes, after the layer axis, that are contracted with the input.
 INPUT_AXES = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Which matrices get an adapter, and how large it is."""
+    """The adapter's rank, scale and target matrices."""
 
     rank: Count = 16
     alpha: Positive = 32.0  # the product is scaled by alpha / rank
@@ -50,16 +50,16 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product a @ b is multiplied by."""
+        """The factor of the product a @ b."""
         return self.alpha / self.rank
 
 
 def init_lora(key: jax.Array, boxed: Params, config: LoraConfig) -> Params:
-    """A fresh adapter, which changes nothing: a is normal, b is zero.
+    """A new adapter: a is normal and b is zero, so the policy equals the base.
 
     Args:
-      boxed: the base parameters or their shapes, with logical axes on them, as
-        Decoder.init gives them.
+      boxed: the base parameters or their shapes with logical axes, as Decoder.init
+        returns them.
 
     Returns:
       {path of the target: {"a", "b"}} in float32, with logical axes taken from the target's.
@@ -79,21 +79,21 @@ def init_lora(key: jax.Array, boxed: Params, config: LoraConfig) -> Params:
 
 
 def attach(base: Params, adapter: Params, config: LoraConfig) -> Params:
-    """Parameters for the decoder, the adapter beside the frozen base; nothing is copied.
+    """Parameters for the decoder: the frozen base with the adapter's leaves added to the tree.
 
-    Gradients reach the adapter only.
+    No array is copied, and only the adapter gets gradients.
     """
     tree = {path: jax.lax.stop_gradient(leaf) for path, leaf in flat(base).items()}
-    for (*folder, name, half), leaf in flat(adapter).items():
-        if half == "a":
-            tree[*folder, name + LORA_A] = leaf * config.scale
+    for (*parent, name, factor), leaf in flat(adapter).items():
+        if factor == "a":
+            tree[*parent, name + LORA_A] = leaf * config.scale
         else:
-            tree[*folder, name + LORA_B] = leaf
+            tree[*parent, name + LORA_B] = leaf
     return traverse_util.unflatten_dict(tree)
 
 
 def merge(base: Params, adapter: Params, config: LoraConfig) -> Params:
-    """The base with the adapter added: a plain tree of the base's shape."""
+    """The base parameters plus the adapter's products, as a tree of the base's structure."""
     tree, pairs = flat(base), flat(adapter)
     for path in {path[:-1] for path in pairs}:
         delta = jax.vmap(adapter_product)(pairs[*path, "a"], pairs[*path, "b"])  # over layers
@@ -102,5 +102,5 @@ def merge(base: Params, adapter: Params, config: LoraConfig) -> Params:
 
 
 def flat(tree: Params) -> dict[Path, Any]:
-    """Leaves by path; boxed leaves stay boxed."""
+    """Flattens a tree to leaves by path; boxed leaves stay boxed."""
     return traverse_util.flatten_dict(tree)

@@ -1,7 +1,7 @@
-"""Shapes of published models by name, for planning and for weights without a config.
+"""Configs of published models by name, for planning and for weights without a config.
 
-Weights bring their own config.json; a preset says the same without any download,
-which is what planning a run on absent hardware needs.
+A folder of weights contains a config.json; a preset gives the same config without a
+download, as --mode=plan needs it.
 """
 
 from typing import Any
@@ -76,7 +76,7 @@ GEMMA: dict[str, Any] = {
     "post_norms": True,
     "embedding_scale": True,
 }
-GEMMA3_LONG: dict[str, Any] = {  # the sizes that also see images
+GEMMA3_LONG: dict[str, Any] = {  # the multimodal sizes, with 128k tokens of context
     "vocab_size": 262_208,
     "max_length": 131_072,
     "rope_scaling": RopeScaling(kind="linear", factor=8.0),
@@ -84,7 +84,7 @@ GEMMA3_LONG: dict[str, Any] = {  # the sizes that also see images
 
 
 def shaped(sizes: Sizes, **fields: Any) -> ModelConfig:
-    """A config from its six sizes and the family's fields."""
+    """A config from its six sizes and other fields."""
     names = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_dim")
     return ModelConfig(**dict(zip(names, sizes, strict=True)), **fields)
 
@@ -116,7 +116,7 @@ SHAPES: dict[str, ModelConfig] = {
         (62, 5376, 32, 16, 128, 21_504), window=1024, query_scale=168**-0.5, **GEMMA3_LONG
     ),
 }
-HUB_IDS = {  # where the weights of those that a config names are published
+HUB_IDS = {  # Hugging Face repositories of the presets that configs/ uses
     "smollm2_135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "smollm2_360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
     "smollm2_1p7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
@@ -138,7 +138,7 @@ HUB_IDS = {  # where the weights of those that a config names are published
 
 
 def preset(name: str) -> ModelConfig:
-    """The shape of a published model.
+    """The config of a published model by its preset name.
 
     Raises:
       ValueError: there is no preset of this name.
@@ -149,15 +149,15 @@ def preset(name: str) -> ModelConfig:
 
 
 def by_hub_id(hub_id: str) -> ModelConfig:
-    """The shape of a published model by the place of its weights.
+    """The config of a published model by its Hugging Face repository.
 
     Raises:
-      ValueError: no preset has this place.
+      ValueError: no preset has this repository.
     """
     for name, known in HUB_IDS.items():
         if known == hub_id:
             return SHAPES[name]
     raise ValueError(
-        f"weights.source is 'hub:{hub_id}', whose shape is not known without its config.json; "
-        "set config.model, or choose a preset"
+        f"weights.source is 'hub:{hub_id}'; no preset has its config: set config.model, or "
+        "choose a preset"
     )

@@ -1,8 +1,7 @@
-"""What a config makes the decoder compute, however it is said.
+"""A normal form of model configs, to compare which function the decoder computes.
 
-Two configs that differ only in how they say the same (a query scale that is the default
-one, local layers where nothing is local), or in how it is computed (types, remat), have
-equal shapes.
+Configs have equal shapes if they differ only in spelling (a query scale equal to the
+default, a window without local layers) or in execution (dtype, remat).
 """
 
 import dataclasses
@@ -11,20 +10,20 @@ from typing import Any
 
 from score_jax.model.config import ModelConfig, RopeScaling
 
-# How it is computed, and how long texts may be: neither changes any logit.
+# Fields that change no logit.
 FREE = ("dtype", "unroll", "remat", "max_length")
-SCALING_FIELDS = {  # of each kind; the others are not looked at
+SCALING_FIELDS = {  # kind: the fields that it uses
     "linear": ("kind", "factor"),
     "llama3": (
         "kind", "factor", "low_frequency_factor", "high_frequency_factor", "original_length",
     ),
     "yarn": ("kind", "factor", "original_length", "beta_fast", "beta_slow", "truncate"),
 }  # fmt: skip
-CLOSE = 1e-9  # relative; a query scale goes out as its inverse square
+CLOSE = 1e-9  # relative tolerance: a query scale is exported as its inverse square
 
 
 def shape(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a config that decide its logits, in one spelling."""
+    """The fields of a config that determine its logits, in normal form."""
     local = any(config.is_local)
     near = config.rope_scaling
     if config.rope_local_base is not None:
@@ -41,24 +40,24 @@ def shape(config: ModelConfig) -> dict[str, Any]:
         "rope_local_scaling": near if local else None,
         "rope_local_base": (config.rope_local_base or config.rope_base) if local else None,
     }
-    return {name: spelt(value) for name, value in found.items()}
+    return {name: normalised(value) for name, value in found.items()}
 
 
-def spelt(value: Any) -> Any:
-    """A RoPE scaling by the fields that its kind has; anything else as it is."""
+def normalised(value: Any) -> Any:
+    """Reduces a RopeScaling to the fields that its kind uses; returns other values unchanged."""
     if not isinstance(value, RopeScaling):
         return value
     return {name: getattr(value, name) for name in (*SCALING_FIELDS[value.kind], "magnitude")}
 
 
 def differences(config: ModelConfig, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields by which two configs compute differently, with both values."""
-    mine, theirs = shape(config), shape(other)
-    return {name: (mine[name], theirs[name]) for name in mine if not same(mine[name], theirs[name])}
+    """Fields of the normal form in which two configs differ, with both values."""
+    a, b = shape(config), shape(other)
+    return {name: (a[name], b[name]) for name in a if not same(a[name], b[name])}
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal, numbers up to rounding."""
+    """Whether two values are equal; floats up to rounding."""
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=CLOSE)
     return a == b

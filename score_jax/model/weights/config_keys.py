@@ -1,8 +1,8 @@
-"""Every key of a config.json: read, refused unless it changes nothing, or harmless.
+"""How each key of a config.json is handled: read, refused unless neutral, or harmless.
 
-A key that no table names is refused too, since nobody knows what it would change.
-The tables are held against transformers' config classes in tests/model/weights/test_config_keys.py,
-and against the table in docs/models.md.
+A key in none of the tables is refused too, as its effect is unknown. Tests in
+tests/model/weights/test_config_keys.py compare the tables with transformers' config
+classes and with docs/models.md.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,44 +10,44 @@ from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["read", "refused", "harmless", "unknown"]
 LAYER_TYPES = ("full_attention", "sliding_attention")
-MOST = 1 << 31  # no size of a model is that large
+MOST = 1 << 31  # upper bound of any size of a model
 
 
 class Key(NamedTuple):
     """A key that is read."""
 
     kind: str  # of KINDS
-    default: Any = None  # what transformers takes when the key is absent; NEEDED: nothing
-    null: bool = False  # whether a null is a value of its own
+    default: Any = None  # transformers' default; NEEDED: the key is required
+    null: bool = False  # whether null is an allowed value
 
 
 class Refusal(NamedTuple):
-    """A key that must not ask for anything."""
+    """A key for a feature that the decoder lacks; only neutral values are accepted."""
 
-    neutral: tuple[Any, ...]  # values that change nothing; a list of such is neutral too
-    reason: str  # the end of the message
+    neutral: tuple[Any, ...]  # values without effect; a list of them is neutral too
+    reason: str  # the second half of the message
 
 
 NEEDED: Any = ...
 
 
 def is_count(value: Any) -> bool:
-    """A positive integer, of a size that exists."""
+    """Whether a value is a positive integer below MOST."""
     return type(value) is int and 0 < value < MOST
 
 
 def is_positive(value: Any) -> bool:
-    """A number above 0, of a size that exists."""
+    """Whether a value is a number above 0 and below MOST."""
     return type(value) in (int, float) and 0 < value < MOST
 
 
 def is_base(value: Any) -> bool:
-    """A number above 1 that float32 holds."""
+    """Whether a value is a number above 1 that float32 can represent."""
     return type(value) in (int, float) and 1 < value < 1e30
 
 
 def are_layer_types(value: Any) -> bool:
-    """A list of the two kinds of attention that the decoder has."""
+    """Whether a value is a list of the two layer types that the decoder has."""
     return isinstance(value, list) and all(part in LAYER_TYPES for part in value)
 
 
@@ -58,7 +58,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "base": (is_base, "set a finite number above 1"),
     "flag": (lambda value: isinstance(value, bool), "set true or false"),
     "text": (lambda value: isinstance(value, str), "set a name"),
-    "layers": (are_layer_types, f"set a list of {' and '.join(LAYER_TYPES)}, one a layer"),
+    "layers": (are_layer_types, f"set a list of {' and '.join(LAYER_TYPES)}, one per layer"),
     "object": (lambda value: isinstance(value, Mapping), "set an object"),
 }
 PLAIN: dict[str, Key] = {
@@ -122,15 +122,15 @@ READ: dict[str, dict[str, Key]] = {
         "tie_word_embeddings": Key("flag"),
     },
 }
-NOT_HERE = "the decoder has no such part, so only null or false is taken"
+NOT_HERE = "the decoder has no such part, set null or false"
 REFUSED: dict[str, Refusal] = {
     "quantization_config": Refusal((None,), "use the unquantised weights, or a GGUF file"),
-    "attention_bias": Refusal((None, False), "here attention_bias is true of Qwen 2.5 only"),
+    "attention_bias": Refusal((None, False), "only Qwen 2.5 has attention biases, set false"),
     "mlp_bias": Refusal((None, False), "only false is supported"),
     "use_bidirectional_attention": Refusal((None, False), "only false is supported"),
     "attn_logit_softcapping": Refusal((None,), "only Gemma 2 caps its attention, set null"),
     "final_logit_softcapping": Refusal((None,), "transformers ignores it here, set null"),
-    "partial_rotary_factor": Refusal((None, 1), "heads are turned whole here"),
+    "partial_rotary_factor": Refusal((None, 1), "partial rotation is not supported, set 1"),
     "rope_interleaved": Refusal((None, False), "only false is supported"),
     "use_mrope": Refusal((None, False), "only false is supported"),
     "rope_local_base_freq": Refusal((None,), "only Gemma 3 has a local base"),
@@ -141,7 +141,7 @@ REFUSED: dict[str, Refusal] = {
     "sliding_window": Refusal((None,), "transformers ignores it in this family, set null"),
     "use_sliding_window": Refusal((None, False), "transformers ignores it in this family"),
     "sliding_window_size": Refusal((None, 4096), "write it as sliding_window"),
-    "hidden_act": Refusal(  # what Gemma's files say beside hidden_activation
+    "hidden_act": Refusal(  # Gemma's files have it in addition to hidden_activation
         (None, "gelu", "gelu_pytorch_tanh"), "Gemma's activation is hidden_activation"
     ),
     "per_layer_config": Refusal((None, {}), "layers differ by layer_types only"),
@@ -174,7 +174,7 @@ IMAGES = """
     boi_token_id eoi_token_id image_token_id
 """
 HARMLESS = frozenset(f"{NOTES} {SAMPLING} {IMAGES}".split())
-ONLY_HERE_HARMLESS = {  # what transformers does not read in these families
+ONLY_HERE_HARMLESS = {  # keys that transformers ignores in these families
     "qwen2": {"attention_bias"},
     "llama": {"max_window_layers"},
     "gemma2": {"use_sliding_window"},
@@ -183,24 +183,24 @@ ONLY_HERE_HARMLESS = {  # what transformers does not read in these families
 
 
 def verdict(family: str, name: str) -> Verdict:
-    """What becomes of a key in the config.json of a family."""
+    """How a key is handled in the config.json of a family."""
     if name in READ[family]:
         return "read"
     if name in HARMLESS or name in ONLY_HERE_HARMLESS.get(family, ()):
         return "harmless"
     if name in REFUSED:
         return "refused"
-    return "harmless" if name.startswith("_") else "unknown"  # private notes of libraries
+    return "harmless" if name.startswith("_") else "unknown"  # _name: private to libraries
 
 
 def read_keys(family: str, data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The keys that are read, with what transformers takes for absent ones.
+    """The values of the keys that are read, with transformers' defaults for absent ones.
 
     Args:
       where: the file, for messages.
 
     Raises:
-      ValueError: a key is missing, of the wrong type, or asks for what is not supported.
+      ValueError: a key is missing, has a wrong type, or needs an unsupported feature.
     """
     table = READ[family]
     for name, value in data.items():
@@ -222,7 +222,7 @@ def read_keys(family: str, data: Mapping[str, Any], where: str) -> dict[str, Any
 
 def check_value(name: str, value: Any, key: Key, where: str) -> None:
     """Raises ValueError where a key that is read has a value of the wrong kind."""
-    if value is None and (key.null or key.default is NEEDED):  # the latter is missing
+    if value is None and (key.null or key.default is NEEDED):  # NEEDED: reported as missing
         return
     fits, wanted = KINDS[key.kind]
     if not fits(value):
@@ -230,7 +230,7 @@ def check_value(name: str, value: Any, key: Key, where: str) -> None:
 
 
 def check_neutral(name: str, value: Any, where: str) -> None:
-    """Raises ValueError where a key asks for something that the decoder does not do."""
+    """Raises ValueError where a refused key has a value that is not neutral."""
     refusal = REFUSED[name]
     parts = value if isinstance(value, list) else [value]
     if not all(part in refusal.neutral for part in parts):
@@ -238,6 +238,6 @@ def check_neutral(name: str, value: Any, where: str) -> None:
 
 
 def short(value: Any, most: int = 60) -> str:
-    """A value for a message."""
+    """The repr of a value for a message, cut at `most` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."

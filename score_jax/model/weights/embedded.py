@@ -1,7 +1,7 @@
 """The small base policies that ship in the package, one folder per task.
 
 A folder holds `weights.safetensors`, `config.json` (ModelConfig) and the
-tokenizer; `configs/base.py` makes it again.
+tokenizer; `configs/base.py` trains it.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ def folder(task: str) -> Path:
     if not (path / "config.json").is_file():
         known = sorted(p.parent.name for p in ROOT.glob("*/config.json"))
         raise ValueError(
-            f"weights.source is 'embedded', but no base policy ships for task {task!r} "
-            f"(there are: {', '.join(known)}); set config.weights.source and "
+            f"weights.source is 'embedded'; the package has no base policy for task {task!r}, "
+            f"only for {', '.join(known)}: set config.weights.source and "
             "config.tokenizer.source"
         )
     return path
 
 
 def model_config(task: str) -> ModelConfig:
-    """The embedded model's shape."""
+    """The embedded model's config."""
     return ModelConfig(**json.loads((folder(task) / "config.json").read_text(encoding="utf-8")))
 
 

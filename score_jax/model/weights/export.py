@@ -1,13 +1,13 @@
-"""A model as a Hugging Face folder, which transformers and vLLM open.
+"""Exports a model as a Hugging Face folder that transformers and vLLM load.
 
     config.json              the architecture
-    generation_config.json   how to sample as in training, and where to stop
+    generation_config.json   sampling settings as in training, and stop tokens
     model*.safetensors       weights, one tensor in memory at a time
     tokenizer files          with the chat format as a template
 
-The template writes dialogues as they were trained: it opens every turn of the policy
-and strips nothing from earlier ones. A folder is read back before it counts: what no
-family's config.json can say would be another model there, and is refused.
+The template formats dialogues as in training: it opens every turn of the policy and
+strips nothing from earlier turns. The folder is read back before it is moved into place.
+A model that no family's config.json can describe is refused.
 """
 
 import json
@@ -40,9 +40,8 @@ from score_jax.text.tokenizer import JsonTokenizer
 from score_jax.types import Params
 
 SHARD_BYTES = 4_000_000_000
-# As in training: any token, at temperature 1. Where nothing is said transformers takes the
-# likeliest 50 only.
-DRAWING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+# As in training: all tokens, at temperature 1. The default of transformers is top_k = 50.
+SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def export(
@@ -54,16 +53,16 @@ def export(
     dtype: Dtype = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a folder that transformers loads; every host calls it, the first one writes.
+    """Writes a folder that transformers loads; every host calls it, only host 0 writes.
 
     Args:
-      params: the "params" collection; adapters are merged before.
-      dtype: of the stored weights; float32 loses nothing.
-      shard_bytes: a file holds at most this much, or one tensor.
+      params: the "params" collection, with adapters merged.
+      dtype: of the stored weights; float32 is lossless.
+      shard_bytes: maximum size of a file; a larger tensor gets a file of its own.
 
     Raises:
-      ValueError: no Hugging Face architecture is made like this model, or what was written
-        is not what is read back.
+      ValueError: no Hugging Face architecture matches this model, or reading the folder
+        back gives something else.
     """
     described = to_hf(config) | {"torch_dtype": dtype, "dtype": dtype}
     check_shape(config, described)
@@ -73,7 +72,7 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_json(partial / CONFIG_FILE, described | marks)
-        write_json(partial / GENERATION_FILE, marks | DRAWING)
+        write_json(partial / GENERATION_FILE, marks | SAMPLING)
         chat.tokenizer.save(partial)
         write_json(partial / "tokenizer_config.json", tokenizer_config(chat, described))
     write_weights(params, config, partial, dtype, shard_bytes)
@@ -83,10 +82,10 @@ def export(
 
 
 def check_shape(config: ModelConfig, described: dict[str, Any]) -> None:
-    """Checks that a config.json says all that the model is.
+    """Checks that a config.json describes the model completely.
 
     Raises:
-      ValueError: a field comes back as another one, or not at all.
+      ValueError: reading it back gives another value for a field, or fails.
     """
     family = described["model_type"]
     try:
@@ -94,30 +93,32 @@ def check_shape(config: ModelConfig, described: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"config.model cannot be exported as {family} ({error})") from error
     if faults := differences(config, found):
-        told = "; ".join(f"model.{name} is {a}, there {b}" for name, (a, b) in faults.items())
-        raise ValueError(f"{told}: config.json of {family} has no place for it; train without")
+        listed = "; ".join(
+            f"model.{name} is {a}, read back as {b}" for name, (a, b) in faults.items()
+        )
+        raise ValueError(f"{listed}: a config.json of {family} cannot express it; train without it")
 
 
 def read_back(folder: Path, config: ModelConfig, chat: Chat) -> None:
-    """Opens what was written as a user would.
+    """Loads an exported folder and compares it with the model.
 
     Raises:
-      ValueError: it is not what was to be written.
+      ValueError: config, stop tokens, tokenizer or tensor shapes differ.
     """
     source = str(folder)
     match_names(entries(config), open_tensors(source), source)
-    again = Chat(load_tokenizer(source), chat.format, load_stops(source))
+    loaded = Chat(load_tokenizer(source), chat.format, load_stops(source))
     prompt = "What is 7 + 5?"
     if (
         differences(config, model_config(source))
-        or again.stops != chat.stops
-        or again.encode_prompt(prompt) != chat.encode_prompt(prompt)
+        or loaded.stops != chat.stops
+        or loaded.encode_prompt(prompt) != chat.encode_prompt(prompt)
     ):
-        raise ValueError(f"{folder} does not give back what was exported; export it again")
+        raise ValueError(f"{folder} differs from the exported model; export it again")
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
-    """Moves an export to its place, instead of an earlier one; config.json comes last."""
+    """Replaces the files of an earlier export by the new ones; config.json comes last."""
     folder.mkdir(exist_ok=True)
     for old in (CONFIG_FILE, INDEX_FILE, "model*.safetensors", "tokenizer.*"):
         for path in folder.glob(old):
@@ -133,7 +134,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def special_ids(chat: Chat) -> dict[str, Any]:
-    """Where a text begins, if the format says, where a turn ends, and what fills rows up."""
+    """The ids of config.json that mark start of text (if the format has one), stop, padding."""
     first = chat.format.markers[0]
     begins = chat.format.prompt.startswith(first) and first not in chat.format.instruction
     start = {"bos_token_id": chat.tokenizer.marker(first)} if begins else {}
@@ -142,7 +143,7 @@ def special_ids(chat: Chat) -> dict[str, Any]:
 
 
 def tokenizer_config(chat: Chat, described: dict[str, Any]) -> dict[str, Any]:
-    """What tells transformers how to read the tokenizer files."""
+    """The content of tokenizer_config.json."""
     fast = isinstance(chat.tokenizer, JsonTokenizer)
     gemma = described["model_type"].startswith("gemma")
     kind = "PreTrainedTokenizerFast" if fast else ("GemmaTokenizer" if gemma else "LlamaTokenizer")
@@ -151,7 +152,7 @@ def tokenizer_config(chat: Chat, described: dict[str, Any]) -> dict[str, Any]:
         "tokenizer_class": kind,
         **start,
         "eos_token": chat.format.stop,
-        "pad_token": chat.format.stop,  # padding is masked, never told by its id
+        "pad_token": chat.format.stop,  # padding is recognised by its mask, not by its id
         "add_bos_token": False,  # the template writes it
         "clean_up_tokenization_spaces": False,
         "model_max_length": described["max_position_embeddings"],
@@ -203,7 +204,7 @@ def write_weights(
 
 
 def named_pieces(params: Params, config: ModelConfig, dtype: np.dtype) -> Iterator[Piece]:
-    """Every stored tensor, to be fetched when it is written."""
+    """Every stored tensor, with a function that fetches it when it is written."""
     for entry in entries(config):
         array = descend(params, entry.path)
         for layer, name in enumerate(entry.names):
@@ -212,7 +213,7 @@ def named_pieces(params: Params, config: ModelConfig, dtype: np.dtype) -> Iterat
 
 
 def stored_tensor(entry: Entry, array: jax.Array, layer: int, dtype: np.dtype) -> Any:
-    """A call that brings one layer's tensor to the host in the file's axis order."""
+    """A function that copies one layer's tensor to the host in the file's axis order."""
 
     def fetch() -> np.ndarray:
         value: Any = array[layer] if entry.stacked else array

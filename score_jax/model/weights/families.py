@@ -1,9 +1,10 @@
 """Model families: `config.json` of Hugging Face to `ModelConfig`, and back.
 
-A family is told by its fields, never by a stored name: norms behind attention and
-MLP make a Gemma, norms of queries and keys a Qwen 3 or Gemma 3, biases a Qwen 2.5,
-none of them a Llama. Which keys are read and which refused: `keys`; the rotary ones:
-`rope`. An absent key means what transformers takes for it, a null means null.
+On export the family follows from the config's fields: a model with norms after attention
+and MLP is a Gemma, with norms of queries and keys a Qwen 3 or Gemma 3, with biases a
+Qwen 2.5, with none of them a Llama. `config_keys` lists the keys that are read and
+refused, and `rope` reads the rotary settings. An absent key has transformers' default; a
+null is null.
 """
 
 from collections.abc import Mapping
@@ -23,11 +24,11 @@ ARCHITECTURES = {
 PLAIN_ACTIVATIONS = {"silu": "silu", "swish": "silu"}
 GEMMA_ACTIVATIONS = PLAIN_ACTIVATIONS | {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 WRITTEN = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
-TEXT_HALF = "text_config"  # of a folder that also sees images
+TEXT_CONFIG = "text_config"  # of an image-and-text model
 
 
 def from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """The decoder's fields from a parsed `config.json`.
+    """The decoder's config from a parsed `config.json`.
 
     Args:
       where: the file, for messages.
@@ -37,7 +38,7 @@ def from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """
     family = str(data.get("model_type"))
     if family == "gemma3":
-        return from_hf(text_half(data, where), f"{where} ({TEXT_HALF})")
+        return from_hf(text_config(data, where), f"{where} ({TEXT_CONFIG})")
     if family not in READ:
         supported = ", ".join(READ)
         raise ValueError(f"{where}: model_type is {family!r}; supported are {supported}")
@@ -50,29 +51,29 @@ def from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     }
     try:
         return ModelConfig(**fields)
-    except ValueError as error:  # sizes that do not go together
+    except ValueError as error:  # sizes that contradict each other
         raise ValueError(f"{where}: {error}") from error
 
 
-def text_half(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+def text_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The text model inside Gemma 3's image-and-text config.
 
-    Its embeddings are tied as either level says. Where the two differ the weights decide:
-    `load` unties them if the file holds an output table of its own.
+    Both levels may state tie_word_embeddings. Where they differ the embeddings count as tied
+    here, and `load` unties them if the weights contain a different output table.
     """
     values = read_keys("gemma3", data, where)
-    text = dict(values[TEXT_HALF])
+    text = dict(values[TEXT_CONFIG])
     kind = text.get("model_type", "gemma3_text")
     if kind != "gemma3_text":
-        raise ValueError(f"{where}: {TEXT_HALF}.model_type is {short(kind)}; set 'gemma3_text'")
+        raise ValueError(f"{where}: {TEXT_CONFIG}.model_type is {short(kind)}; set 'gemma3_text'")
     if text.get("final_logit_softcapping") is not None:
         raise ValueError(
-            f"{where}: {TEXT_HALF}.final_logit_softcapping is "
+            f"{where}: {TEXT_CONFIG}.final_logit_softcapping is "
             f"{short(text['final_logit_softcapping'])}; transformers ignores it here, set null"
         )
     tie = "tie_word_embeddings"
-    said = [level[tie] for level in (data, text) if tie in level]
-    tied = said[0] if said in ([False], [False, False]) else True
+    stated = [level[tie] for level in (data, text) if tie in level]
+    tied = stated[0] if stated in ([False], [False, False]) else True
     return text | {"model_type": "gemma3_text", tie: tied}
 
 
@@ -82,7 +83,7 @@ def read_sizes(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     head_dim = values.get("head_dim")
     if head_dim is None and width % heads:
         raise ValueError(
-            f"{where}: hidden_size is {width}, no multiple of num_attention_heads {heads}; "
+            f"{where}: hidden_size is {width}, not a multiple of num_attention_heads {heads}; "
             "set head_dim"
         )
     return {
@@ -98,7 +99,7 @@ def read_sizes(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_marks(family: str, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What tells a family, and its scales and caps."""
+    """The fields that depend on the family, and its scales and caps."""
     gemma = family.startswith("gemma")
     key = "hidden_activation" if gemma else "hidden_act"
     activations = GEMMA_ACTIVATIONS if gemma else PLAIN_ACTIVATIONS
@@ -107,7 +108,7 @@ def read_marks(family: str, values: Mapping[str, Any], where: str) -> dict[str, 
             f"{where}: {key} is {values[key]!r}; supported are {', '.join(activations)}"
         )
     scalar = values.get("query_pre_attn_scalar")
-    own = values.get("head_dim")
+    head_dim = values.get("head_dim")
     return {
         "activation": activations[values[key]],
         "norm_eps": values["rms_norm_eps"],
@@ -117,14 +118,14 @@ def read_marks(family: str, values: Mapping[str, Any], where: str) -> dict[str, 
         "qkv_bias": family == "qwen2",
         "tied_embeddings": values["tie_word_embeddings"],
         "embedding_scale": gemma,
-        "query_scale": None if scalar in (None, own) else scalar**-0.5,
+        "query_scale": None if scalar in (None, head_dim) else scalar**-0.5,
         "attention_cap": values.get("attn_logit_softcapping"),
         "logit_cap": values.get("final_logit_softcapping"),
     }
 
 
 def read_window(family: str, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Which layers are local, and how far they see."""
+    """The window and which layers are local; {} if none is."""
     layers, window = values["num_hidden_layers"], values.get("sliding_window")
     if family.startswith("qwen") and not values["use_sliding_window"]:
         window = None
@@ -132,7 +133,7 @@ def read_window(family: str, values: Mapping[str, Any], where: str) -> dict[str,
     if kinds is not None:
         if len(kinds) != layers:
             raise ValueError(
-                f"{where}: layer_types has {len(kinds)} entries; give one a layer, {layers}"
+                f"{where}: layer_types has {len(kinds)} entries; give one per layer, {layers}"
             )
         local = tuple(kind == "sliding_attention" for kind in kinds)
     elif family == "gemma2":
@@ -149,14 +150,14 @@ def read_window(family: str, values: Mapping[str, Any], where: str) -> dict[str,
         return {}
     if window is None:
         raise ValueError(
-            f"{where}: layers are of the kind sliding_attention, but there is no sliding_window; "
-            "set it (and use_sliding_window in a Qwen)"
+            f"{where}: some layers have the type sliding_attention, but there is no "
+            "sliding_window; set it (and use_sliding_window for Qwen)"
         )
     return {"window": window, "local_layers": local}
 
 
 def read_pattern(values: Mapping[str, Any], where: str) -> int:
-    """Every how many layers one of Gemma 3 is global."""
+    """The period of Gemma 3's layer pattern: its last layer is global, the others local."""
     every, private = values["sliding_window_pattern"], values["_sliding_window_pattern"]
     if private not in (None, every):
         raise ValueError(
@@ -177,7 +178,7 @@ FAMILY_MARKS = {  # values of MARKS
 
 
 def family_of(config: ModelConfig) -> str:
-    """The `model_type` that a config amounts to.
+    """The Hugging Face `model_type` of a config.
 
     Raises:
       ValueError: no family has this combination of fields.
@@ -186,22 +187,22 @@ def family_of(config: ModelConfig) -> str:
 
     def deviations(family: str) -> list[str]:
         return [
-            f"model.{name} is {mine!r}, there {its!r}"
-            for name, mine, its in zip(MARKS, marks, FAMILY_MARKS[family], strict=True)
-            if mine != its
+            f"model.{name} is {found!r}, not {expected!r}"
+            for name, found, expected in zip(MARKS, marks, FAMILY_MARKS[family], strict=True)
+            if found != expected
         ]
 
     nearest = min(FAMILY_MARKS, key=lambda family: len(deviations(family)))
     if found := deviations(nearest):
         raise ValueError(
-            f"{'; '.join(found)}: {nearest} is the nearest, and no Hugging Face architecture "
-            "is made so, so it cannot be exported; train without"
+            f"{'; '.join(found)} as in {nearest}, the nearest: no Hugging Face architecture has "
+            "this combination, so it cannot be exported; train without it"
         )
     return nearest
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that transformers and vLLM read; inverse of `from_hf`."""
+    """The content of `config.json`; inverse of `from_hf`."""
     family = family_of(config)
     gemma = family.startswith("gemma")
     act = WRITTEN[config.activation]

@@ -1,9 +1,9 @@
-"""A GGUF file as named tensors under their Hugging Face names, and its metadata.
+"""Reads a GGUF file: its metadata, and its tensors under their Hugging Face names.
 
 The header is parsed from a memory map (a vocabulary of 262,144 pieces takes a
-fraction of a second); tensors are dequantised to float32 by the gguf library when
-asked for. What llama.cpp's converter changed on the way in is undone here: query
-and key rows interleaved for its rotary embedding, and 1 added to Gemma's norms.
+fraction of a second); the gguf library dequantises a tensor to float32 when it is read.
+Two changes of llama.cpp's converter are undone: it interleaves query and key rows for its
+rotary embedding, and adds 1 to Gemma's norms.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -64,7 +64,7 @@ ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's scaling, one factor per freque
 
 
 class Stored(NamedTuple):
-    """Where a tensor's bytes are and how they are packed."""
+    """A tensor's location in the file, its quantisation and its shape."""
 
     offset: int  # bytes from the start of the file
     quantisation: int  # GGML type number
@@ -72,7 +72,7 @@ class Stored(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a GGUF file says of itself."""
+    """The metadata and the tensor table of a GGUF file."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Stored]
@@ -83,33 +83,33 @@ class Cursor:
 
     def __init__(self, data: mmap.mmap):
         """Args: data: the file's bytes."""
-        self.data, self.at = data, 0
+        self.data, self.offset = data, 0
 
     def skip(self, length: int) -> int:
-        """Moves on and returns where it was; struct.error where the bytes end before."""
-        start, self.at = self.at, self.at + length
-        if self.at > len(self.data):
+        """Advances by `length` bytes and returns the old offset; struct.error past the end."""
+        start, self.offset = self.offset, self.offset + length
+        if self.offset > len(self.data):
             raise struct.error("the file ends here")
         return start
 
     def scalar(self, code: str) -> Any:
-        """One little-endian number."""
+        """Reads one little-endian number."""
         start = self.skip(struct.calcsize("<" + code))
         return struct.unpack_from("<" + code, self.data, start)[0]
 
     def text(self) -> str:
-        """A string behind its length."""
+        """Reads a string with its length in front."""
         start = self.skip(self.scalar("Q"))
-        return self.data[start : self.at].decode("utf-8", "replace")
+        return self.data[start : self.offset].decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        """A metadata value of a type number."""
+        """Reads a metadata value of a GGUF type number."""
         if kind in SCALARS:
             return self.scalar(SCALARS[kind])
         if kind == STRING:
             return self.text()
         if kind != ARRAY:
-            raise struct.error(f"a value is of type {kind}, which there is not")
+            raise struct.error(f"a value has the unknown type {kind}")
         inner, count = self.scalar("I"), self.scalar("Q")
         if inner not in SCALARS:
             return [self.value(inner) for _ in range(count)]
@@ -119,17 +119,18 @@ class Cursor:
 
 
 def read_header(path: Path) -> Header:
-    """Metadata and tensor places of a GGUF file.
+    """Metadata and tensor table of a GGUF file; offsets count from the file's start.
 
     Raises:
-      ValueError: the file is no GGUF file, of an unknown version, cut short, or one of several.
+      ValueError: the file is no GGUF file, has an unknown version, is truncated, or is one of
+        several parts.
     """
     check_fetched(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         cursor = Cursor(data)
         if data[:4] != b"GGUF":
             raise ValueError(f"{path} is no GGUF file; convert the model, or fetch it again")
-        cursor.at = 4
+        cursor.offset = 4
         try:
             version = cursor.scalar("I")
             if version not in (2, 3):
@@ -138,7 +139,7 @@ def read_header(path: Path) -> Header:
                 )
             tensors, fields = cursor.scalar("Q"), cursor.scalar("Q")
             metadata = {cursor.text(): cursor.value(cursor.scalar("I")) for _ in range(fields)}
-            places = dict(read_place(cursor) for _ in range(tensors))
+            table = dict(read_table_entry(cursor) for _ in range(tensors))
         except (struct.error, RecursionError) as error:
             raise ValueError(
                 f"{path} is cut short within its header, or damaged ({error}); fetch it again"
@@ -146,9 +147,9 @@ def read_header(path: Path) -> Header:
         step = metadata.get("general.alignment", 32)
         if type(step) is not int or step < 1:
             raise ValueError(f"{path}: general.alignment is {step!r}; fetch the file again")
-        start = -(-cursor.at // step) * step
+        start = -(-cursor.offset // step) * step
     check_whole(path, metadata)
-    return Header(metadata, {k: v._replace(offset=start + v.offset) for k, v in places.items()})
+    return Header(metadata, {k: v._replace(offset=start + v.offset) for k, v in table.items()})
 
 
 def check_whole(path: Path, metadata: Mapping[str, Any]) -> None:
@@ -159,8 +160,8 @@ def check_whole(path: Path, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def read_place(cursor: Cursor) -> tuple[str, Stored]:
-    """One entry of the tensor table; its dimensions are stored innermost first."""
+def read_table_entry(cursor: Cursor) -> tuple[str, Stored]:
+    """Reads one entry of the tensor table; its dimensions are stored innermost first."""
     name = cursor.text()
     shape = tuple(cursor.scalar("Q") for _ in range(cursor.scalar("I")))[::-1]
     kind, offset = cursor.scalar("I"), cursor.scalar("Q")
@@ -177,27 +178,27 @@ class GgufFile:
         self.metadata = header.metadata
         self.family = family_of(header.metadata, path)
         named = {n: s for n, s in header.tensors.items() if n != ROPE_FACTORS}
-        self.places = {huggingface_name(name, self.family): s for name, s in named.items()}
-        self.shapes = {name: place.shape for name, place in self.places.items()}
+        self.stored = {huggingface_name(name, self.family): s for name, s in named.items()}
+        self.shapes = {name: stored.shape for name, stored in self.stored.items()}
         self.check_length()
 
     def check_length(self) -> None:
         """Raises ValueError when the file ends before its last tensor does."""
         size = self.path.stat().st_size
-        for name, place in self.places.items():
-            if place.offset + byte_count(self.path, name, place) > size:
+        for name, stored in self.stored.items():
+            if stored.offset + byte_count(self.path, name, stored) > size:
                 raise ValueError(f"{self.path} is cut short: {name} is missing; fetch it again")
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in float32."""
         import gguf
 
-        place = self.places[name]
-        count = byte_count(self.path, name, place)
-        raw = np.memmap(self.path, np.uint8, "r", place.offset, count)
-        kind = gguf.GGMLQuantizationType(place.quantisation)
-        rows = raw.reshape(*place.shape[:-1], -1)
-        tensor = gguf.dequantize(rows, kind).reshape(place.shape)
+        stored = self.stored[name]
+        count = byte_count(self.path, name, stored)
+        raw = np.memmap(self.path, np.uint8, "r", stored.offset, count)
+        kind = gguf.GGMLQuantizationType(stored.quantisation)
+        rows = raw.reshape(*stored.shape[:-1], -1)
+        tensor = gguf.dequantize(rows, kind).reshape(stored.shape)
         if self.family.startswith("gemma") and name.endswith("norm.weight"):
             return tensor - 1
         if self.family == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -205,10 +206,10 @@ class GgufFile:
         return tensor
 
     def heads(self, *, keys: bool) -> int:
-        """How many heads queries have, or keys.
+        """The number of query heads, or of key heads.
 
         Raises:
-          ValueError: the header does not say it.
+          ValueError: the header lacks it.
         """
         names = ("head_count_kv", "head_count") if keys else ("head_count",)
         for name in names:
@@ -218,28 +219,28 @@ class GgufFile:
         raise ValueError(f"{self.path} lacks llama.attention.head_count; convert the model again")
 
 
-def byte_count(path: Path, name: str, place: Stored) -> int:
-    """Bytes that a tensor takes in the file.
+def byte_count(path: Path, name: str, stored: Stored) -> int:
+    """Bytes of a tensor in the file.
 
     Raises:
-      ValueError: its quantisation is not one that the gguf library undoes.
+      ValueError: the gguf library cannot dequantise it.
     """
     import gguf
 
     try:
-        kind = gguf.GGMLQuantizationType(place.quantisation)
+        kind = gguf.GGMLQuantizationType(stored.quantisation)
         block, size = gguf.GGML_QUANT_SIZES[kind]
         gguf.dequantize(np.zeros((1, size), np.uint8), kind)
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(
-            f"{path}: {name} has quantisation {place.quantisation}, which gguf cannot undo; "
-            "convert the model to Q8_0 or F16"
+            f"{path}: {name} has quantisation {stored.quantisation}, which gguf cannot "
+            "dequantise; convert the model to Q8_0 or F16"
         ) from error
-    return math.prod(place.shape) // block * size
+    return math.prod(stored.shape) // block * size
 
 
 def halves(tensor: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head from interleaved pairs back to two halves."""
+    """Reorders the rows of each head from interleaved pairs to two halves."""
     rows, width = tensor.shape
     pairs = tensor.reshape(heads, rows // heads // 2, 2, width)
     return pairs.swapaxes(1, 2).reshape(rows, width)
@@ -260,7 +261,7 @@ def family_of(metadata: Mapping[str, Any], path: Path) -> str:
 
 
 def huggingface_name(name: str, family: str) -> str:
-    """A tensor's Hugging Face name; unknown ones keep theirs."""
+    """A tensor's Hugging Face name; an unknown name is returned unchanged."""
     if name in TOP_NAMES:
         return TOP_NAMES[name]
     parts = name.split(".")

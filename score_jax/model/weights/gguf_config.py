@@ -1,7 +1,7 @@
-"""The decoder's fields from a GGUF header, and what the header leaves unsaid.
+"""The decoder's config from a GGUF header, and values that the header lacks.
 
-What a header says of its architecture is read, or refused unless it changes nothing,
-as with a config.json (`keys`). Absent values are those of llama.cpp.
+Every field of the architecture is read, or refused unless it has no effect, as with a
+config.json (`config_keys`). Absent values have llama.cpp's defaults.
 """
 
 import math
@@ -39,13 +39,13 @@ GEMMA3 = {  # of Gemma 3 only
 }
 SCALING = "rope.scaling."
 FACTOR, ORIGINAL, ATTENTION = "factor", "original_context_length", "attn_factor"
-YARN = {  # name behind SCALING, config.json's in rope_scaling, kind
+YARN = {  # name after SCALING: config.json's name in rope_scaling, and its kind
     FACTOR: ("factor", "positive"),
     ORIGINAL: ("original_max_position_embeddings", "count"),
     "yarn_beta_fast": ("beta_fast", "positive"),
     "yarn_beta_slow": ("beta_slow", "positive"),
 }
-NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that change nothing, where others would
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # values without effect; others are refused
     "attention.causal": (True,),
     "attention.scale": (0.0,),
     "rope.scale_linear": (0.0, 1.0),
@@ -60,11 +60,11 @@ HARMLESS = (
     f"{SCALING}finetuned",
     f"{SCALING}{ORIGINAL}",
 )
-IMAGES = ("vision.", "mm.")  # beginnings of what the image half is told
+IMAGES = ("vision.", "mm.")  # prefixes of the image encoder's fields
 
 
 class Fields:
-    """What a header says of its architecture; what has been asked for counts as read."""
+    """The fields of a header's architecture; keeps track of those that were read."""
 
     def __init__(self, header: Header, path: Path):
         """Args: path: for messages."""
@@ -78,7 +78,7 @@ class Fields:
         self.read: set[str] = set()
 
     def take(self, name: str, kind: str) -> Any:
-        """A value, checked for its kind; None where the header has none."""
+        """Reads a field and checks its kind; None where the header lacks it."""
         self.read.add(name)
         value = self.found.get(name)
         fits, wanted = KINDS[kind]
@@ -87,12 +87,12 @@ class Fields:
         return value
 
     def error(self, name: str, remedy: str) -> ValueError:
-        """That a value cannot be used."""
+        """The error for an unusable value."""
         value = short(self.found.get(name))
         return ValueError(f"{self.path}: {self.arch}.{name} is {value}; {remedy}")
 
     def refuse_rest(self) -> None:
-        """Raises ValueError where something was not asked for that may change the model."""
+        """Raises ValueError where a field was not read and may have an effect."""
         for name, value in self.found.items():
             if name in self.read or name in HARMLESS or name.startswith(IMAGES):
                 continue
@@ -102,10 +102,10 @@ class Fields:
 
 
 def model_config(path: Path) -> ModelConfig:
-    """The decoder's fields from a GGUF header.
+    """The decoder's config from a GGUF header.
 
     Raises:
-      ValueError: something is missing, of the wrong type, or not supported.
+      ValueError: a field is missing, has a wrong type, or is not supported.
     """
     header = read_header(path)
     family = family_of(header.metadata, path)
@@ -133,7 +133,7 @@ def model_config(path: Path) -> ModelConfig:
 
 
 def check_needed(header: Header, fields: Fields, family: str, values: Mapping[str, Any]) -> None:
-    """Raises ValueError where the header lacks what no default stands for."""
+    """Raises ValueError where the header lacks a field without a default."""
     needed = [*NEEDED, *(("rope.freq_base",) if family == "gemma3_text" else ())]
     missing = [f"{fields.arch}.{name}" for name in needed if values[name] is None]
     if EMBEDDING not in header.tensors:
@@ -146,7 +146,7 @@ def check_needed(header: Header, fields: Fields, family: str, values: Mapping[st
 
 
 def check_heads(fields: Fields, head_dim: int) -> None:
-    """Raises ValueError where heads are turned in part, or values are of another width."""
+    """Raises ValueError where heads are rotated in part, or values have another width."""
     names = ("rope.dimension_count", "attention.value_length")
     for name in (*names, "rope.dimension_count_swa", "attention.key_length_swa"):
         if fields.take(name, "count") not in (None, head_dim):
@@ -154,7 +154,7 @@ def check_heads(fields: Fields, head_dim: int) -> None:
 
 
 def query_scalar(family: str, metadata: Mapping[str, Any], arch: str) -> float | None:
-    """Gemma's query scale, which is not in the file: only the 27B models deviate from head_dim."""
+    """Gemma's query_pre_attn_scalar, which GGUF lacks: head_dim, except in the 27B models."""
     layers = metadata[f"{arch}.block_count"]
     width, heads = (metadata[f"{arch}.{n}"] for n in ("embedding_length", "attention.head_count"))
     if (family, layers) in (("gemma2", 46), ("gemma3_text", 62)):
@@ -163,14 +163,14 @@ def query_scalar(family: str, metadata: Mapping[str, Any], arch: str) -> float |
 
 
 def rope_scaling(header: Header, fields: Fields, data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `rope_scaling` of a config.json that a header amounts to."""
+    """A header's RoPE scaling as the `rope_scaling` of a config.json."""
     kind = fields.found.get(f"{SCALING}type", "none")
     factors = header.tensors.get(ROPE_FACTORS)
     if factors is not None:
         if kind != "none" or data["model_type"] != "llama":
             raise ValueError(
-                f"{fields.path} holds {ROPE_FACTORS}, which go with a Llama that names no other "
-                "rope.scaling.type; convert the model again"
+                f"{fields.path} holds {ROPE_FACTORS}, which are supported only for a Llama "
+                "without rope.scaling.type; convert the model again"
             )
         return llama3_scaling(fields.path, factors, {"rope_theta": 10_000.0, **data})
     if kind == "none":
@@ -179,41 +179,44 @@ def rope_scaling(header: Header, fields: Fields, data: Mapping[str, Any]) -> dic
     if kind not in kinds:
         raise fields.error(f"{SCALING}type", f"supported: none, {', '.join(kinds)}")
     table = YARN if kind == "yarn" else {FACTOR: YARN[FACTOR]}
-    found = {key: fields.take(f"{SCALING}{name}", sort) for name, (key, sort) in table.items()}
+    found = {
+        key: fields.take(f"{SCALING}{name}", value_kind)
+        for name, (key, value_kind) in table.items()
+    }
     if found["factor"] is None:
         raise ValueError(
-            f"{fields.path} lacks {fields.arch}.{SCALING}{FACTOR} beside {SCALING}type {kind!r}; "
+            f"{fields.path} lacks {fields.arch}.{SCALING}{FACTOR} for {SCALING}type {kind!r}; "
             "convert the model again"
         )
     if kind == "yarn":
         found |= yarn_magnitude(fields, found["factor"])
-    given = {key: value for key, value in found.items() if value is not None}
-    return {"rope_type": kind} | given
+    present = {key: value for key, value in found.items() if value is not None}
+    return {"rope_type": kind} | present
 
 
 def yarn_magnitude(fields: Fields, factor: float) -> dict[str, float]:
-    """YaRN's attention factor, where the header has one: llama.cpp multiplies by the paper's."""
-    times = fields.take(f"{SCALING}{ATTENTION}", "positive")
-    if times is None:
+    """YaRN's attention factor; {} if the header has none. GGUF stores its ratio to the paper's."""
+    ratio = fields.take(f"{SCALING}{ATTENTION}", "positive")
+    if ratio is None:
         return {}
-    return {"attention_factor": times * max(1.0, 0.1 * math.log(factor) + 1.0)}
+    return {"attention_factor": ratio * max(1.0, 0.1 * math.log(factor) + 1.0)}
 
 
-def llama3_scaling(path: Path, place: Stored, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Llama 3.1's scaling, recognised from the factors that the file holds.
+def llama3_scaling(path: Path, stored: Stored, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 3.1's scaling, recognised by the factors in the file.
 
     Raises:
       ValueError: the factors are not those of the Llama 3.1 release.
     """
-    factors = np.memmap(path, np.float32, "r", place.offset, place.shape)
+    factors = np.memmap(path, np.float32, "r", stored.offset, stored.shape)
     fault = ValueError(f"{path}: {ROPE_FACTORS} are not the factors of Llama 3.1's scaling")
     if not np.isfinite(factors).all() or factors.max() <= 0:
         raise fault
     scaling = RopeScaling(kind="llama3", factor=float(factors.max()))
     frequencies = data["rope_theta"] ** -(np.arange(0, data["head_dim"], 2) / data["head_dim"])
-    turns = scaling.original_length * frequencies / (2 * np.pi)
+    rotations = scaling.original_length * frequencies / (2 * np.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    blend = np.clip((turns - low) / (high - low), 0, 1)
+    blend = np.clip((rotations - low) / (high - low), 0, 1)
     expected = 1 / (blend + (1 - blend) / scaling.factor)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
         raise fault

@@ -1,11 +1,11 @@
-"""Weights from disk or hub into sharded arrays, one parameter at a time.
+"""Loads weights from disk or hub into sharded arrays, one parameter at a time.
 
     source ----> shapes of stored tensors ----> checked against names.entries(config)
                                                         |
     read(name) [slice of a mapped file] ----> this host's part ----> device
 
-What a host does not hold it does not read. The largest parameters go first, while
-little else is in memory, so that the buffer in flight never tops the finished tree.
+A host reads only the parts that its devices hold. The largest parameters are loaded
+first, so that the peak of finished parameters plus the read buffer stays low.
 """
 
 from dataclasses import replace
@@ -37,27 +37,27 @@ GGUF = ".gguf"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 COMPARED_ROWS = 4096  # in memory at a time
 CONFIG_FILE = "config.json"
-SKIPPED = ("rotary_emb.inv_freq",)  # computed, not learnt
-VISION = ("vision_tower.", "multi_modal_projector.", "vision_model.")  # of Gemma 3 with images
-TEXT_PREFIXES = ("language_model.model.", "model.language_model.")  # its text half
+SKIPPED = ("rotary_emb.inv_freq",)  # computed, not learned
+VISION = ("vision_tower.", "multi_modal_projector.", "vision_model.")  # of multimodal Gemma 3
+TEXT_PREFIXES = ("language_model.model.", "model.language_model.")  # its text model
 
 
 class Tensors(Protocol):
-    """Named tensors of a source, read when asked for."""
+    """Named tensors of a source, each read on demand."""
 
     shapes: dict[str, tuple[int, ...]]
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, by its Hugging Face name or that of the file."""
+        """Reads one tensor by its name in `shapes`."""
         ...
 
 
 def locate(source: str) -> Path:
-    """The local path of a source; a hub id is fetched first.
+    """The local path of a source; a hub repository is downloaded first.
 
     Raises:
-      ValueError: nothing is there, the hub cannot be reached or refuses, or its client is
-        not installed.
+      ValueError: the path does not exist, the download fails, or huggingface_hub is not
+        installed.
     """
     if not source.startswith(HUB):
         path = Path(source).expanduser()
@@ -70,33 +70,33 @@ def locate(source: str) -> Path:
         raise ValueError(f"model source is {source!r}; pip install score_jax[hf]") from error
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
     name, revision = hub_name(source)
-    asked: dict[str, Any] = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, **asked))
-    except (OSError, ValueError) as error:  # no network, no such name, a gate, no room
-        told = " ".join(str(error).split())
+        return Path(snapshot_download(name, allow_patterns=wanted, **options))
+    except (OSError, ValueError) as error:  # network, name, licence or disk space
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"model source is {source!r}, but the hub did not give it ({told}); check name, "
-            "network and login, or fetch it elsewhere and set the source to its folder"
+            f"model source is {source!r}, which cannot be downloaded ({reason}); check name, "
+            "network and login, or download it elsewhere and set the source to its folder"
         ) from error
 
 
 def hub_name(source: str) -> tuple[str, str]:
-    """Name and revision of hub:org/name@revision; "": the newest of the main branch.
+    """Name and revision of hub:org/name@revision; revision "": the head of the main branch.
 
     Raises:
-      ValueError: there is an @ and nothing behind it.
+      ValueError: nothing follows the @.
     """
     name, mark, revision = source.removeprefix(HUB).partition("@")
     if mark and not revision:
         raise ValueError(
-            f"model source is {source!r}; write a branch, tag or commit behind the @, or leave it"
+            f"model source is {source!r}; write a branch, tag or commit after the @, or remove it"
         )
     return name, revision
 
 
 def resolve(source: str) -> str:
-    """A source that stays what it is: a hub's name with the commit that was fetched."""
+    """Pins a hub source to the commit that was downloaded; returns other sources unchanged."""
     if not source.startswith(HUB):
         return source
     path = locate(source)  # the client's cache: .../snapshots/COMMIT
@@ -106,7 +106,7 @@ def resolve(source: str) -> str:
 
 
 def model_config(source: str) -> ModelConfig:
-    """The decoder's fields, from `config.json` or from a GGUF header.
+    """The decoder's config, from `config.json` or from a GGUF header.
 
     Raises:
       ValueError: there is no config, or its architecture is not supported.
@@ -118,14 +118,14 @@ def model_config(source: str) -> ModelConfig:
     if config.tied_embeddings and holds_weights(path):
         tensors = SafetensorsFolder(path)
         if differing_head(tensors):
-            tell_head(path)
+            log_differing_head(path)
             config = replace(config, tied_embeddings=False)
     return config
 
 
-@cache  # a run reads its config many times
-def tell_head(path: Path) -> None:
-    """Says once of a folder that its unembedding is not the embedding, whatever its config says."""
+@cache  # a run reads its config many times; the message is logged once
+def log_differing_head(path: Path) -> None:
+    """Logs that a folder's unembedding differs from its embedding, despite its config."""
     processes.log(
         f"{path}: its {HEAD} differs from the embeddings and is used, although "
         "tie_word_embeddings is true"
@@ -133,10 +133,10 @@ def tell_head(path: Path) -> None:
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer beside the weights, or inside a GGUF file.
+    """The tokenizer in the folder of the weights, or inside a GGUF file.
 
     Raises:
-      ValueError: there is none, or it is of an unknown kind.
+      ValueError: there is none, or its format is unknown.
     """
     path = locate(source)
     if path.suffix == GGUF:
@@ -148,14 +148,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The parsed `config.json` of a folder."""
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} has no {CONFIG_FILE}; point at a whole model folder")
+        raise ValueError(f"{folder} has no {CONFIG_FILE}; point at a complete model folder")
     return read_json(path)
 
 
 def load_params(
     source: str, config: ModelConfig, shardings: Any = None, dtype: Dtype = "float32"
 ) -> Params:
-    """Reads a model's parameters, each straight into its sharded place.
+    """Reads a model's parameters, each directly into its sharding.
 
     Args:
       source: a folder of safetensors or an Orbax checkpoint, a .gguf file, or hub:org/name.
@@ -163,13 +163,14 @@ def load_params(
         collection; None: all on the first device.
 
     Raises:
-      ValueError: tensors are missing, left over or of the wrong shape; all are listed.
+      ValueError: tensors are missing, unexpected or have a wrong shape; the message lists
+        them.
     """
     arrays = orbax_folder.find_arrays(locate(source))
     if arrays is not None:
         return orbax_folder.load_params(arrays, config, shardings, dtype)
     tensors = open_tensors(source)
-    places = match_names(entries(config), tensors, source)
+    names = match_names(entries(config), tensors, source)
     if config.tied_embeddings and differing_head(tensors):
         raise ValueError(
             f"model.tied_embeddings is True, but the {HEAD} of {source} differs from its "
@@ -178,11 +179,11 @@ def load_params(
     if isinstance(tensors, SafetensorsFolder) and tensors.note:
         processes.log(tensors.note)
     params: dict[str, Any] = {}
-    for entry in sorted(places, key=lambda e: -np.prod(e.shape)):
+    for entry in sorted(names, key=lambda e: -np.prod(e.shape)):
         sharding = SingleDeviceSharding(jax.devices()[0])
         if shardings is not None:
             sharding = descend(shardings, entry.path)
-        put(params, entry.path, read_sharded(entry, places[entry], tensors, sharding, dtype))
+        put(params, entry.path, read_sharded(entry, names[entry], tensors, sharding, dtype))
     return params
 
 
@@ -193,7 +194,11 @@ def open_tensors(source: str) -> Tensors:
 
 
 def match_names(wanted: list[Entry], tensors: Tensors, source: str) -> dict[Entry, tuple[str, ...]]:
-    """Finds each entry's tensors among the stored ones; lists all that do not fit."""
+    """The stored names of each entry's tensors.
+
+    Raises:
+      ValueError: tensors are missing, unexpected or have a wrong shape.
+    """
     stored = {plain_name(name): name for name in tensors.shapes}
     missing, misshapen = [], []
     for entry in wanted:
@@ -202,9 +207,9 @@ def match_names(wanted: list[Entry], tensors: Tensors, source: str) -> dict[Entr
                 missing.append(name)
             elif (shape := tensors.shapes[stored[name]]) != entry.stored:
                 misshapen.append(f"{name} {shape}, not {entry.stored}")
-    tied = {HEAD}  # some files repeat the tied embedding
-    known = {name for entry in wanted for name in entry.names} | tied
-    extra = [n for n in stored if n not in known and not n.endswith(SKIPPED) and n not in tied]
+    known = {HEAD}  # some files repeat the tied embedding
+    known |= {name for entry in wanted for name in entry.names}
+    extra = [n for n in stored if n not in known and not n.endswith(SKIPPED)]
     extra = [n for n in extra if not any(mark in n for mark in VISION)]
     faults = {"missing": missing, "left over": extra, "misshapen": misshapen}
     if any(faults.values()):
@@ -214,22 +219,22 @@ def match_names(wanted: list[Entry], tensors: Tensors, source: str) -> dict[Entr
 
 
 def differing_head(tensors: Tensors) -> bool:
-    """Whether an output table is stored that is not the embeddings over again."""
+    """Whether the source holds an output table that differs from the embeddings."""
     stored = {plain_name(name): name for name in tensors.shapes}
     if HEAD not in stored or EMBEDDING not in stored:
         return False
     head, table = stored[HEAD], stored[EMBEDDING]
     if tensors.shapes[head] != tensors.shapes[table]:
         return True
-    mine, theirs = tensors.read(head), tensors.read(table)
-    rows = range(0, len(mine), COMPARED_ROWS)
+    a, b = tensors.read(head), tensors.read(table)
+    starts = range(0, len(a), COMPARED_ROWS)
     return any(
-        not np.array_equal(mine[i : i + COMPARED_ROWS], theirs[i : i + COMPARED_ROWS]) for i in rows
+        not np.array_equal(a[i : i + COMPARED_ROWS], b[i : i + COMPARED_ROWS]) for i in starts
     )
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name as the text-only model spells it."""
+    """A tensor's name in the text-only model."""
     for prefix in TEXT_PREFIXES:
         if name.startswith(prefix):
             return "model." + name.removeprefix(prefix)
@@ -237,7 +242,7 @@ def plain_name(name: str) -> str:
 
 
 def shorten(names: list[str], limit: int = 12) -> str:
-    """The first names of a list and how many more there are."""
+    """The first `limit` names of a list, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
@@ -245,7 +250,7 @@ def shorten(names: list[str], limit: int = 12) -> str:
 def read_sharded(
     entry: Entry, names: tuple[str, ...], tensors: Tensors, sharding: Sharding, dtype: Dtype
 ) -> jax.Array:
-    """One parameter, each device's part read by itself."""
+    """Reads one parameter, each device's shard separately."""
 
     def part(index: Index | None) -> np.ndarray:
         assert index is not None, f"{entry.path}: no index for a shard"
@@ -258,7 +263,7 @@ def read_sharded(
 def read_part(
     entry: Entry, names: tuple[str, ...], tensors: Tensors, index: Index, dtype: np.dtype
 ) -> np.ndarray:
-    """The part of a parameter at an index, from the tensors that hold it."""
+    """Reads the slice of a parameter at an index from its tensors."""
     spans = [range(size)[span] for size, span in zip(entry.shape, index, strict=True)]
     block = np.empty([len(span) for span in spans], dtype)
     if not entry.stacked:

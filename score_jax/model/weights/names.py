@@ -1,8 +1,8 @@
-"""Where each parameter lives in a Hugging Face folder, and in which axis order.
+"""The name, shape and axis order of each parameter in a Hugging Face folder.
 
-Parameters of all layers are stacked on a first axis; the files hold one tensor per
-layer. A stored tensor becomes ours by splitting its rows or columns into heads and
-permuting axes: both are views, so slicing the result reads that slice only.
+The decoder stacks the parameters of all layers on a first axis; the files hold one tensor
+per layer. A stored tensor is converted by splitting its rows or columns into heads and
+permuting axes. Both are views, so that slicing the result reads only that slice.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from score_jax.model.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One parameter and the tensors that it is made of."""
+    """One parameter of the decoder and its stored tensors."""
 
     path: tuple[str, ...]  # in the "params" collection
     names: tuple[str, ...]  # of the stored tensors: one per layer, or one
-    stacked: bool  # ours has a first axis over layers
-    split: tuple[int, ...]  # the stored shape, heads apart
-    order: tuple[int, ...]  # axis i of ours is axis order[i] of the split one
+    stacked: bool  # the parameter has a first axis over layers
+    split: tuple[int, ...]  # the stored shape with heads as an axis
+    order: tuple[int, ...]  # axis i of a layer's parameter is axis order[i] of `split`
     stored: tuple[int, ...]  # the stored shape
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Our shape."""
-        own = tuple(self.split[i] for i in self.order)
-        return (len(self.names), *own) if self.stacked else own
+        """The parameter's shape."""
+        layer = tuple(self.split[i] for i in self.order)
+        return (len(self.names), *layer) if self.stacked else layer
 
     def from_stored(self, tensor: np.ndarray) -> np.ndarray:
-        """One layer's tensor in our axis order, as a view."""
+        """One layer's tensor in the decoder's axis order, as a view."""
         return tensor.reshape(self.split).transpose(self.order)
 
     def to_stored(self, value: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ class Entry:
 
 
 def entries(config: ModelConfig) -> list[Entry]:
-    """Every parameter of a decoder, with the tensors that hold it."""
+    """Every parameter of a decoder, with its stored tensors."""
     d, v = config.width, config.vocab_size
     top = [
         (("embedding",), "model.embed_tokens.weight", (v, d), (0, 1), (v, d)),
@@ -105,7 +105,7 @@ def layer_rows(config: ModelConfig) -> list[Row]:
 
 
 def flat_shape(name: str, split: tuple[int, ...]) -> tuple[int, ...]:
-    """The stored shape: heads and their width are one axis in the file."""
+    """The stored shape, in which the axes of heads and head_dim are merged."""
     if len(split) < 3:
         return split
     if name.endswith("o_proj.weight"):

@@ -1,7 +1,7 @@
-"""Parameters out of an Orbax checkpoint: of this package's runs, or a bare params tree.
+"""Reads parameters from an Orbax checkpoint: of a run of this package, or a params tree.
 
-A run's checkpoint holds the whole train state; only its parameters are read, each
-device its own part. A checkpoint says nothing of the model's shape: config.model does.
+A run's checkpoint holds the full train state; only its parameters are read, each device's
+shard separately. A checkpoint contains no model config, so config.model must be set.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ from score_jax.model.config import Dtype, ModelConfig
 from score_jax.model.weights.names import entries
 from score_jax.types import Params
 
-MARKS = ("_METADATA", "manifest.ocdbt")  # either is in a folder that holds arrays
-STATE = "state"  # where a run's checkpoint of one step holds its arrays
+MARKS = ("_METADATA", "manifest.ocdbt")  # a folder of arrays contains one of them
+STATE = "state"  # the folder of arrays in a run's checkpoint of one step
 
 
 def find_arrays(path: Path) -> Path | None:
-    """The folder of arrays at or right below a path; None: this is no Orbax checkpoint."""
+    """The folder of arrays at or directly below a path; None: not an Orbax checkpoint."""
     for folder in (path, path / STATE):
         if any((folder / mark).exists() for mark in MARKS):
             return folder.absolute()
@@ -52,7 +52,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any, dtype: Dtype)
 
 
 def check_shapes(folder: Path, found: dict[tuple[str, ...], Any], config: ModelConfig) -> None:
-    """Raises ValueError with the parameters that do not fit."""
+    """Raises ValueError where parameters are missing, unexpected or have a wrong shape."""
     wanted = {entry.path: entry.shape for entry in entries(config)}
     faults = [f"{'/'.join(path)} is missing" for path in wanted if path not in found]
     faults += [f"{'/'.join(path)} is left over" for path in found if path not in wanted]
@@ -66,12 +66,12 @@ def check_shapes(folder: Path, found: dict[tuple[str, ...], Any], config: ModelC
 
 
 def abstract_params(config: ModelConfig, shardings: Any, dtype: Dtype) -> Params:
-    """Shapes, types and places of the parameters."""
-    one = SingleDeviceSharding(jax.devices()[0])
-    places = {} if shardings is None else traverse_util.flatten_dict(shardings)
+    """Shapes, dtypes and shardings of the parameters."""
+    default = SingleDeviceSharding(jax.devices()[0])
+    by_path = {} if shardings is None else traverse_util.flatten_dict(shardings)
     shapes = {
         entry.path: jax.ShapeDtypeStruct(
-            entry.shape, jnp.dtype(dtype), sharding=places.get(entry.path, one)
+            entry.shape, jnp.dtype(dtype), sharding=by_path.get(entry.path, default)
         )
         for entry in entries(config)
     }

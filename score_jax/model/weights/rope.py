@@ -1,8 +1,8 @@
-"""Rotary settings of a config.json: bases, and how frequencies are stretched.
+"""Rotary settings of a config.json: bases and frequency scaling.
 
-Three spellings occur: `rope_theta` with `rope_scaling`; the newer `rope_parameters`;
-and, in Gemma 3, `rope_parameters` by kind of layer. What two places say differently,
-and what a kind of scaling does not read, is refused.
+Three formats occur: `rope_theta` with `rope_scaling`; the newer `rope_parameters`; and,
+in Gemma 3, `rope_parameters` per layer type. Contradictory values, and fields that a kind
+of scaling does not use, are refused.
 """
 
 import math
@@ -13,12 +13,12 @@ from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.model.weights.config_keys import KINDS, short
 
 Rope = Mapping[str, Any]
-FAR, NEAR = "full_attention", "sliding_attention"
-BASES = {FAR: 1_000_000.0, NEAR: 10_000.0}  # Gemma 3's, where the file has none
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+BASES = {GLOBAL: 1_000_000.0, LOCAL: 10_000.0}  # Gemma 3's defaults
 BASE = 10_000.0
 NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 ORIGINAL = "original_max_position_embeddings"
-FIELDS: dict[str, dict[str, str]] = {  # what each kind reads, and of what kind that is
+FIELDS: dict[str, dict[str, str]] = {  # scaling: its fields, and for each its kind in KINDS
     "default": {},
     "linear": {"factor": "positive"},
     "llama3": {
@@ -36,7 +36,7 @@ FIELDS: dict[str, dict[str, str]] = {  # what each kind reads, and of what kind 
         "mscale": "positive",
         "mscale_all_dim": "positive",
         "truncate": "flag",
-        "finetuned": "flag",  # says that the weights have seen it; changes nothing
+        "finetuned": "flag",  # the weights were trained with it; has no effect
     },
 }
 NEEDED = ("factor", "low_freq_factor", "high_freq_factor")
@@ -46,10 +46,10 @@ def read_rope(family: str, values: Mapping[str, Any], where: str) -> dict[str, A
     """Rotary bases and their scaling, as fields of ModelConfig.
 
     Args:
-      values: of `keys.read_keys`.
+      values: result of `config_keys.read_keys`.
 
     Raises:
-      ValueError: a kind of scaling is not supported, or incomplete, or contradicted.
+      ValueError: a scaling is not supported, incomplete or contradictory.
     """
     old, new = values["rope_scaling"], values["rope_parameters"]
     if old and new and old != new:
@@ -74,15 +74,15 @@ def read_layer_kinds(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     old, new = values["rope_scaling"] or {}, values["rope_parameters"] or {}
     if old and "rope_type" not in old:
         raise ValueError(
-            f"{where}: rope_scaling has no rope_type, without which Gemma 3 ignores it"
+            f"{where}: rope_scaling has no rope_type, without which Gemma 3 ignores it; add it"
         )
-    ropes: dict[str, Rope] = {FAR: old} if old else new
-    tops = {FAR: "rope_theta", NEAR: "rope_local_base_freq"}
+    ropes: dict[str, Rope] = {GLOBAL: old} if old else new
+    tops = {GLOBAL: "rope_theta", LOCAL: "rope_local_base_freq"}
     stray = [key for key in ropes if key not in tops]
     if stray:
         raise ValueError(
             f"{where}: rope_parameters.{stray[0]} is {short(ropes[stray[0]])}; Gemma 3 reads "
-            f"{FAR} and {NEAR} only, write it into them"
+            f"{GLOBAL} and {LOCAL} only, write it into them"
         )
     bases, scalings = {}, {}
     for kind, top in tops.items():
@@ -90,21 +90,21 @@ def read_layer_kinds(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         rope = ropes.get(kind) or {}
         if not isinstance(rope, Mapping):
             raise ValueError(f"{name} is {short(rope)}; set an object")
-        if rope.get("truncate") is False:  # transformers looks for it one level higher
+        if rope.get("truncate") is False:  # transformers reads it one level higher only
             raise ValueError(f"{name}.truncate is False; transformers ignores it here, delete it")
         bases[kind] = read_base(rope, (top, values[top]), BASES[kind], name)
         longest = values["max_position_embeddings"]
         scalings[kind] = read_scaling(rope, None, longest=longest, where=name)
     return {
-        "rope_base": bases[FAR],
-        "rope_local_base": bases[NEAR],
-        "rope_scaling": scalings[FAR],
-        "rope_local_scaling": scalings[NEAR],
+        "rope_base": bases[GLOBAL],
+        "rope_local_base": bases[LOCAL],
+        "rope_scaling": scalings[GLOBAL],
+        "rope_local_scaling": scalings[LOCAL],
     }
 
 
 def read_base(rope: Rope, top: tuple[str, float | None], default: float, where: str) -> float:
-    """The base, which may stand inside the rotary settings or at the top."""
+    """The base, from inside the rotary settings or from the top level of the config."""
     name, outside = top
     inside = rope.get("rope_theta", outside)
     fits, wanted = KINDS["base"]
@@ -118,11 +118,11 @@ def read_base(rope: Rope, top: tuple[str, float | None], default: float, where: 
 def read_scaling(
     rope: Rope, original: int | None, *, longest: int, where: str
 ) -> RopeScaling | None:
-    """How rotary frequencies are stretched, or None.
+    """The frequency scaling, or None.
 
     Args:
-      original: the length before stretching as said at the top, which goes first.
-      longest: what that length is where nobody says it, as in transformers.
+      original: original length in tokens at the config's top level; it has priority.
+      longest: default of the original length, as in transformers.
     """
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in FIELDS:
@@ -142,15 +142,17 @@ def read_scaling(
 
 
 def check_field(kind: str, name: str, value: Any, where: str) -> None:
-    """Raises ValueError where a kind of scaling does not read a field, or not this value."""
+    """Raises ValueError where a kind of scaling does not use a field, or not this value."""
     if name == "partial_rotary_factor" and value not in (None, 1):
-        raise ValueError(f"{where}.{name} is {short(value)}; heads are turned whole here")
+        raise ValueError(
+            f"{where}.{name} is {short(value)}; partial rotation is not supported, set 1"
+        )
     if name in NAMES or value is None:
         return
     if name not in FIELDS[kind]:
         raise ValueError(
             f"{where}.{name} is {short(value)}, which rope_type {kind!r} does not read; "
-            "name the rope_type that does, or delete it"
+            "set the rope_type that does, or delete it"
         )
     fits, wanted = KINDS[FIELDS[kind][name]]
     if not fits(value):
@@ -158,7 +160,7 @@ def check_field(kind: str, name: str, value: Any, where: str) -> None:
 
 
 def make_scaling(kind: str, rope: Rope, length: int, where: str) -> RopeScaling | None:
-    """The record of a kind whose fields are all there."""
+    """Builds the RopeScaling from complete fields; None for "default"."""
     if kind == "linear":
         return RopeScaling(kind="linear", factor=rope["factor"])
     if kind == "llama3":
@@ -183,7 +185,7 @@ def make_scaling(kind: str, rope: Rope, length: int, where: str) -> RopeScaling 
 
 
 def read_attention_factor(rope: Rope, where: str) -> float | None:
-    """YaRN's magnitude where the file says it; None: the paper's."""
+    """YaRN's attention factor if the file gives one; None: the paper's formula."""
     if rope.get("attention_factor") is not None:
         return rope["attention_factor"]
     scales = [rope.get(name) for name in ("mscale", "mscale_all_dim")]
@@ -216,18 +218,18 @@ def write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def write_rope(family: str, config: ModelConfig) -> dict[str, Any]:
-    """The entries from which `read_rope` makes the same fields."""
+    """The config.json entries of a config's rotary fields; inverse of `read_rope`."""
     base, scaling = config.rope_base, write_scaling(config.rope_scaling)
     if family != "gemma3_text":
         return {"rope_theta": base, "rope_scaling": scaling}
-    local, nearby = config.rope_local_base, config.rope_local_scaling
-    if local is None:
-        local, nearby = base, config.rope_scaling
-    if nearby is None:
-        return {"rope_theta": base, "rope_scaling": scaling, "rope_local_base_freq": local}
+    local_base, local_scaling = config.rope_local_base, config.rope_local_scaling
+    if local_base is None:
+        local_base, local_scaling = base, config.rope_scaling
+    if local_scaling is None:
+        return {"rope_theta": base, "rope_scaling": scaling, "rope_local_base_freq": local_base}
     default = {"rope_type": "default"}
-    near = write_scaling(nearby) or default
-    far = scaling or default
-    return {
-        "rope_parameters": {FAR: far | {"rope_theta": base}, NEAR: near | {"rope_theta": local}}
+    entries = {
+        GLOBAL: (scaling or default) | {"rope_theta": base},
+        LOCAL: (write_scaling(local_scaling) or default) | {"rope_theta": local_base},
     }
+    return {"rope_parameters": entries}

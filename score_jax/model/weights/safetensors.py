@@ -1,8 +1,8 @@
-"""Safetensors files as named, lazily read tensors; and their writing, tensor by tensor.
+"""Reads tensors of safetensors files lazily, and writes such files tensor by tensor.
 
-Only headers are read at first. Each tensor is mapped into memory when asked for
-and unmapped when dropped, so that pages of the file do not pile up in this
-process, and a slice of a tensor costs the reading of that slice.
+Only headers are read at first. Each tensor is memory-mapped when it is read and unmapped
+when it is freed, so that the process does not accumulate pages of the file, and slicing a
+tensor reads only that slice.
 """
 
 import json
@@ -29,12 +29,12 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 
-class Place(NamedTuple):
-    """Where a tensor's bytes are."""
+class Stored(NamedTuple):
+    """A tensor's location, dtype and shape."""
 
     path: Path
     offset: int  # bytes from the start of the file
-    dtype: str  # as the header spells it
+    dtype: str  # a key of DTYPES, if supported
     shape: tuple[int, ...]
 
 
@@ -43,64 +43,64 @@ class SafetensorsFolder:
 
     def __init__(self, folder: Path):
         """Args: folder: holds the files; their headers are read and checked here."""
-        self.places: dict[str, Place] = {}
-        paths, self.note = weight_files(folder)  # the latter: what a user should be told
+        self.stored: dict[str, Stored] = {}
+        paths, self.note = weight_files(folder)  # note: a message for the log, or None
         for path in paths:
-            self.places.update(read_header(path))
-        self.shapes = {name: place.shape for name, place in self.places.items()}
+            self.stored.update(read_header(path))
+        self.shapes = {name: stored.shape for name, stored in self.stored.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """A read-only view of one tensor's bytes, in the file's own type."""
-        place = self.places[name]
-        if place.dtype not in DTYPES:
+        """Maps one tensor as a read-only array of the file's dtype."""
+        stored = self.stored[name]
+        if stored.dtype not in DTYPES:
             raise ValueError(
-                f"{place.path}: {name} is of type {place.dtype}; supported are "
+                f"{stored.path}: {name} is of type {stored.dtype}; supported are "
                 f"{', '.join(DTYPES)}, use unquantised weights"
             )
-        dtype = np.dtype(DTYPES[place.dtype])
-        return np.memmap(place.path, dtype, "r", place.offset, place.shape)
+        dtype = np.dtype(DTYPES[stored.dtype])
+        return np.memmap(stored.path, dtype, "r", stored.offset, stored.shape)
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a folder has a file of weights, or an index of some."""
+    """Whether a folder contains a single weights file or an index of shards."""
     return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
 
 
 def weight_files(folder: Path) -> tuple[list[Path], str | None]:
-    """The files that hold a folder's weights, and a note where others are passed over.
+    """The files with a folder's weights, and a note if an index is ignored.
 
-    A single file goes before an index, as in transformers.
+    A single file has priority over an index, as in transformers.
 
     Raises:
-      ValueError: there are none, or some that the index names are missing.
+      ValueError: there are none, or shards that the index lists are missing.
     """
     index, single = folder / INDEX_FILE, folder / SINGLE_FILE
     if single.is_file():
-        note = f"{folder}: {SINGLE_FILE} is read, and {INDEX_FILE} beside it ignored"
+        note = f"{folder}: {SINGLE_FILE} is read, and {INDEX_FILE} is ignored"
         return [single], note if index.is_file() else None
     if not index.is_file():
         raise ValueError(
             f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; point at one that does"
         )
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not where:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map of tensors to files; fetch it again")
-    if not all(isinstance(name, str) for name in where.values()):
-        raise ValueError(f"{index}: weight_map names files by other than text; fetch it again")
-    names = sorted(set(where.values()))
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index}: weight_map has values that are not text; fetch it again")
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} lacks {', '.join(missing)}, which its index names; fetch what is missing"
+            f"{folder} lacks {', '.join(missing)}, which its index lists; fetch the missing files"
         )
     return [folder / name for name in names], None
 
 
-def read_header(path: Path) -> dict[str, Place]:
-    """Names and places of a file's tensors, checked against the file's length.
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors that a file's header lists, checked against the file's length.
 
     Raises:
-      ValueError: the file is cut short, damaged or no safetensors file.
+      ValueError: the file is truncated, damaged or no safetensors file.
     """
     check_fetched(path)
     size = path.stat().st_size
@@ -115,15 +115,15 @@ def read_header(path: Path) -> dict[str, Place]:
         end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
         if size < end:
             raise ValueError(f"{path} is cut short: {size} bytes of {end}; fetch it again")
-        with safe_open(path, framework="numpy"):  # the format's own library checks the rest
+        with safe_open(path, framework="numpy"):  # safetensors checks the rest
             pass
     except (TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} has a bad header ({told}); fetch it again") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} has a bad header ({reason}); fetch it again") from error
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise ValueError(f"{path} has a bad header ({error}); fetch it again") from error
     return {
-        name: Place(
+        name: Stored(
             path, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"])
         )
         for name, entry in header.items()
@@ -132,31 +132,35 @@ def read_header(path: Path) -> dict[str, Place]:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A tensor that will be written."""
+    """A tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    fetch: Callable[[], np.ndarray]  # brings it to the host, in C order
+    fetch: Callable[[], np.ndarray]  # copies it to the host, in C order
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_file(path: Path, pieces: Sequence[Piece]) -> None:
     """Writes a safetensors file, one tensor in memory at a time.
 
-    Every host fetches, since a tensor may be spread over all; the first one writes.
+    Every host fetches, as a tensor may be sharded over all hosts; only host 0 writes.
     """
-    spelt = {np.dtype(kind): name for name, kind in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
-    at = 0
+    dtype_names = {np.dtype(kind): name for name, kind in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
+    offset = 0
     for piece in pieces:
-        place = {"dtype": spelt[piece.dtype], "data_offsets": [at, at + piece.size]}
-        header[piece.name] = place | {"shape": piece.shape}
-        at += piece.size
+        entry = {
+            "dtype": dtype_names[piece.dtype],
+            "data_offsets": [offset, offset + piece.size],
+            "shape": piece.shape,
+        }
+        header[piece.name] = entry
+        offset += piece.size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
     if jax.process_index() > 0:

@@ -1,8 +1,7 @@
-"""Which token ids end a text, as the files beside the weights say.
+"""Reads the token ids that end a turn from the files of a model.
 
-Sampling elsewhere ends at any of them, so it does here: `generation_config.json`, or
-where that names none `config.json`, as transformers reads them; of a GGUF file the ends
-of text, of turn and of message.
+They come from `generation_config.json`, or from `config.json` if that has none, as in
+transformers; in a GGUF file they are the end-of-text, end-of-turn and end-of-message ids.
 """
 
 import json
@@ -19,10 +18,10 @@ GGUF_FIELDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot",
 
 
 def load_stops(source: str) -> tuple[int, ...]:
-    """The ids in the file's order; empty where nothing is said.
+    """The ids in the file's order; empty if the files have none.
 
     Raises:
-      ValueError: what is said is no token id.
+      ValueError: a value is no token id.
     """
     path = locate(source)
     if path.suffix == GGUF:
@@ -44,7 +43,7 @@ def save_stops(folder: Path, stops: Sequence[int]) -> None:
 
 
 def read_ids(path: Path) -> tuple[int, ...]:
-    """The ids that one file names; of an image-and-text model those of its text half."""
+    """The ids in one file; of an image-and-text model those of its text config."""
     if not path.is_file():
         return ()
     data = read_json(path)

@@ -91,7 +91,7 @@ INDICES = {
     "no map": (b'{"metadata": {}}', "index.json has no weight_map of tensors to files; fetch"),
     "an empty map": (b'{"weight_map": {}}', "index.json has no weight_map"),
     "a list": (b'{"weight_map": ["a"]}', "index.json has no weight_map"),
-    "numbers": (b'{"weight_map": {"a": 1}}', "weight_map names files by other than text"),
+    "numbers": (b'{"weight_map": {"a": 1}}', "weight_map has values that are not text"),
     "absent file": (b'{"weight_map": {"a": "b.safetensors"}}', "lacks b.safetensors, which its in"),
 }
 
@@ -120,7 +120,7 @@ def test_a_single_file_goes_before_a_stale_index_and_that_is_said(index, folder,
     (folder / INDEX).write_bytes(index)
     found = load.load_params(str(folder), config)
     np.testing.assert_array_equal(found["embedding"], expected["embedding"])
-    told = f"{folder}: {SINGLE} is read, and {INDEX} beside it ignored\n"
+    told = f"{folder}: {SINGLE} is read, and {INDEX} is ignored\n"
     assert capsys.readouterr().out == told
 
 
@@ -192,7 +192,7 @@ GGUF = {
     ),
     "unknown type": (
         b"GGUF\x03\0\0\0" + b"\0" * 8 + b"\1" + b"\0" * 7 + b"\1" + b"\0" * 7 + b"a\x63\0\0\0",
-        "or damaged .a value is of type 99",
+        "or damaged .a value has the unknown type 99",
     ),
     "nothing inside": (b"GGUF\x03\0\0\0" + b"\0" * 16, "a.gguf: general.architecture is None"),
 }

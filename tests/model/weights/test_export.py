@@ -220,41 +220,53 @@ KEPT = {  # what the family can say comes back, and transformers computes it
     "gemma3, nothing local": other(GEMMA3, window=None, local_layers=None),
 }
 REFUSED = {  # what it cannot say is refused by its field
-    "llama, cap": (other(BASE, attention_cap=30.0), r"model.attention_cap is 30.0, there None"),
-    "llama, logit cap": (other(BASE, logit_cap=9.0), r"model.logit_cap is 9.0, there None"),
-    "llama, query scale": (other(BASE, query_scale=0.5), r"model.query_scale is 0.5, there 0.353"),
-    "llama, window": (other(BASE, window=4), r"model.window is 4, there None; model.local_layers"),
+    "llama, cap": (
+        other(BASE, attention_cap=30.0), r"model.attention_cap is 30.0, read back as None"
+    ),
+    "llama, logit cap": (other(BASE, logit_cap=9.0), r"model.logit_cap is 9.0, read back as None"),
+    "llama, query scale": (
+        other(BASE, query_scale=0.5), r"model.query_scale is 0.5, read back as 0.353"
+    ),
+    "llama, window": (
+        other(BASE, window=4), r"model.window is 4, read back as None; model.local_layers"
+    ),
     "llama, local": (
         other(BASE, window=4, local_layers=(True, False, False), rope_local_base=1e3),
-        r"model.window is 4, there None; .*rope_local_base is 1000.0, there None",
+        r"model.window is 4, read back as None; .*rope_local_base is 1000.0, read back as None",
     ),
     "qwen2, local base": (
-        other(QWEN2, window=4, rope_local_base=1e3), r"model.rope_local_base is 1000.0, there 10000"
+        other(QWEN2, window=4, rope_local_base=1e3),
+        r"model.rope_local_base is 1000.0, read back as 10000",
     ),
     "qwen3, local base": (
-        other(QWEN3, window=4, rope_local_base=1e4), r"model.rope_local_base is 10000.0, there 1000"
+        other(QWEN3, window=4, rope_local_base=1e4),
+        r"model.rope_local_base is 10000.0, read back as 1000",
     ),
-    "qwen3, cap": (other(QWEN3, logit_cap=30.0), r"model.logit_cap is 30.0, there None"),
+    "qwen3, cap": (other(QWEN3, logit_cap=30.0), r"model.logit_cap is 30.0, read back as None"),
     "gemma2, local base": (
-        other(GEMMA2, rope_local_base=100.0), r"model.rope_local_base is 100.0, there 10000.0"
+        other(GEMMA2, rope_local_base=100.0),
+        r"model.rope_local_base is 100.0, read back as 10000.0",
     ),
-    "gemma2, query scale": (other(GEMMA2, query_scale=0.3), r"model.query_scale is 0.3, there"),
+    "gemma2, query scale": (
+        other(GEMMA2, query_scale=0.3), r"model.query_scale is 0.3, read back as"
+    ),
     "gemma3, query scale": (other(GEMMA3, query_scale=1.0 / 7.5), r"model.query_scale is 0.133"),
     "gemma3, attention cap": (
         other(GEMMA3, attention_cap=5.0), r"as gemma3_text \(.*attn_logit_softcapping is 5.0"
     ),
     "qwen3, local base, all scaled": (
         other(QWEN3, window=4, rope_local_base=1e6, rope_scaling=LINEAR),
-        r"model.rope_local_scaling is None, there {'kind': 'linear'",
+        r"model.rope_local_scaling is None, read back as {'kind': 'linear'",
     ),
     "qwen3 with biases": (
-        other(QWEN3, qkv_bias=True), r"model.qk_norm is True, there False: qwen2 is the nearest"
+        other(QWEN3, qkv_bias=True), r"model.qk_norm is True, not False as in qwen2, the nearest"
     ),
     "llama of gelu": (
         other(BASE, activation="gelu_tanh"), r"cannot be exported as llama \(.*hidden_act is 'gelu_"
     ),
     "gemma without its scale": (
-        other(GEMMA2, embedding_scale=False), r"model.embedding_scale is False, there True: gemma2"
+        other(GEMMA2, embedding_scale=False),
+        r"model.embedding_scale is False, not True as in gemma2",
     ),
 }  # fmt: skip
 
@@ -365,6 +377,8 @@ def test_what_does_not_read_back_does_not_count(folder, tmp_path, monkeypatch, s
         "config": ("model_config", lambda _: dataclasses.replace(config, norm_eps=0.5)),
     }  # fmt: skip
     monkeypatch.setattr(exporting, *changes[spoilt])
-    with pytest.raises(ValueError, match=r"out\.partial (does not give back|holds neither)"):
+    with pytest.raises(
+        ValueError, match=r"out\.partial (differs from the exported model|holds neither)"
+    ):
         export(params, config, chat, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -123,7 +123,7 @@ def test_an_unknown_quantisation_is_named(tmp_path, monkeypatch):
     header = reader.read_header(path)
     places = {n: p._replace(quantisation=999) for n, p in header.tensors.items()}
     monkeypatch.setattr(reader, "read_header", lambda _: header._replace(tensors=places))
-    with pytest.raises(ValueError, match="quantisation 999, which gguf cannot undo"):
+    with pytest.raises(ValueError, match="quantisation 999, which gguf cannot dequantise"):
         reader.GgufFile(path)
 
 

@@ -137,9 +137,13 @@ def test_a_header_that_cannot_be_followed_is_refused_by_field(case, tmp_path):
 def test_factors_beside_another_scaling_are_refused(tmp_path):
     both = ("token_embd.weight", FACTORS)
     path = write(tmp_path / "a.gguf", tensors=both, **scaling(type="linear", factor=2.0))
-    with pytest.raises(ValueError, match=r"holds rope_freqs.weight, which go with a Llama"):
+    with pytest.raises(
+        ValueError, match=r"holds rope_freqs.weight, which are supported only for a Llama"
+    ):
         model_config(path)
-    with pytest.raises(ValueError, match=r"holds rope_freqs.weight, which go with a Llama"):
+    with pytest.raises(
+        ValueError, match=r"holds rope_freqs.weight, which are supported only for a Llama"
+    ):
         model_config(write(tmp_path / "b.gguf", "qwen2", tensors=both))
 
 

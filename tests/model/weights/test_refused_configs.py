@@ -41,7 +41,7 @@ WRONG = {
         "llama", {"rope_scaling": LINEAR, "rope_parameters": YARN}, "rope_parameters differ; keep"
     ),
     "part of a head": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-    "part of a head, inside": ("qwen3", scaling(**LINEAR, partial_rotary_factor=0.5), "is 0.5; h"),
+    "part of a head, inside": ("qwen3", scaling(**LINEAR, partial_rotary_factor=0.5), "is 0.5; p"),
     "a field of another kind": ("llama", scaling(**LINEAR, mscale=1.0), "mscale is 1.0, which rop"),
     "mrope": ("qwen2", scaling(rope_type="default", mrope_section=[1, 1]), "mrope_section is"),
     "one mscale": ("llama", scaling(**YARN, mscale=1.0), "has one of mscale and mscale_all_dim"),
@@ -74,7 +74,7 @@ WRONG = {
     "unknown kind of layer": (
         "gemma2", {"layer_types": ["linear_attention"] * 3}, "layer_types is .*; set a list of"
     ),
-    "too few kinds": ("gemma2", {"layer_types": LOCAL[:2]}, "has 2 entries; give one a layer, 3"),
+    "too few kinds": ("gemma2", {"layer_types": LOCAL[:2]}, "has 2 entries; give one per layer, 3"),
     "local without window": ("gemma3_text", {"sliding_window": None}, "no sliding_window; set it"),
     "window not used": ("qwen3", {"layer_types": LOCAL}, "there is no sliding_window; set it"),
     "window 0": ("gemma2", {"sliding_window": 0}, "sliding_window is 0; set a positive"),
@@ -107,7 +107,7 @@ WRONG = {
     "heads that do not divide": ("llama", {"num_key_value_heads": 3}, "heads is 4; set a multiple"),
     "odd heads": ("llama", {"head_dim": 7}, "head_dim is 7; RoPE needs an even number"),
     "width that does not divide": (
-        "llama", {"hidden_size": 33, "head_dim": None}, "hidden_size is 33, no multiple of num_att"
+        "llama", {"hidden_size": 33, "head_dim": None}, "hidden_size is 33, not a multiple of"
     ),
     "absent heads that do not divide": (
         "qwen2", {"num_key_value_heads": ...}, "set a multiple of model.kv_heads 32"

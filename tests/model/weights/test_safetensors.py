@@ -38,7 +38,7 @@ def test_shards_are_found_by_their_index(tmp_path):
     index.write_text(json.dumps({"weight_map": where}))
     assert set(SafetensorsFolder(tmp_path).shapes) == {"a", "b", "c"}
     (tmp_path / "model-2.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"lacks model-2.safetensors, which its index names"):
+    with pytest.raises(ValueError, match=r"lacks model-2.safetensors, which its index lists"):
         SafetensorsFolder(tmp_path)
 
 

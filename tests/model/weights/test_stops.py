@@ -92,6 +92,6 @@ def test_a_chats_own_stop_goes_first_and_stands_once():
     assert Chat(tokenizer, FORMATS["qwen25"], (text_end, end)).stops == (end, text_end)
     chat = Chat(tokenizer, FORMATS["qwen25"], (text_end, 300, end))
     assert chat.describe_stops() == (
-        f"turns end at <|im_end|> (id {end}), by the model's files also at {text_end}, 300"
+        f"turns end at <|im_end|> (id {end}); other stop ids in the model's files: {text_end}, 300"
     )
     assert Chat(tokenizer, FORMATS["base_qwen"], (end, text_end)).stops == (text_end, end)
