@@ -1,4 +1,4 @@
-"""Shows a config's problems as a model sees them, or prepares a data set for TFDS.
+"""Prints a config's problems with their prompts, or prepares a data set for TFDS.
 
 python -m score_jax.data --config=configs/stage1.py --show=5
 python -m score_jax.data --prepare=mbpp --files=all=mbpp.jsonl --path=/data
@@ -17,11 +17,11 @@ def show(path: str, count: int) -> None:
     """Prints the first problems of a config, their prompts and gold answers.
 
     Args:
-      path: a config file, with its argument behind a colon if it takes one.
-      count: how many.
+      path: a config file, followed by a colon and its argument if it takes one.
+      count: number of problems.
 
     Raises:
-      ValueError: the file has no get_config, or its data section is at fault.
+      ValueError: the file has no get_config, or its data section is invalid.
     """
     file, _, argument = path.partition(":")
     try:
@@ -29,7 +29,7 @@ def show(path: str, count: int) -> None:
     except OSError as error:
         raise ValueError(f"--config is {file!r}; {error.strerror}") from error
     if get_config is None:
-        raise ValueError(f"--config is {file!r}; it defines no get_config")
+        raise ValueError(f"--config is {file!r}; it must define get_config")
     config = get_config(argument) if argument else get_config()
     problems = sources.load(**config.data.to_dict())
     task = registry.of_problems(problems, config.task)
@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--show", type=int, default=5, help="problems to print")
     parser.add_argument("--prepare", help="math, gsm8k, mbpp or humaneval")
     parser.add_argument("--files", default="", help="split=file.jsonl, separated by commas")
-    parser.add_argument("--path", default="data", help="folder that the prepared set goes under")
+    parser.add_argument(
+        "--path", default="data", help="folder in which the prepared set is written"
+    )
     options = parser.parse_args(arguments)
     terminal.open_to_all_text()
     try:

@@ -1,9 +1,9 @@
-"""TFDS builders that prepare MATH, GSM8K, MBPP and HumanEval offline from files you have.
+"""TFDS builders that prepare MATH, GSM8K, MBPP and HumanEval offline from local files.
 
     python -m score_jax.data --prepare=math --files=train=a.jsonl,test=b.jsonl --path=/data
 
 writes array_record folders (/data/score_math/1.1.0) that `data.source = "tfds"` reads
-with random access. Every builder writes the same six fields, those of `Problem`.
+with random access. Every builder writes the same six fields of `Problem`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,17 @@ from score_jax.data import jsonl, rows
 
 VERSION = "1.1.0"
 MBPP_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
-ALL = "all"  # MBPP's one file, split here by task id
+ALL = "all"  # the split name of MBPP's single file, which is split here by task id
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
-    """Writes problems made of the rows of JSONL files."""
+    """Converts the rows of JSONL files to problems and writes them."""
 
     VERSION = tfds.core.Version(VERSION)
-    source = ""  # which of rows.MAKERS
+    source = ""  # key of rows.MAKERS
 
     def __init__(self, *, files: Mapping[str, str] | None = None, **options):
-        """Takes a JSONL file for each split."""
+        """Args: files: a JSONL file for each split."""
         self.files = dict(files or {})
         super().__init__(**options)
 
@@ -56,7 +56,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(path) for split, path in self.files.items()}
 
     def _generate_examples(self, path: str, ids: tuple[int, int] | None = None) -> Iterator:
-        for number, (place, row) in enumerate(jsonl.rows(path)):
+        for number, (location, row) in enumerate(jsonl.rows(path)):
             name = row.get("unique_id") or row.get("task_id") or number
             if ids and not ids[0] <= int(row["task_id"]) <= ids[1]:
                 continue
@@ -64,7 +64,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
             try:
                 problem = rows.MAKERS[self.source](row, identifier)
             except (KeyError, ValueError) as error:
-                raise ValueError(f"{place}: {error}") from error
+                raise ValueError(f"{location}: {error}") from error
             yield (
                 identifier,
                 {
@@ -114,12 +114,12 @@ def prepare(name: str, files: Mapping[str, str], path: str) -> str:
     """Writes a data set and returns its folder.
 
     Args:
-      name: one of BUILDERS.
+      name: key of BUILDERS.
       files: a JSONL file for each split.
-      path: folder under which it is written.
+      path: folder in which the set is written.
 
     Raises:
-      ValueError: the name is not known, no file is given, or a line is broken.
+      ValueError: the name is unknown, no file is given, or a line is invalid.
     """
     if name not in BUILDERS or not files:
         raise ValueError(
@@ -127,7 +127,7 @@ def prepare(name: str, files: Mapping[str, str], path: str) -> str:
             "and name a file for each split: train=a.jsonl,test=b.jsonl"
         )
     for file in files.values():
-        next(iter(jsonl.rows(file)), None)  # a missing file is said before anything is written
+        next(iter(jsonl.rows(file)), None)  # raises for a missing file before anything is written
     builder = BUILDERS[name](files=files, data_dir=path, file_format="array_record")
     builder.download_and_prepare()
     return str(builder.data_path)

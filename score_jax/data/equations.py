@@ -1,15 +1,15 @@
-"""Problems made by rule: linear equations that are checked by substitution.
+"""Procedural problems: linear equations, with worked dialogues for the base policy.
 
-"7x+16=128" is answered by a guess and its check, "x=17:7*17=119+16=135". The check is
-what a careful reader can use: 135 is 7 too many, so the guess was 7 / 7 = 1 too high.
-A second attempt is written in one of two ways:
+"7x+16=128" is answered by a guess and its check, "x=17:7*17=119+16=135". The check
+contains what a correction needs: 135 is 7 too many, so the guess was 7 / 7 = 1 too high.
+A second attempt has one of two forms:
 
     again     x=17:7*17=119+16=135
     careful   check135-7=128,7/7=1,17-1,x=16:7*16=112+16=128
 
-Problems with a solution below 10 are easy for a very small model to guess in one go,
-the others hard. One problem in four that are asked is easy; the worked dialogues from
-which the base policy learns hold as many of one kind as of the other.
+Problems with a solution below 10 are easy: a very small model can guess it. The others
+are hard. Every fourth problem of a data set is easy; in the worked dialogues, from which
+the base policy learns, easy and hard problems are equally likely.
 """
 
 import zlib
@@ -23,7 +23,7 @@ from score_jax.records import Problem
 
 TASK = "equations"
 COEFFICIENTS, SOLUTIONS, OFFSETS = range(2, 10), range(1, 30), range(1, 40)
-EASY = 10  # solutions below are easy
+EASY = 10  # a problem is easy if its solution is below
 SPLITS = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}  # percent of all problems
 WORDS = ("check",)  # one token
 VOCABULARY = 80
@@ -44,15 +44,15 @@ class Equation:
 
     @property
     def text(self) -> str:
-        """The problem as it is asked."""
+        """The problem statement."""
         return f"{self.a}x+{self.b}={self.c}"
 
     def reached(self, guess: int) -> int:
-        """The left-hand side under a guess."""
+        """The left-hand side for a guess of x."""
         return self.a * guess + self.b
 
     def check(self, guess: int) -> str:
-        """What is written behind a guess."""
+        """The check of a guess by substitution."""
         return f"{self.a}*{guess}={self.a * guess}+{self.b}={self.reached(guess)}"
 
     def again(self, guess: int) -> str:
@@ -60,7 +60,7 @@ class Equation:
         return f"x={guess}:{self.check(guess)}"
 
     def careful(self, guess: int) -> str:
-        """An attempt that works from what the check of an earlier guess has left over."""
+        """An attempt that derives the solution from the residual of an earlier guess."""
         reached, steps = self.reached(guess), abs(self.x - guess)
         if not steps:
             return f"check{reached}={self.c},{self.again(guess)}"
@@ -70,9 +70,9 @@ class Equation:
 
 
 def split_of(equation: Equation) -> str:
-    """The split that an equation belongs to, from a hash of its numbers."""
-    place = zlib.crc32(f"{equation.a},{equation.x},{equation.b}".encode()) % 100
-    return next(name for name, (low, high) in SPLITS.items() if low <= place < high)
+    """The split of an equation, from a hash of its numbers."""
+    percentile = zlib.crc32(f"{equation.a},{equation.x},{equation.b}".encode()) % 100
+    return next(name for name, (low, high) in SPLITS.items() if low <= percentile < high)
 
 
 @lru_cache(maxsize=3)
@@ -85,10 +85,10 @@ def equations(split: str) -> tuple[tuple[Equation, ...], tuple[Equation, ...]]:
     if split not in SPLITS:
         raise ValueError(f"data.split is {split!r}; choose one of {', '.join(SPLITS)}")
     every = (Equation(a, x, b) for a in COEFFICIENTS for x in SOLUTIONS for b in OFFSETS)
-    own = [equation for equation in every if split_of(equation) == split]
+    members = [equation for equation in every if split_of(equation) == split]
     return (
-        tuple(equation for equation in own if equation.x < EASY),
-        tuple(equation for equation in own if equation.x >= EASY),
+        tuple(equation for equation in members if equation.x < EASY),
+        tuple(equation for equation in members if equation.x >= EASY),
     )
 
 
@@ -96,8 +96,9 @@ def problems(task: str, split: str, count: int, seed: int) -> Sequence[Problem]:
     """Distinct problems of a split in seeded order, every fourth an easy one.
 
     Args:
-      task: only "equations" is made by rule; "": problems that name none.
-      count: how many; 0 or more than there are: all the hard ones, and easy ones to match.
+      task: "equations", or "" for problems without a task.
+      count: number of problems; 0, or more than there are: all hard ones, with a third as
+        many easy ones.
 
     Raises:
       ValueError: another task, or no such split.
@@ -106,10 +107,10 @@ def problems(task: str, split: str, count: int, seed: int) -> Sequence[Problem]:
         raise ValueError(f"data.task is {task!r}; only {TASK!r} is procedural")
     easy, hard = equations(split)
     rng = np.random.default_rng(seed)
-    harder = [hard[i] for i in rng.permutation(len(hard))]
+    shuffled = [hard[i] for i in rng.permutation(len(hard))]
     mixed = []
-    for place, i in enumerate(rng.permutation(len(easy))[: len(hard) // 3]):
-        mixed += [easy[i], *harder[3 * place : 3 * place + 3]]
+    for n, i in enumerate(rng.permutation(len(easy))[: len(hard) // 3]):
+        mixed += [easy[i], *shuffled[3 * n : 3 * n + 3]]
     return [
         Problem(id=equation.text, prompt=equation.text, answer=f"x={equation.x}", task=task)
         for equation in mixed[: count or len(mixed)]
@@ -117,7 +118,7 @@ def problems(task: str, split: str, count: int, seed: int) -> Sequence[Problem]:
 
 
 def sample_texts(instruction: str) -> list[str]:
-    """Texts from which the embedded tokenizer is trained; always the same."""
+    """Texts from which the embedded tokenizer is trained; deterministic."""
     return [
         text
         for equation in sum(equations("train"), ())[::20]
@@ -127,7 +128,7 @@ def sample_texts(instruction: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an attempt, and whether its tokens are learnt."""
+    """A part of an attempt, and whether its tokens are trained on."""
 
     text: str
     learn: bool = True
@@ -142,7 +143,7 @@ class WorkedDialogue:
 
 
 def near_miss(rng: np.random.Generator, x: int) -> int:
-    """A wrong guess near the solution: by a few, sometimes by a dozen or by a digit."""
+    """Draws a wrong guess near the solution: off by 1-3, by 1-12, or by about 10 or 20."""
     while True:
         kind = rng.random()
         if kind < 0.7:
@@ -161,15 +162,15 @@ def dialogues(
 ) -> list[WorkedDialogue]:
     """Worked examples from which the base policy learns.
 
-    Wrong guesses stand there as something to check and to react to and are not learnt:
-    where the model guesses wrong, it is for want of ability.
+    The loss leaves out wrong guesses: they are context for checks and corrections, and the
+    policy should not learn to guess wrong.
 
     Args:
-      careful: share of second attempts that are careful ones, whatever the first was.
-      right: share of first attempts that are right, and learnt.
+      careful: share of second attempts in the careful form, whatever the first attempt.
+      right: share of first attempts that are right, and trained on.
     """
     kinds = equations("train")
-    out = []
+    examples = []
     for _ in range(count):
         kind = kinds[int(rng.integers(2))]
         equation = kind[int(rng.integers(len(kind)))]
@@ -177,5 +178,5 @@ def dialogues(
         guess = equation.x if solved else near_miss(rng, equation.x)
         first = (Part("x="), Part(f"{guess}:", learn=solved), Part(equation.check(guess)))
         second = equation.careful(guess) if rng.random() < careful else equation.again(guess)
-        out.append(WorkedDialogue(equation.text, (first, (Part(second),))))
-    return out
+        examples.append(WorkedDialogue(equation.text, (first, (Part(second),))))
+    return examples

@@ -1,4 +1,4 @@
-"""Reads problems from JSON lines, and says which line is at fault when one is."""
+"""Reads problems from JSONL files; errors name the file and line."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,39 +10,39 @@ FIELDS = ("id", "prompt", "answer", "tests", "shown", "task", "first_attempt")
 
 
 def rows(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Yields each line's place ("file:line") and object; empty lines are passed over.
+    """Yields each line's location ("file:line") and object; empty lines are skipped.
 
     Raises:
       ValueError: the file is absent, or a line is not a JSON object.
     """
     try:
-        # Bytes that are not UTF-8 come as lone surrogates, which `value` refuses by line.
+        # Bytes that are not UTF-8 become lone surrogates, which `value` refuses.
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
-                place = f"{path}:{number}"
-                row = value(place, line)
+                location = f"{path}:{number}"
+                row = value(location, line)
                 if row is None:
                     continue
                 if not isinstance(row, dict):
                     raise ValueError(
-                        f"{place} is a {type(row).__name__}; write one JSON object a line"
+                        f"{location} is a {type(row).__name__}; write one JSON object per line"
                     )
-                yield place, row
+                yield location, row
     except OSError as error:
         raise ValueError(f"data.path is {str(path)!r}; {error.strerror}") from error
 
 
-def problem(place: str, row: Mapping, *, fields: Mapping[str, str], task: str) -> Problem:
-    """Makes a problem of one row.
+def problem(location: str, row: Mapping, *, fields: Mapping[str, str], task: str) -> Problem:
+    """Converts one row to a problem.
 
     Args:
-      place: "file:line", for messages; the id of a row that has none.
+      location: "file:line", for messages; also the id of a row without one.
       row: the parsed line.
-      fields: where the row's names differ: {"prompt": "question", ...}.
-      task: of rows that name none.
+      fields: the row's field names where they differ: {"prompt": "question", ...}.
+      task: of rows without a task.
 
     Raises:
-      ValueError: a field is missing or of the wrong type.
+      ValueError: a field is missing or has a wrong type.
     """
     unknown = set(fields) - set(FIELDS)
     if unknown:
@@ -51,28 +51,28 @@ def problem(place: str, row: Mapping, *, fields: Mapping[str, str], task: str) -
     prompt, identifier = row.get(name["prompt"]), row.get(name["id"])
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(
-            f"{place} has no text in its field {name['prompt']!r}; it has "
+            f"{location} has no text in its field {name['prompt']!r}; it has "
             f"{', '.join(sorted(row))}; name the right one with data.fields.prompt"
         )
     if isinstance(identifier, (bool, dict, list)):
-        raise ValueError(f"{place}: {name['id']!r} must be text or a number")
+        raise ValueError(f"{location}: {name['id']!r} must be text or a number")
     if row.get(name["first_attempt"]) is not None:
         raise ValueError(
-            f"{place} gives a first attempt in {name['first_attempt']!r}; every attempt is sampled "
-            "so far: take the field out"
+            f"{location} has a first attempt in {name['first_attempt']!r}, which is not supported "
+            "yet; remove the field"
         )
-    answer, tests = answer_and_tests(place, row, fields)
-    shown = texts(place, row, name["shown"])
+    answer, tests = answer_and_tests(location, row, fields)
+    shown = texts(location, row, name["shown"])
     if not set(shown) <= set(tests):
-        raise ValueError(f"{place}: {name['shown']!r} must be some of {name['tests']!r}")
+        raise ValueError(f"{location}: {name['shown']!r} must be some of {name['tests']!r}")
     return Problem(
-        id=str(place if identifier is None else identifier),
+        id=str(location if identifier is None else identifier),
         prompt=prompt,
         answer=answer,
         tests=tests,
         shown=shown,
-        task=optional_text(place, row, name["task"]) or task,
-        place=place,
+        task=optional_text(location, row, name["task"]) or task,
+        location=location,
     )
 
 
@@ -83,19 +83,21 @@ def problems(
 
     Args:
       path: a JSONL file.
-      fields: where the file's field names differ from those of `Problem`.
-      task: of rows that name none.
+      fields: the file's field names where they differ from those of `Problem`.
+      task: of rows without a task.
 
     Raises:
-      ValueError: a line is broken, an id stands twice, or there is no line; with its place.
+      ValueError: a line is invalid, an id occurs twice, or the file has no problem.
     """
-    first_place: dict[str, str] = {}
+    first_location: dict[str, str] = {}
     found = []
-    for place, row in rows(path):
-        item = problem(place, row, fields=fields or {}, task=task)
-        if item.id in first_place:
-            raise ValueError(f"{place} has the id {item.id!r} of {first_place[item.id]}")
-        first_place[item.id] = place
+    for location, row in rows(path):
+        item = problem(location, row, fields=fields or {}, task=task)
+        if item.id in first_location:
+            raise ValueError(
+                f"{location} has the id {item.id!r}, as {first_location[item.id]}; make ids unique"
+            )
+        first_location[item.id] = location
         found.append(item)
     if not found:
         raise ValueError(f"{path} holds no problems")
@@ -103,16 +105,16 @@ def problems(
 
 
 def column(path: str | Path, name: str) -> dict[str, object]:
-    """Reads one field by problem id, such as pass rates.
+    """Reads one field, such as pass rates, by problem id.
 
     Raises:
-      ValueError: a line has no id or no such field, or an id stands twice.
+      ValueError: a line has no id or no such field, or an id occurs twice.
     """
     found: dict[str, object] = {}
-    for place, row in rows(path):
+    for location, row in rows(path):
         if "id" not in row or name not in row:
-            raise ValueError(f"{place} needs the fields 'id' and {name!r}")
+            raise ValueError(f"{location} needs the fields 'id' and {name!r}")
         if str(row["id"]) in found:
-            raise ValueError(f"{place} has the id {row['id']!r} for the second time")
+            raise ValueError(f"{location} has the id {row['id']!r} for the second time")
         found[str(row["id"])] = row[name]
     return found

@@ -1,4 +1,4 @@
-"""A sequence whose problems are made or read when they are asked for."""
+"""A sequence of problems that are made or read on access."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,20 +7,20 @@ from score_jax.records import Problem
 
 
 class Lazy(Sequence[Problem]):
-    """Problems by place; nothing is held."""
+    """A sequence of problems that stores none of them."""
 
     def __init__(self, length: int, read: Callable[[int], Problem]):
-        """Takes how many there are, and what gives the problem at a place from 0."""
+        """Args: length: number of problems; read: returns the problem at an index from 0."""
         self._length, self._read = length, read
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of problems."""
         return self._length
 
     def __getitem__(self, index: Any) -> Any:
-        """Returns the problem at a place, or a list of those of a slice."""
+        """Returns the problem at an index, or a list for a slice."""
         if isinstance(index, slice):
-            return [self._read(place) for place in range(*index.indices(self._length))]
+            return [self._read(i) for i in range(*index.indices(self._length))]
         if not -self._length <= index < self._length:
-            raise IndexError(f"place {index} of {self._length} problems")
+            raise IndexError(f"index {index} of {self._length} problems")
         return self._read(index % self._length)

@@ -1,4 +1,4 @@
-"""Weighted mixtures and filters by difficulty, as sequences of problems."""
+"""Weighted mixtures of data sets, and a filter by difficulty."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from score_jax.records import Problem
 
 
 def mix(parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: int) -> Lazy:
-    """Reads several data sets as one, each with its share of the places.
+    """Combines several data sets into one sequence, each with its share of the indices.
 
-    One pass sees every problem of every part at least once; a part that is small for
-    its weight is repeated, each time in another order. Places are computed, so nothing
-    is copied and any place can be read at once. A problem's id gets its part's number
-    and the repetition in front, "1.0/gsm8k/7": no two places have the same.
+    The sequence contains every problem of every part at least once; a part that is small
+    for its weight is repeated, each time in another order. Indices are computed, so that
+    nothing is copied and access is random. A problem's id is prefixed with the number of
+    its part and of the repetition, "1.0/gsm8k/7", so that ids are unique.
 
     Args:
       parts: the data sets.
@@ -44,8 +44,8 @@ def mix(parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: i
 
     def read(index: int) -> Problem:
         number = int(np.searchsorted(starts, index, side="right")) - 1
-        repetition, place = divmod(index - int(starts[number]), len(parts[number]))
-        problem = parts[number][int(order(number, repetition)[place])]
+        repetition, rest = divmod(index - int(starts[number]), len(parts[number]))
+        problem = parts[number][int(order(number, repetition)[rest])]
         return replace(problem, id=f"{number}.{repetition}/{problem.id}")
 
     return Lazy(int(starts[-1]), read)
@@ -54,10 +54,9 @@ def mix(parts: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: i
 def keep_by_pass_rate(
     problems: Sequence[Problem], rates: Mapping[str, object], *, lowest: float, highest: float
 ) -> list[Problem]:
-    """Keeps the problems that the base policy solves sometimes.
+    """Keeps the problems whose pass rate under the base policy is in a range.
 
     Args:
-      problems: to choose from.
       rates: share of right answers by problem id, 0..1.
       lowest: smallest rate kept.
       highest: largest rate kept.

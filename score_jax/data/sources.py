@@ -1,4 +1,4 @@
-"""One door to every source of problems: the config's data section as keyword arguments."""
+"""Loads problems from any source; the arguments are the config's data section."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,34 +32,34 @@ def load(
 
     Args:
       source: one of SOURCES.
-      name: the data set within packaged, reasoning_gym or tfds (a catalogue name).
+      name: the data set of packaged, reasoning_gym or tfds (a catalogue name).
       path: the JSONL file, or the prepared folder of tfds.
       split: of procedural, words, tfds, packaged and reasoning_gym.
-      task: asks and grades the problems, in place of the source's own. Of a JSONL file: of
-        rows that name none; of a mixture: of parts that name none.
-      count: problems made (procedural, words, reasoning_gym), or the first so many (else);
-        0: all.
-      seed: of made problems and of a mixture's order.
-      fields: where a JSONL file's names differ: {"prompt": "question"}.
-      parts: of a mixture: each the arguments of `load` and a `weight`.
+      task: the task of all problems, instead of the source's; in a JSONL file or a mixture
+        only of rows or parts without a task.
+      count: number of generated problems (procedural, words, reasoning_gym), or of problems
+        taken from the start (other sources); 0: all.
+      seed: of generated problems, and of a mixture's order.
+      fields: a JSONL file's field names where they differ: {"prompt": "question"}.
+      parts: of a mixture: each has the arguments of `load` and a `weight`.
       pass_rates: a JSONL file (id, pass_rate) for the filter by difficulty.
       pass_rate_range: smallest and largest rate kept.
-      first_attempts: refused: every attempt is sampled so far.
-      skip_long: leave out problems whose prompts pass the limit, which `problem_sets` does: here
-        nothing is known of tokens or grades.
-      skip_bad: likewise those whose gold answer is not accepted.
+      first_attempts: not supported yet; must be "".
+      skip_long: not used here: `problem_sets`, which has the tokenizer, leaves out problems
+        whose prompts exceed the limit.
+      skip_bad: not used here: `problem_sets` leaves out problems whose gold answer the
+        grader rejects.
 
     Raises:
-      ValueError: a setting or the data is at fault; the message names field, file and line.
+      ValueError: a setting or the data is invalid; the message names field, file and line.
     """
     if first_attempts:
         raise ValueError(
-            f"data.first_attempts is {first_attempts!r}; every attempt is sampled so far: leave "
-            "it out"
+            f"data.first_attempts is {first_attempts!r}; it is not supported yet: leave it out"
         )
     for field, hint, value in (("count", Natural, count), ("seed", Seed, seed)):
-        if demand := unmet(hint, value):
-            raise ValueError(f"data.{field} is {value!r}; set {demand}")
+        if requirement := unmet(hint, value):
+            raise ValueError(f"data.{field} is {value!r}; set {requirement}")
     problems: Sequence[Problem]
     if source == "mixture":
         problems = _mix(parts, task=task, seed=seed)
@@ -103,9 +103,10 @@ def _mix(parts: Sequence[Mapping], *, task: str, seed: int) -> Sequence[Problem]
     for number, part in enumerate(parts):
         settings = {"task": task, **dict(part)}
         weights.append(float(settings.pop("weight", 1.0)))
-        if given := settings.keys() & {"skip_long", "skip_bad"}:
+        if misplaced := settings.keys() & {"skip_long", "skip_bad"}:
             raise ValueError(
-                f"data.parts[{number}] has {sorted(given)[0]}; set it in config.data, for all parts"
+                f"data.parts[{number}] has {sorted(misplaced)[0]}; set it in config.data, for all "
+                "parts"
             )
         try:
             loaded.append(load(**settings))
@@ -115,5 +116,5 @@ def _mix(parts: Sequence[Mapping], *, task: str, seed: int) -> Sequence[Problem]
 
 
 def _assigned(problems: Sequence[Problem], task: str) -> Sequence[Problem]:
-    """Has a data set graded by another task than its own."""
-    return Lazy(len(problems), lambda place: replace(problems[place], task=task))
+    """Sets the task of all problems."""
+    return Lazy(len(problems), lambda index: replace(problems[index], task=task))

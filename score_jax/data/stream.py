@@ -1,9 +1,9 @@
-"""Problems in seeded order, a share for each host, at a position that can be saved.
+"""A stream of problem batches in seeded order, sharded over hosts, with a saveable position.
 
-Every epoch is a fresh permutation drawn from (seed, epoch), so the problem of any
-draw follows from its ordinal alone: nothing is buffered, nothing is replayed on
-resume, and the order does not depend on how many hosts there are. A stage's stream
-goes on where its parent's stopped.
+Every epoch is a new permutation drawn from (seed, epoch), so the problem of a draw
+depends only on its ordinal: nothing is buffered, nothing is replayed on resume, and the
+order does not depend on the number of hosts. A stage's stream continues where its
+parent's stopped.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from score_jax.records import Problem
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order in which an epoch visits a data set."""
     order = np.random.default_rng([seed, epoch]).permutation(size)
-    order.setflags(write=False)  # kept between calls
+    order.setflags(write=False)  # shared by callers through the cache
     return order
 
 
@@ -38,11 +38,11 @@ class Stream:
 
         Args:
           batch: problems per step over all hosts.
-          begin: draws that earlier stages have made.
-          rows: which of them this host takes; None: all.
+          rows: rows of the batch that this host reads; None: all.
+          begin: number of draws by earlier stages.
 
         Raises:
-          ValueError: there are no problems, or none per step.
+          ValueError: `problems` is empty, or `batch` is below 1.
         """
         if not problems:
             raise ValueError("data holds no problems; check config.data")
@@ -53,16 +53,16 @@ class Stream:
         self.seed = seed
         self.rows = range(batch) if rows is None else rows
         self.begin = begin
-        self.position = 0  # batches given out; save it, set it, and the stream goes on
+        self.position = 0  # batches returned so far; setting it moves the stream
 
     def next(self) -> tuple[np.ndarray, list[Problem]]:
-        """This host's part of the next batch: ordinals of its draws, and their problems."""
+        """This host's rows of the next batch: ordinals of the draws, and their problems."""
         start = self.begin + self.position * self.batch
         draws = [start + row for row in self.rows]
         self.position += 1
-        return np.asarray(draws, np.int32), [self.problems[self.place(draw)] for draw in draws]
+        return np.asarray(draws, np.int32), [self.problems[self.index(draw)] for draw in draws]
 
-    def place(self, draw: int) -> int:
-        """The data-set place of a draw."""
+    def index(self, draw: int) -> int:
+        """The index in the data set of a draw."""
         epoch, rest = divmod(draw, len(self.problems))
         return int(epoch_order(len(self.problems), self.seed, epoch)[rest])

@@ -1,4 +1,4 @@
-"""Reads TFDS folders with random access and without TensorFlow."""
+"""Reads prepared TFDS folders with random access, without TensorFlow."""
 
 import json
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ CATALOGUE = {"gsm8k": rows.gsm8k}
 
 
 def _plain(value: Any) -> Any:
-    """Turns the bytes and arrays of TFDS into text and lists."""
+    """Converts bytes to text and arrays to lists."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -27,7 +27,7 @@ def _plain(value: Any) -> Any:
 
 
 def _folder(path: str, name: str) -> Path:
-    """Finds the one prepared version at or under a path."""
+    """Finds the only prepared version at or directly under a path."""
     root = Path(path) / name if name else Path(path)
     if (root / INFO).is_file():
         return root
@@ -44,13 +44,13 @@ def problems(*, path: str, split: str, name: str = "") -> Lazy:
     """Opens a prepared data set.
 
     Args:
-      path: folder of a version (it holds dataset_info.json), of a data set, or of several.
-      split: one of the data set's, slices such as "train[:100]" included.
-      name: the data set under `path`, if that holds several.
+      path: folder of a version (with dataset_info.json), of a data set, or of several.
+      split: a split of the data set, or a slice such as "train[:100]".
+      name: the data set in `path`, if there are several.
 
     Raises:
-      ValueError: there is no such folder or split, its version or format is another, or it
-        is of a data set that we cannot read.
+      ValueError: folder or split does not exist, or data set, version or format is not
+        supported.
     """
     if find_spec("tensorflow_datasets") is None:
         raise ValueError("data.source is 'tfds'; install tensorflow-datasets, array-record")
@@ -63,8 +63,8 @@ def problems(*, path: str, split: str, name: str = "") -> Lazy:
         raise ValueError(f"{folder / INFO} is damaged: {error}") from error
     if found not in (*OWN, *CATALOGUE):
         raise ValueError(
-            f"{folder} holds {found!r}; only {', '.join((*OWN, *CATALOGUE))} can be read as they "
-            "are: prepare others as JSONL"
+            f"{folder} holds {found!r}; only {', '.join((*OWN, *CATALOGUE))} are supported: "
+            "convert others to JSONL"
         )
     if found in OWN and version != OWN_VERSION:
         raise ValueError(
@@ -80,10 +80,10 @@ def problems(*, path: str, split: str, name: str = "") -> Lazy:
     builder: Any = tensorflow_datasets.builder_from_directory(str(folder))
     source = builder.as_data_source(split=split)
 
-    def read(place: int) -> Problem:
-        row = {field: _plain(value) for field, value in source[place].items()}
+    def read(index: int) -> Problem:
+        row = {field: _plain(value) for field, value in source[index].items()}
         if found in CATALOGUE:
-            return CATALOGUE[found](row, f"{found}/{split}/{place}")
+            return CATALOGUE[found](row, f"{found}/{split}/{index}")
         return Problem(**{**row, "tests": tuple(row["tests"]), "shown": tuple(row["shown"])})
 
     return Lazy(len(source), read)

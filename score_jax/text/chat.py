@@ -1,15 +1,15 @@
-"""Dialogues as token ids: prompt, turn border and instruction of each model family.
+"""Encodes dialogues as token ids with the chat format of each model family.
 
-A family's format is three templates. Markers (stated as `markers`) become single
-ids; what lies between two markers is encoded in one go together with the text put
-in, so that ids equal those of the family's own template:
+A format has templates for prompt and instruction. Each marker becomes a single id; the
+template between two markers is encoded together with the inserted text, so that the ids
+equal those of the family's chat template:
 
     prompt       <user>7x+95=628<policy>
-    turn 1       x=73...<stop>                  sampled; <stop> is the policy's own
+    turn 1       x=73...<stop>                  sampled, with its <stop>
     instruction  <user>There might be...<policy>
     turn 2       x=76...<stop>
 
-Turn 2's prompt is turn 1's row extended: nothing is decoded and encoded again.
+The prompt of turn 2 is turn 1's row, extended: nothing is decoded and encoded again.
 """
 
 import re
@@ -22,13 +22,13 @@ from score_jax.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
-    """Templates of one model family; `{text}` is where the text goes."""
+    """Templates of one model family; `{text}` is replaced by the text."""
 
-    markers: tuple[str, ...]  # every marker that the templates name
-    prompt: str  # start of dialogue up to where turn 1 begins
-    instruction: str  # from behind a turn's stop marker up to where the next turn begins
+    markers: tuple[str, ...]  # every marker in the templates
+    prompt: str  # from the start of the dialogue to the start of turn 1
+    instruction: str  # from a turn's stop marker (excluded) to the start of the next turn
     stop: str  # the marker that ends a turn; sampled by the policy and trained
-    trim: bool = False  # the family's own template strips white space around the text
+    trim: bool = False  # strip white space around the text, as the family's template does
 
 
 PLAIN = ChatFormat(
@@ -52,7 +52,7 @@ def gemma() -> ChatFormat:
 
 
 def llama3(system: str = "") -> ChatFormat:
-    """Llama 3; nothing stands between a turn's stop and the next header."""
+    """Llama 3; a turn's stop marker is followed directly by the next header."""
 
     def head(role: str) -> str:
         return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
@@ -72,13 +72,13 @@ def chatml(system: str = "", opening: str = "", examples: Sequence[str] = ()) ->
     """Qwen, SmolLM2 and others.
 
     Args:
-      opening: what the family puts at the start of every turn of the policy.
-      examples: turns of user and policy that go before the first prompt.
+      opening: text at the start of every turn of the policy.
+      examples: alternating turns of user and policy, before the first prompt.
     """
     turn = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" + opening
     start = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    for asked, answered in zip(examples[::2], examples[1::2], strict=True):
-        start += turn.replace("{text}", asked) + answered + "<|im_end|>\n"
+    for question, reply in zip(examples[::2], examples[1::2], strict=True):
+        start += turn.replace("{text}", question) + reply + "<|im_end|>\n"
     return ChatFormat(
         markers=("<|im_start|>", "<|im_end|>"),
         prompt=start + turn,
@@ -91,8 +91,8 @@ def base(start: str, stop: str) -> ChatFormat:
     """A pretrained model without a chat template: headings instead of markers.
 
     Args:
-      start: marker that opens a text, or "".
-      stop: marker that ends a text; here it ends a turn.
+      start: marker at the start of a text, or "".
+      stop: marker at the end of a text, used here for the end of a turn.
     """
     return ChatFormat(
         markers=tuple(marker for marker in (start, stop) if marker),
@@ -132,7 +132,7 @@ class Chat:
 
     tokenizer: Tokenizer
     format: ChatFormat
-    more_stops: tuple[int, ...] = ()  # ids that end a turn beside the format's own marker
+    more_stops: tuple[int, ...] = ()  # further ids that end a turn
 
     def __post_init__(self):
         missing = []
@@ -143,34 +143,35 @@ class Chat:
                 missing.append(marker)
         if missing:
             raise ValueError(
-                f"tokenizer has no {', '.join(missing)}, which tokenizer.chat asks for; choose "
+                f"tokenizer has no {', '.join(missing)}, which tokenizer.chat needs; choose "
                 "the format of its family, or for a model without chat markers one of "
                 + ", ".join(name for name in FORMATS if name.startswith("base_"))
             )
 
     @property
     def stop(self) -> int:
-        """Id of the format's own marker that ends a turn; a turn that was cut gets it."""
+        """Id of the format's stop marker; it is also appended to a truncated turn."""
         return self.tokenizer.marker(self.format.stop)
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """All ids that end a turn, the format's own first."""
+        """All ids that end a turn, the format's stop marker first."""
         return tuple(dict.fromkeys((self.stop, *self.more_stops)))
 
     def describe_stops(self) -> str:
-        """What ends a turn, for people."""
-        more = ", ".join(map(str, self.stops[1:])) or "no other"
+        """A message that lists the ids that end a turn."""
+        more = ", ".join(map(str, self.stops[1:])) or "none"
         return (
-            f"turns end at {self.format.stop} (id {self.stop}), by the model's files also at {more}"
+            f"turns end at {self.format.stop} (id {self.stop}); other stop ids in the model's "
+            f"files: {more}"
         )
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids from the start of the dialogue to where turn 1 begins."""
+        """Ids from the start of the dialogue to the start of turn 1."""
         return self.fill(self.format.prompt, text)
 
     def encode_instruction(self, text: str) -> list[int]:
-        """Ids from behind a turn's stop marker to where the next turn begins."""
+        """Ids from a turn's stop marker (excluded) to the start of the next turn."""
         return self.fill(self.format.instruction, text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -178,7 +179,7 @@ class Chat:
         return self.tokenizer.decode(ids)
 
     def fill(self, template: str, text: str) -> list[int]:
-        """Encodes a template around a text; markers inside the text stay text."""
+        """Encodes a template with a text inserted; markers inside the text are encoded as text."""
         text = text.strip() if self.format.trim else text
         ids: list[int] = []
         for segment in re.split(f"({alternatives(self.format.markers)})", template):
@@ -189,10 +190,10 @@ class Chat:
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of text in which no marker is taken for one.
+        """Ids of a text in which markers are not recognised.
 
-        SentencePiece models hold some markers as ordinary pieces. A marker in the
-        text is cut behind its first character, so that its parts are encoded alone.
+        Some markers are ordinary pieces in SentencePiece models. A marker in the text is
+        split after its first character, and both parts are encoded separately.
         """
         inside = [f"(?<={re.escape(m[0])})(?={re.escape(m[1:])})" for m in self.format.markers]
         parts = re.split("|".join(inside), text)
@@ -208,7 +209,7 @@ def get_format(name: str) -> ChatFormat:
     """The chat format of a family.
 
     Raises:
-      ValueError: there is none of this name.
+      ValueError: there is no format of this name.
     """
     if name not in FORMATS:
         raise ValueError(f"tokenizer.chat is {name!r}; choose one of {', '.join(FORMATS)}")

@@ -1,7 +1,7 @@
-"""Worked dialogues that go before a problem, for models too small to follow in words.
+"""Few-shot dialogues that precede a problem, for models too small to follow instructions.
 
-Sampled at temperature 1, which training needs, a model of 135 million parameters strays
-from what it is told; it keeps to what it has seen itself say.
+At temperature 1, as in training, a model of 135 million parameters does not follow a
+written instruction reliably; it does follow the form of earlier turns.
 """
 
 INSTRUCTION = "There might be an error in the solution above. Please correct the error, if any."

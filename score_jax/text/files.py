@@ -1,4 +1,4 @@
-"""Text files of a model folder, or one line that says what is wrong with them."""
+"""Reads text files of a model folder, with one-line errors for broken ones."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def check_fetched(path: Path) -> None:
-    """Checks that a file holds what its name says, and not nothing or a note about it.
+    """Checks that a file's content was downloaded.
 
     Raises:
-      ValueError: the file is empty, or git-lfs left its pointer in place of the contents.
+      ValueError: the file is empty or a git-lfs pointer.
     """
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
@@ -25,10 +25,10 @@ def check_fetched(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Reads a file's text.
 
     Raises:
-      ValueError: it is empty, a git-lfs pointer, or not plain UTF-8.
+      ValueError: the file is empty, a git-lfs pointer, or not UTF-8 without byte-order mark.
     """
     check_fetched(path)
     content = path.read_bytes()
@@ -38,15 +38,15 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 text from byte {error.start} on; fetch it again or save it so"
+            f"{path} is not UTF-8 at byte {error.start}; fetch it again or save it as UTF-8"
         ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Reads a JSON file that contains an object.
 
     Raises:
-      ValueError: the file is cut short or otherwise no JSON, or holds something else.
+      ValueError: the file is truncated or otherwise no JSON, or its value is no object.
     """
     try:
         value = json.loads(read_text(path))

@@ -1,4 +1,7 @@
-"""JSON lines that people write: what a line holds, or which line is at fault and why."""
+"""Parses lines of JSONL files; errors name the file and line.
+
+`location` is "file:line" or the like, for messages.
+"""
 
 import json
 import math
@@ -6,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 
-def value(place: str, line: str) -> Any:
-    """What a line holds; None if it is empty. A byte-order mark is passed over.
+def value(location: str, line: str) -> Any:
+    """Parses one line; None if it is empty. A byte-order mark is ignored.
 
     Raises:
-      ValueError: it is not UTF-8 or not JSON, or its texts are no Unicode.
+      ValueError: the line is not UTF-8, not JSON, or holds half of a surrogate pair.
     """
     text = line.strip("\ufeff \t\r\n")
     if not text:
@@ -18,70 +21,73 @@ def value(place: str, line: str) -> Any:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} is not UTF-8; save the file as UTF-8") from error
+        raise ValueError(f"{location} is not UTF-8; save the file as UTF-8") from error
     try:
         found = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
+        raise ValueError(f"{location} is not JSON: {error}") from error
     try:
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(
-            f"{place} holds half of a surrogate pair, \\u{ord(half):04x}; write both halves or "
-            "take it out"
+            f"{location} holds half of a surrogate pair, \\u{ord(half):04x}; write both halves or "
+            "remove it"
         ) from error
     return found
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is no JSON number")
 
 
 def answer_and_tests(
-    place: str, row: Mapping, fields: Mapping[str, str]
+    location: str, row: Mapping, fields: Mapping[str, str]
 ) -> tuple[str, tuple[str, ...]]:
-    """What decides whether a response to a row's problem is right.
+    """The gold answer and the tests of a row.
+
+    Args:
+      fields: the row's names of answer and tests, where they differ.
 
     Raises:
-      ValueError: there is neither answer nor tests, or one is of the wrong type.
+      ValueError: the row has neither, or one has a wrong type.
     """
     names = {field: fields.get(field, field) for field in ("answer", "tests")}
-    answer, tests = row.get(names["answer"]), texts(place, row, names["tests"])
+    answer, tests = row.get(names["answer"]), texts(location, row, names["tests"])
     if isinstance(answer, (bool, dict, list)):
-        raise ValueError(f"{place}: {names['answer']!r} must be text or a number")
+        raise ValueError(f"{location}: {names['answer']!r} must be text or a number")
     if isinstance(answer, float) and not math.isfinite(answer):
-        raise ValueError(f"{place}: {names['answer']!r} is a number too large to be read")
+        raise ValueError(f"{location}: {names['answer']!r} is too large a number")
     answer = "" if answer is None else str(answer)
     if not answer.strip() and not tests:
         raise ValueError(
-            f"{place} has neither {names['answer']!r} nor {names['tests']!r}; without one nothing "
-            "can be graded"
+            f"{location} has neither {names['answer']!r} nor {names['tests']!r}; add one, since "
+            "the grader needs it"
         )
     return answer, tests
 
 
-def texts(place: str, row: Mapping, name: str) -> tuple[str, ...]:
-    """A field that holds a list of texts; empty where the row lacks it.
+def texts(location: str, row: Mapping, name: str) -> tuple[str, ...]:
+    """Reads a field with a list of texts; empty where the row lacks it.
 
     Raises:
-      ValueError: it is something else, or a text is blank.
+      ValueError: the value is no list of texts, or a text is blank.
     """
     found = row.get(name)
     if found is None:
         return ()
     if not isinstance(found, list) or not all(isinstance(t, str) and t.strip() for t in found):
-        raise ValueError(f"{place}: {name!r} must be a list of texts, none of them blank")
+        raise ValueError(f"{location}: {name!r} must be a list of texts, none of them blank")
     return tuple(found)
 
 
-def optional_text(place: str, row: Mapping, name: str) -> str | None:
-    """A field that holds text, or None where the row lacks it.
+def optional_text(location: str, row: Mapping, name: str) -> str | None:
+    """Reads a text field; None where the row lacks it.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: the value is not text.
     """
     found = row.get(name)
     if found is not None and not isinstance(found, str):
-        raise ValueError(f"{place}: {name!r} must be text")
+        raise ValueError(f"{location}: {name!r} must be text")
     return found

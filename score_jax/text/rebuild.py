@@ -1,8 +1,8 @@
-"""Tokenizers rebuilt from what a GGUF header holds: pieces, merges, scores, types.
+"""Rebuilds tokenizers from the pieces, merges, scores and types in a GGUF header.
 
 Two kinds occur. "gpt2" is byte-level BPE, rebuilt as a `tokenizer.json`; the header
-names its way of splitting text, which `SPLITS` spells out. "llama" is SentencePiece
-BPE, rebuilt as a `tokenizer.model`.
+names its pre-tokenizer, which `SPLITS` defines. "llama" is SentencePiece BPE, rebuilt as
+a `tokenizer.model`.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from score_jax.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 
-CONTROL, USER_DEFINED = 3, 4  # piece types of the header; SentencePiece numbers them alike
+CONTROL, USER_DEFINED = 3, 4  # piece types; the same numbers as in SentencePiece
 
 # How text is split before merging; `{}` is the number pattern.
 PATTERN = (
@@ -27,7 +27,7 @@ def split(pattern: str) -> list[dict[str, Any]]:
 
 
 def byte_level(*, use_regex: bool) -> dict[str, Any]:
-    """The step that maps bytes to printable characters."""
+    """The pre-tokenizer or decoder that maps between bytes and printable characters."""
     options = {"add_prefix_space": False, "trim_offsets": False, "use_regex": use_regex}
     return {"type": "ByteLevel", **options}
 
@@ -43,7 +43,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer inside a GGUF file.
 
     Raises:
-      ValueError: there is none, or it is of a kind that is not known here.
+      ValueError: there is none, or its kind is not supported.
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -87,11 +87,11 @@ def sentencepiece_bpe(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
     """A SentencePiece BPE tokenizer as `tokenizer.model`."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto: Any = sentencepiece_model_pb2  # its classes are made at import, unseen by checkers
+    proto: Any = sentencepiece_model_pb2  # Any: its classes are created at import
     model = proto.ModelProto()
     columns = [metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")]
     for piece, score, kind in zip(*columns, strict=True):
-        # Runs of spaces stand as such in the header; matching happens on escaped text.
+        # The header stores spaces unescaped; SentencePiece matches them as U+2581.
         model.pieces.add(piece=piece.replace(" ", "\u2581"), score=float(score), type=int(kind))
     spec = model.trainer_spec
     spec.model_type = proto.TrainerSpec.BPE

@@ -1,13 +1,13 @@
-"""Standard input and output of the commands, under whatever locale they are started."""
+"""Makes standard input, standard output and arguments independent of the locale."""
 
 import io
 import sys
 
 
 def open_to_all_text() -> None:
-    """Reads UTF-8 and prints any text: what the locale can't show comes out as an escape.
+    """Sets stdin to UTF-8, and stdout to escape characters that the locale can't encode.
 
-    Bytes on stdin that are not UTF-8 come as lone surrogates, for the reader to refuse.
+    Bytes on stdin that are not UTF-8 become lone surrogates, which `json_lines` refuses.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
@@ -16,5 +16,5 @@ def open_to_all_text() -> None:
 
 
 def as_text(argument: str) -> str:
-    """An argument of the command line, read as UTF-8 whatever the locale made of it."""
+    """Decodes a command-line argument as UTF-8, whatever the locale."""
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,8 +1,8 @@
-"""Tokenizers behind one small interface, and how the embedded one is trained.
+"""Tokenizers with a common interface, and the training of the embedded one.
 
-A tokenizer turns plain text into ids and back. It never reads markers out of
-plain text: a problem that contains "<stop>" is text, not the end of a turn. The
-markers' ids are asked for by name and put in by `text.chat`.
+A tokenizer converts plain text to ids and back. Markers in plain text are not
+recognised: "<stop>" in a problem is text, not the end of a turn. `text.chat` looks up
+the ids of markers by name and inserts them.
 """
 
 import io
@@ -17,11 +17,11 @@ from score_jax.text.files import check_fetched, read_json, read_text
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
-IMAGE_MARKERS = "_soft_token>"  # Gemma 3's image markers; its text models have no row for them
+IMAGE_MARKERS = "_soft_token>"  # suffix; text-only Gemma 3 has no embedding rows for them
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of any tokenizer."""
+    """The interface of a tokenizer."""
 
     vocab_size: int
 
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
         ...
 
     def contents(self) -> bytes:
-        """All that it is, to tell it from others."""
+        """Bytes that identify the tokenizer, for comparison and hashing."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -88,12 +88,12 @@ class JsonTokenizer:
     """A Hugging Face `tokenizer.json`, run by the tokenizers library."""
 
     def __init__(self, content: str, path: str = JSON_FILE):
-        """Takes the text of a file, and its name for what has to be said of it.
+        """Args: content: the file's text; path: its name, for messages.
 
         Raises:
-          ValueError: the library is not installed, or can't read the text.
+          ValueError: the tokenizers library is not installed, or can't read the text.
         """
-        # Not in every install: the extra [hf] brings it.
+        # Optional dependency of the extra [hf].
         try:
             from tokenizers import Tokenizer as Engine
         except ImportError as error:
@@ -103,12 +103,12 @@ class JsonTokenizer:
             self.engine = Engine.from_buffer(content.encode())
         except ValueError as error:
             raise ValueError(
-                f"{path} is damaged, or of a newer kind than the installed tokenizers library "
-                f"knows ({error}); fetch it again or update the library"
+                f"{path} is damaged, or too new for the installed tokenizers library ({error}); "
+                "fetch it again or update the library"
             ) from error
         self.engine.no_truncation()
         self.engine.no_padding()
-        self.engine.encode_special_tokens = True  # markers inside a text stay text
+        self.engine.encode_special_tokens = True  # markers in a text are encoded as text
         ids = self.engine.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(i for name, i in ids.items() if not name.endswith(IMAGE_MARKERS))
 
@@ -128,7 +128,7 @@ class JsonTokenizer:
         return index
 
     def contents(self) -> bytes:
-        """The file's values, however it is laid out."""
+        """The file's JSON value in a canonical layout."""
         return json.dumps(json.loads(self.content), sort_keys=True).encode()
 
     def save(self, folder: Path) -> None:
@@ -138,55 +138,56 @@ class JsonTokenizer:
 
 
 class StandInTokenizer:
-    """Lengths without a vocabulary, for planning: four characters to a token.
+    """A tokenizer for planning: correct lengths on average, without a vocabulary.
 
-    About what English text takes in the vocabularies of published models. No text is
-    ever made from it.
+    Four characters per token, as English text has in the vocabularies of published models.
     """
 
     CHARACTERS = 4  # per token
 
     def __init__(self):
-        self.vocab_size = 256  # fits every model; markers take ids as they are asked for
+        self.vocab_size = 256  # below that of every model; markers get ids on first use
         self.markers: list[str] = []
 
     def encode(self, text: str) -> list[int]:
-        """As many ids as the text is expected to take."""
+        """The expected number of ids, all the same."""
         return [self.vocab_size - 1] * -(-len(text) // self.CHARACTERS)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """One letter per id."""
+        """One "?" per id."""
         return "?" * len(ids)
 
     def marker(self, name: str) -> int:
-        """An id of its own for each name."""
+        """A different id for each name."""
         if name not in self.markers:
             self.markers.append(name)
         return self.markers.index(name)
 
     def contents(self) -> bytes:
-        """It has none of its own."""
+        """Empty: all stand-ins are equal."""
         return b""
 
     def save(self, folder: Path) -> None:
-        """There is nothing that could be read back.
+        """Not supported.
 
         Raises:
           ValueError: always.
         """
-        raise ValueError(f"tokenizer.source is 'stand_in', for planning only; none is in {folder}")
+        raise ValueError(
+            f"tokenizer.source is 'stand_in'; it is for planning and can't be saved in {folder}"
+        )
 
 
 def train_sentencepiece(
     texts: Iterable[str], *, vocab_size: int, markers: Sequence[str], words: Sequence[str] = ()
 ) -> SentencePieceTokenizer:
-    """Trains a small BPE model in process; the same texts give the same bytes.
+    """Trains a small BPE model; deterministic.
 
-    Digits are pieces of their own, so that arithmetic stays digit by digit, and
-    text round-trips exactly (no normalisation, no dummy prefix).
+    Each digit is a piece, so that arithmetic is digit by digit. Decoding restores the text
+    exactly (no normalisation, no dummy prefix).
 
     Args:
-      markers: control pieces, which plain text never encodes to.
+      markers: control pieces, which encoding plain text never yields.
       words: strings that are always one piece.
     """
     model = io.BytesIO()
@@ -213,13 +214,13 @@ def train_sentencepiece(
 
 
 def load(folder: Path) -> Tokenizer:
-    """Reads the tokenizer that a folder holds; `tokenizer.json` goes first.
+    """Reads the tokenizer of a folder; `tokenizer.json` has priority.
 
-    A folder with both holds the same tokenizer twice, and the chat markers of some
-    (Llama 3, Qwen) stand in the JSON file only.
+    A folder with both files has the same tokenizer twice, but for some families (Llama 3,
+    Qwen) only the JSON file contains the chat markers.
 
     Raises:
-      ValueError: the folder holds no known tokenizer file, or one that is damaged.
+      ValueError: the folder has no known tokenizer file, or a damaged one.
     """
     if (path := folder / JSON_FILE).is_file():
         model = read_json(path).get("model")

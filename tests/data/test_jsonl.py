@@ -77,7 +77,7 @@ def test_the_line_with_bytes_that_are_no_utf8_is_named(tmp_path):
         ('{"prompt": "p", "tests": ["\\udc80"]}', "jsonl:2 holds half of a surrogate pair"),
         ('{"prompt": "p", "answer": 1, "\\ud83d": 1}', "jsonl:2 holds half of a surrogate pair"),
         ('{"prompt": "p", "answer": NaN}', "jsonl:2 is not JSON: NaN"),
-        ('{"prompt": "p", "answer": 1e999}', "jsonl:2: 'answer' is a number too large"),
+        ('{"prompt": "p", "answer": 1e999}', "jsonl:2: 'answer' is too large a number"),
         ('{"prompt": "p", "answer": ""}', "jsonl:2 has neither 'answer' nor 'tests'"),
         ({"prompt": " ", "answer": "1"}, "jsonl:2 has no text in its field 'prompt'"),
         ({"prompt": "p", "tests": {"a": 1}}, "jsonl:2: 'tests' must be a list of texts"),
@@ -90,7 +90,7 @@ def test_the_line_with_bytes_that_are_no_utf8_is_named(tmp_path):
         ({"prompt": "p", "tests": ["a"], "shown": "a"}, "jsonl:2: 'shown' must be a list"),
         ({"prompt": "p", "answer": 1, "id": ["x"]}, "jsonl:2: 'id' must be text or a number"),
         ({"prompt": "p", "answer": 1, "task": 3}, "jsonl:2: 'task' must be text"),
-        ({"prompt": "p", "answer": 1, "first_attempt": 3}, "jsonl:2 gives a first attempt"),
+        ({"prompt": "p", "answer": 1, "first_attempt": 3}, "jsonl:2 has a first attempt"),
         ("{broken", "problems.jsonl:2 is not JSON"),
         ("[" * 100_000, "problems.jsonl:2 is not JSON"),
         ("[1]", "problems.jsonl:2 is a list"),
@@ -98,7 +98,7 @@ def test_the_line_with_bytes_that_are_no_utf8_is_named(tmp_path):
         ({"id": "b", "prompt": "p"}, "problems.jsonl:2 has neither 'answer' nor 'tests'"),
         ({"id": "b", "prompt": "p", "tests": "x"}, "problems.jsonl:2: 'tests' must be a list"),
         ({"id": "b", "prompt": "p", "answer": []}, "problems.jsonl:2: 'answer' must be text"),
-        (GOOD, r"problems.jsonl:2 has the id 'a' of .*problems.jsonl:1"),
+        (GOOD, r"problems.jsonl:2 has the id 'a', as .*problems.jsonl:1;"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):

@@ -47,7 +47,7 @@ def test_mistakes_are_one_line(config, tmp_path, capsys):
     for argument, message in (
         (config + ":sql", "data.source is 'sql'"),
         (str(tmp_path / "absent.py"), "No such file"),
-        (str(tmp_path / "empty.py"), "no get_config"),
+        (str(tmp_path / "empty.py"), "must define get_config"),
     ):
         assert main([f"--config={argument}"]) == 2
         assert message in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_given_first_attempts_are_refused(tmp_path, row, settings):
     file.write_text(json.dumps(row))
     part = {"source": "jsonl", "path": str(file), **settings}
     for arguments in (part, {"source": "mixture", "parts": [part]}):
-        with pytest.raises(ValueError, match="every attempt is sampled so far") as told:
+        with pytest.raises(ValueError, match="not supported yet") as told:
             sources.load(**arguments)
         name = "data.first_attempts" if "first_attempts" in settings else f"{file}:1"
         assert name in str(told.value)
