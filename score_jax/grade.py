@@ -1,4 +1,4 @@
-"""Another name of `python -m score_jax.tasks`: answers in, verdicts out."""
+"""Alias of `python -m score_jax.tasks`, which grades responses from standard input."""
 
 import sys
 

@@ -24,19 +24,19 @@ class Problem:
     tests: tuple[str, ...] = ()  # assertions for programs; empty where the answer decides
     shown: tuple[str, ...] = ()  # the tests that a prompt may show; only the grader sees the rest
     task: str = ""  # name in tasks.registry; "": the task of the config
-    place: str = ""  # where it was read, "file:line"; "": in no file that people edit
+    location: str = ""  # "file:line" of its JSONL row; "" for other sources
 
     def contents(self) -> dict[str, Any]:
         """The fields, without those that depend on the path of the file."""
-        fields = {name: value for name, value in vars(self).items() if name != "place"}
-        return fields | ({"id": ""} if self.place and self.id == self.place else {})
+        fields = {name: value for name, value in vars(self).items() if name != "location"}
+        return fields | ({"id": ""} if self.location and self.id == self.location else {})
 
     @property
-    def named(self) -> str:
-        """What people find it by."""
-        if self.place in ("", self.id):
+    def label(self) -> str:
+        """Location and id of the problem, for messages."""
+        if self.location in ("", self.id):
             return self.id
-        return f"{self.place} ({self.id})"
+        return f"{self.location} ({self.id})"
 
 
 @dataclass(frozen=True, kw_only=True)

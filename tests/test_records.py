@@ -1,4 +1,4 @@
-"""What a problem is by contents, and by what people find it."""
+"""The contents and the label of a problem."""
 
 import pytest
 
@@ -6,22 +6,22 @@ from score_jax.records import Problem
 
 
 @pytest.mark.parametrize(
-    ("id", "place", "named"),
+    ("id", "location", "label"),
     [
         ("q7", "a.jsonl:3", "a.jsonl:3 (q7)"),
         ("a.jsonl:3", "a.jsonl:3", "a.jsonl:3"),
         ("mbpp/11", "", "mbpp/11"),
     ],
 )
-def test_a_problem_is_named_by_its_file_and_line_where_it_has_one(id, place, named):
-    assert Problem(id=id, prompt="?", place=place).named == named
+def test_a_problem_is_labelled_by_its_file_and_line_where_it_has_one(id, location, label):
+    assert Problem(id=id, prompt="?", location=location).label == label
 
 
 def test_contents_do_not_depend_on_where_a_file_lies():
     here, there = (
-        Problem(id=f"{folder}/p:1", prompt="?", place=f"{folder}/p:1") for folder in "ab"
+        Problem(id=f"{folder}/p:1", prompt="?", location=f"{folder}/p:1") for folder in "ab"
     )
     assert here != there and here.contents() == there.contents()
-    named = [Problem(id="q", prompt="?", place=place) for place in ("a:1", "b:9", "")]
+    named = [Problem(id="q", prompt="?", location=location) for location in ("a:1", "b:9", "")]
     assert named[0].contents() == named[1].contents() == named[2].contents()
-    assert named[0].contents() != Problem(id="r", prompt="?", place="a:1").contents()
+    assert named[0].contents() != Problem(id="r", prompt="?", location="a:1").contents()

@@ -215,7 +215,7 @@ def long_prompts_message(
     worst = max(range(len(lengths)), key=lengths.__getitem__)
     count = sum(length > spec.prompt_limit for length in lengths)
     return (
-        f"{spec.limit_field} is {spec.prompt_limit}; problem {problems[worst].named!r} has "
+        f"{spec.limit_field} is {spec.prompt_limit}; problem {problems[worst].label!r} has "
         f"{lengths[worst]} tokens, the longest of {count} too long among {len(problems)} "
         f"{spec.part} prompts (median {statistics.median_low(lengths)}): raise the limit, or set "
         "config.data.skip_long=True to leave them out"
@@ -227,7 +227,7 @@ def bad_answers_message(
 ) -> str:
     """Error message for gold answers that the grader rejects; lists the first MAX_LISTED."""
     listed = "; ".join(
-        f"{problems[index].named}: {faults[index]}" for index in sorted(faults)[:MAX_LISTED]
+        f"{problems[index].label}: {faults[index]}" for index in sorted(faults)[:MAX_LISTED]
     )
     more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
     return (

@@ -1,10 +1,11 @@
-"""Tries a grader alone: answers in, verdicts out, one JSON object a line.
+"""Grades responses from standard input, one JSON object per line.
 
-    python -m score_jax.tasks.__main__ --task=math < answers.jsonl
+    python -m score_jax.tasks --task=math < answers.jsonl
 
-Each line has `response`, and `answer` or `tests` (and `prompt`, where the grader
-reads it; `"truncated": true` where the response was cut at a length limit); out come
-`verdict`, `reward`, `extracted`, `detail`, in the same order.
+Each input line has `response`, and `answer` or `tests`; also `prompt`, if the grader
+uses it, and `"truncated": true`, if the response was cut at a length limit. Each output
+line has `verdict`, `reward`, `extracted` and `detail`, in the order of the input.
+`python -m score_jax.grade` is an alias.
 """
 
 import argparse
@@ -23,40 +24,40 @@ BATCH = 1000
 
 
 def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[tuple[Problem, str], bool]]:
-    """Yields problems with responses, and whether a response was cut.
+    """Yields problems with responses, and whether each response was truncated.
 
     Raises:
-      ValueError: a line is not JSON, lacks a field, has one of a wrong type or names another
-        task; with its number.
+      ValueError: a line is not JSON, lacks a field, has a field of a wrong type or names
+        another task; the message has the line's number.
     """
     for number, line in enumerate(lines, 1):
-        place = f"line {number}"
-        row = json_lines.value(place, line)
+        location = f"line {number}"
+        row = json_lines.value(location, line)
         if row is None:
             continue
         if not isinstance(row, dict) or not isinstance(row.get("response"), str):
-            raise ValueError(f"{place} has no text in its field 'response'")
+            raise ValueError(f"{location} has no text in its field 'response'")
         if not isinstance(row.get("prompt", ""), str):
-            raise ValueError(f"{place}: 'prompt' must be text")
-        answer, tests = json_lines.answer_and_tests(place, row, {})
+            raise ValueError(f"{location}: 'prompt' must be text")
+        answer, tests = json_lines.answer_and_tests(location, row, {})
         problem = Problem(
-            id=place,
+            id=location,
             prompt=row.get("prompt", ""),
             answer=answer,
             tests=tests,
-            task=json_lines.optional_text(place, row, "task") or "",
+            task=json_lines.optional_text(location, row, "task") or "",
         )
         registry.of_problems([problem], task, "--task")
         truncated = row.get("truncated", False)
         if not isinstance(truncated, bool):
-            raise ValueError(f"{place}: 'truncated' must be true or false")
+            raise ValueError(f"{location}: 'truncated' must be true or false")
         yield (problem, row["response"]), truncated
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Grades standard input; the counts go to standard error."""
+    """Grades standard input; prints the number of each verdict to standard error."""
     parser = argparse.ArgumentParser(
-        prog="python -m score_jax.tasks.__main__",
+        prog="python -m score_jax.tasks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -75,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             batch_deadline_seconds=BATCH * options.deadline_seconds,
         ) as pool:
             while batch := list(itertools.islice(rows, BATCH)):
-                items, cut = zip(*batch, strict=True)
-                for grade in pool.grade(task.name, items, cut):
+                items, truncated = zip(*batch, strict=True)
+                for grade in pool.grade(task.name, items, truncated):
                     counts[grade.verdict] += 1
                     print(json.dumps(vars(grade)), flush=True)
     except ValueError as error:

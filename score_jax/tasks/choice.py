@@ -1,4 +1,4 @@
-"""Multiple-choice questions: law, medicine, exams. The prompt holds the lettered options."""
+"""Multiple-choice questions, as in law, medicine and exams; the prompt has lettered options."""
 
 from score_jax.records import Problem, Task, Verdict
 from score_jax.tasks.grading import letters
@@ -10,28 +10,28 @@ INSTRUCTION = (
 
 
 def prompt(problem: Problem) -> str:
-    """The question and how to answer it."""
+    """The question, and the form of the answer."""
     return (
         f'{problem.prompt.strip()}\n\nThink step by step. End with "Final Answer: " and one letter.'
     )
 
 
-def state(problem: Problem) -> str:
-    """A response that gives the gold answer."""
+def gold_response(problem: Problem) -> str:
+    """A response that states the gold answer."""
     return f"Final Answer: ({problem.answer})"
 
 
-ONE = Problem(id="choice/known", prompt="A. yes\nB. no", answer="B")
-KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
-    (ONE, "Final Answer: (B) no", "correct"),
-    (ONE, "The answer is A.", "wrong"),
-    (ONE, "Final Answer: A or B", "unparsable"),
+EXAMPLE = Problem(id="choice/known", prompt="A. yes\nB. no", answer="B")
+SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
+    (EXAMPLE, "Final Answer: (B) no", "correct"),
+    (EXAMPLE, "The answer is A.", "wrong"),
+    (EXAMPLE, "Final Answer: A or B", "unparsable"),
 )
 TASK = Task(
     name="choice",
     prompt=prompt,
     instruction=INSTRUCTION,
     grade=letters.grade,
-    gold_response=state,
-    self_test_cases=KNOWN,
+    gold_response=gold_response,
+    self_test_cases=SELF_TEST_CASES,
 )

@@ -1,4 +1,4 @@
-"""Python programs for a text and its asserts (MBPP): correct if every test passes.
+"""Python programs from a description and asserts (MBPP): correct if every test passes.
 
 Source: arXiv:2409.12917, appendix (prompts); arXiv:2108.07732, section 2.1 (the three shots).
 """
@@ -56,32 +56,32 @@ INSTRUCTION = (
 
 
 def prompt(problem: Problem) -> str:
-    """The three shots, then the problem with those of its asserts that may be shown."""
+    """The three shots, then the problem with its shown asserts."""
     text = f"{SHOTS}You are an expert Python programmer, and here is your task: "
     text += problem.prompt.strip()
-    if problem.shown:  # none: somebody types the problem
+    if problem.shown:  # empty for a problem typed by a user
         tests = "\n".join(problem.shown)
         text += f" Your code should pass these tests:\n\n{tests}"
     return f"{text}\n[BEGIN]\n"
 
 
 def grade(problem: Problem, response: str) -> Grade:
-    """All tests or nothing."""
+    """Reward 1 if all tests pass, else 0."""
     return programs.grade(problem, programs.extract(problem, response))
 
 
-ONE = Problem(id="code/known", prompt="Double x.", tests=("assert double(2) == 4",))
-KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
-    (ONE, "def double(x):\n    return 2 * x", "correct"),
-    (ONE, "```python\ndef double(x):\n    return x\n```", "wrong"),
-    (ONE, "import os\nos._exit(0)", "wrong"),
-    (ONE, "I cannot do that.", "unparsable"),
+EXAMPLE = Problem(id="code/known", prompt="Double x.", tests=("assert double(2) == 4",))
+SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
+    (EXAMPLE, "def double(x):\n    return 2 * x", "correct"),
+    (EXAMPLE, "```python\ndef double(x):\n    return x\n```", "wrong"),
+    (EXAMPLE, "import os\nos._exit(0)", "wrong"),
+    (EXAMPLE, "I cannot do that.", "unparsable"),
 )
 TASK = Task(
     name="code",
     prompt=prompt,
     instruction=INSTRUCTION,
     grade=grade,
-    self_test_cases=KNOWN,
+    self_test_cases=SELF_TEST_CASES,
     shows_tests=True,
 )

@@ -1,4 +1,4 @@
-"""As `code`, but the reward is the share of tests passed; `correct` still means all of them."""
+"""As `code`, but the reward is the share of passed tests; `correct` still needs all of them."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from score_jax.tasks.grading import programs
 
 
 def grade(problem: Problem, response: str) -> Grade:
-    """Partial credit, 0..1."""
+    """Reward is the share of passed tests, 0..1."""
     return programs.grade(problem, programs.extract(problem, response), share=True)
 
 

@@ -1,7 +1,7 @@
-"""Linear equations that are checked by substitution: the embedded task.
+"""The embedded task: linear equations, answered with a check by substitution.
 
-"7x+16=128" is answered "x=16:7*16=112+16=128": a guess, and the check that shows
-whether it holds. The grader reads the last "x=" of an attempt and nothing else.
+"7x+16=128" is answered "x=16:7*16=112+16=128": a guess and its check. The grader reads
+only the last "x=" of an attempt.
 """
 
 import re
@@ -12,7 +12,7 @@ SOLUTION = re.compile(r"x=(\d+)(?!\d)")
 
 
 def grade(problem: Problem, attempt: str) -> Grade:
-    """Compares the last solution that an attempt states."""
+    """Compares the last "x=" of an attempt with the gold answer."""
     found = SOLUTION.findall(attempt)
     if not found:
         return Grade(verdict="unparsable", reward=0.0, detail="no x= with a number")

@@ -1,4 +1,4 @@
-"""Python functions from a signature and docstring (HumanEval), with `code`'s instruction.
+"""Python functions from a signature and docstring (HumanEval), with the instruction of `code`.
 
 Source: arXiv:2107.03374, section 2; arXiv:2409.12917, section 6.
 """
@@ -14,20 +14,24 @@ def prompt(problem: Problem) -> str:
 
 
 def grade(problem: Problem, response: str) -> Grade:
-    """Takes a whole function or the body that continues the prompt."""
+    """Accepts a complete function, or a body that continues the prompt."""
     return programs.grade(problem, programs.complete(problem.prompt, response))
 
 
-ONE = Problem(
+EXAMPLE = Problem(
     id="humaneval/known",
     prompt='def double(x):\n    """Return 2 x."""\n',
     tests=("def check(candidate):\n    assert candidate(2) == 4\n\ncheck(double)\n",),
 )
-KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
-    (ONE, "    return 2 * x", "correct"),
-    (ONE, "```python\ndef double(x):\n    return x + x\n```", "correct"),
-    (ONE, "    return x", "wrong"),
+SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
+    (EXAMPLE, "    return 2 * x", "correct"),
+    (EXAMPLE, "```python\ndef double(x):\n    return x + x\n```", "correct"),
+    (EXAMPLE, "    return x", "wrong"),
 )
 TASK = Task(
-    name="humaneval", prompt=prompt, instruction=INSTRUCTION, grade=grade, self_test_cases=KNOWN
+    name="humaneval",
+    prompt=prompt,
+    instruction=INSTRUCTION,
+    grade=grade,
+    self_test_cases=SELF_TEST_CASES,
 )

@@ -20,7 +20,7 @@ INSTRUCTION = (
 
 
 def prompt(problem: Problem) -> str:
-    """The instructions, then the problem."""
+    """The task description, then the problem."""
     return f"{PROMPT}\n\nProblem: {problem.prompt.strip()}\nSolution:"
 
 
@@ -30,7 +30,7 @@ def grade(problem: Problem, response: str) -> Grade:
     Raises:
       ValueError: there is no gold answer.
     """
-    from score_jax.tasks.grading import algebra  # SymPy: half a second that only graders pay
+    from score_jax.tasks.grading import algebra  # here, as importing SymPy takes half a second
 
     if not problem.answer.strip():
         raise ValueError(f"problem {problem.id!r} has no answer to compare with")
@@ -41,15 +41,15 @@ def grade(problem: Problem, response: str) -> Grade:
     return Grade(verdict="correct" if right else "wrong", reward=float(right), extracted=answer)
 
 
-def state(problem: Problem) -> str:
-    """A response that gives the gold answer."""
-    answer = " ".join(problem.answer.split())  # one of MATH's runs over two lines
+def gold_response(problem: Problem) -> str:
+    """A response that states the gold answer."""
+    answer = " ".join(problem.answer.split())  # one gold answer in MATH has a line break
     return f"Final Answer: The final answer is ${answer}$. I hope it is correct."
 
 
 HALF = Problem(id="math/known", prompt="What is 1/2?", answer=r"\frac{1}{2}")
 POINT = Problem(id="math/known", prompt="Which point?", answer="(1,2)")
-KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
+SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
     (HALF, "The answer is 0.5.", "correct"),
     (HALF, r"So it is $\boxed{\dfrac{2}{4}}$.", "correct"),
     (HALF, "Final Answer: The final answer is $2$. I hope it is correct.", "wrong"),
@@ -61,6 +61,6 @@ TASK = Task(
     prompt=prompt,
     instruction=INSTRUCTION,
     grade=grade,
-    gold_response=state,
-    self_test_cases=KNOWN,
+    gold_response=gold_response,
+    self_test_cases=SELF_TEST_CASES,
 )

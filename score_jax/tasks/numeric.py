@@ -1,7 +1,7 @@
-"""Questions whose answer is a number: finance, measurements, arithmetic in words.
+"""Questions whose answer is a number: finance, measurements, word problems.
 
-Within 0.01% of the gold value, or the tolerance that the gold answer names
-("12.5 +- 0.1", "12.5 +- 2%"). For another default, copy this page.
+An answer is correct within 0.01% of the gold value, or within the tolerance in the gold
+answer ("12.5 +- 0.1", "12.5 +- 2%"). For another default, copy this module.
 """
 
 from score_jax.records import Problem, Task, Verdict
@@ -14,20 +14,20 @@ INSTRUCTION = (
 
 
 def prompt(problem: Problem) -> str:
-    """The question and how to answer it."""
+    """The question, and the form of the answer."""
     return (
         f"{problem.prompt.strip()}\n\nThink step by step. "
         'End with "Final Answer: " and the number, with its unit if it has one.'
     )
 
 
-def state(problem: Problem) -> str:
-    """A response that gives the gold answer, without its tolerance."""
+def gold_response(problem: Problem) -> str:
+    """A response that states the gold answer, without its tolerance."""
     return f"Final Answer: {quantities.without_tolerance(problem.answer)}"
 
 
 LOSS = Problem(id="numeric/known", prompt="Net income?", answer="-$1.5 million")
-KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
+SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
     (LOSS, "Final Answer: $(1,500,000)", "correct"),
     (LOSS, "Final Answer: -1.6 million", "wrong"),
     (LOSS, "Final Answer: a loss", "unparsable"),
@@ -37,6 +37,6 @@ TASK = Task(
     prompt=prompt,
     instruction=INSTRUCTION,
     grade=quantities.grade,
-    gold_response=state,
-    self_test_cases=KNOWN,
+    gold_response=gold_response,
+    self_test_cases=SELF_TEST_CASES,
 )

@@ -1,6 +1,6 @@
-"""Finds a task by name: a module of this folder, or any module by its dotted name.
+"""Looks up tasks by name: a module of this folder, or any module by its dotted name.
 
-A task is a module with a module-level `TASK`. Only the one asked for is imported.
+A task is a module with a module-level `TASK`. Only the requested module is imported.
 """
 
 import importlib
@@ -49,29 +49,29 @@ def get(name: str) -> Task:
 
 
 def of_problems(problems: Iterable[Problem], name: str, field: str = "config.task") -> Task:
-    """The one task by which a set of problems is asked and graded.
+    """The task that prompts and grades a set of problems.
 
     Args:
-      problems: those that name no task are of this one.
-      name: of the task, as the config or a flag says.
-      field: what says so, for messages.
+      problems: each has this task's name or no task.
+      name: of the task, from the config or a flag.
+      field: the config field or flag that set the name, for messages.
 
     Raises:
-      ValueError: there is no such task, or a problem names another.
+      ValueError: there is no such task, or a problem has another task.
     """
     task = get(name)
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for problem in problems:
         if problem.task not in ("", name):
-            first.setdefault(problem.task, problem.named)
+            first.setdefault(problem.task, problem.label)
             counts[problem.task] += 1
     if counts:
-        told = ", ".join(
+        others = ", ".join(
             f"{counts[other]} of task {other!r} (the first is {first[other]!r})" for other in counts
         )
         raise ValueError(
-            f"{field} is {name!r}, but the data hold problems of another: {told}; set it to the "
-            "data's task, or leave those problems out"
+            f"{field} is {name!r}, but the data contain problems of another task: {others}; set it "
+            "to the data's task, or leave those problems out"
         )
     return task

@@ -1,7 +1,7 @@
-"""Arithmetic in words for very small models, which learn the answer's form from examples.
+"""Word problems for very small models, which learn the form of the answer from examples.
 
-The chat format `smollm2_words` opens with worked dialogues; nothing else is said of the
-form. Numbers are compared as in `numeric`.
+The chat format `smollm2_words` starts with worked dialogues; the prompt does not describe
+the form. Numbers are compared as in `numeric`.
 """
 
 from dataclasses import replace
@@ -12,16 +12,20 @@ from score_jax.text.examples import INSTRUCTION
 
 
 def prompt(problem: Problem) -> str:
-    """The problem alone."""
+    """The problem statement."""
     return problem.prompt.strip()
 
 
 SUM = Problem(id="words/known", prompt="How many?", answer="13")
-KNOWN: tuple[tuple[Problem, str, Verdict], ...] = (
+SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
     (SUM, "8 + 5 = 13. Final Answer: 13", "correct"),
     (SUM, "8 + 5 = 13. Final Answer: 3", "wrong"),
     (SUM, "8 + 5 = 13", "unparsable"),
 )
 TASK = replace(
-    numeric.TASK, name="words", prompt=prompt, instruction=INSTRUCTION, self_test_cases=KNOWN
+    numeric.TASK,
+    name="words",
+    prompt=prompt,
+    instruction=INSTRUCTION,
+    self_test_cases=SELF_TEST_CASES,
 )

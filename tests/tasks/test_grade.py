@@ -75,7 +75,7 @@ def test_programs_are_graded_by_their_tests(monkeypatch, capsys):
         ('{"response": "x", "answer": "\udce9"}', "line 2 is not UTF-8"),
         (
             '{"response": "x", "answer": 1, "task": "exact"}',
-            "--task is 'math', but the data hold problems of another: 1 of task 'exact' "
+            "--task is 'math', but the data contain problems of another task: 1 of task 'exact' "
             "(the first is 'line 2')",
         ),
     ],

@@ -24,7 +24,7 @@ def test_a_problem_without_an_answer_is_an_error():
 
 def test_a_gold_answer_over_two_lines_is_stated_in_one():
     problem = Problem(id="1", prompt="?", answer="90\\text{ square\nunits}")
-    assert math.grade(problem, math.state(problem)).verdict == "correct"
+    assert math.grade(problem, math.gold_response(problem)).verdict == "correct"
 
 
 def check_math(count):

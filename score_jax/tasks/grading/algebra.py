@@ -1,9 +1,9 @@
-"""Decides whether two mathematical answers are equal: text, then number, then symbols.
+"""Decides whether two mathematical answers are equal: as text, as numbers, symbolically.
 
-Structure is compared on the text (`latex.py`), numbers exactly (`numeric.py`); only
-what is left goes to SymPy (`symbols.py`), after a guard has refused expressions
-whose evaluation would not end. SymPy can still run away: this module is for
-grading workers, whose pool ends it.
+Structure is compared on the text (`latex.py`) and numbers exactly (`quantities.py`); only
+the remaining cases go to SymPy (`symbols.py`), after `too_large` has refused expressions
+whose evaluation would not terminate. SymPy may still run forever, so this module must run
+in a grading worker, which the pool kills at a deadline.
 """
 
 import itertools
@@ -15,11 +15,11 @@ from score_jax.tasks.grading import latex, quantities, symbols
 from score_jax.tasks.grading.latex import Answer
 
 LONGEST_EXPRESSION = 400  # characters
-DEEPEST = 12  # brackets within brackets
-LARGEST_POWER = 1000  # a literal exponent, a number under a factorial or in a binomial
+DEEPEST = 12  # nested brackets
+LARGEST_POWER = 1000  # largest literal exponent
 MOST_PARTS = 50  # of a list or matrix
 
-_UNIT = re.compile(  # the short ones; other letters in these places are variables
+_UNIT = re.compile(  # short units; other letters after a number are variables
     "[mgls]|[ckm]m|[km]g|ft|in|yd|mi|lbs?|oz|ml|cc|hrs?|min|sec|[mk]ph|[ap]m|rpm|deg|rad|yrs?|sq|"
     "qt|pt|gal"
 )
@@ -43,7 +43,7 @@ def _depth(text: str) -> int:
 
 
 def too_large(text: str) -> str:
-    """Says why an expression must not be evaluated, or returns ""."""
+    """The reason why an expression must not be evaluated; "" if it may be."""
     if len(text) > LONGEST_EXPRESSION:
         return f"{len(text)} characters"
     if _depth(text) > DEEPEST:
@@ -76,15 +76,15 @@ def _same_symbols(gold: str, given: str) -> bool:
         return False
     first, second = _cases(gold), _cases(given)
     if any(first[name] != second[name] for name in first.keys() & second.keys()):
-        return False  # a and A are two variables; math-verify reads them as one
+        return False  # a and A are different variables; math-verify takes them as one
     return symbols.equal(gold, given)
 
 
 def _same_scalar(gold: str, given: str) -> bool:
-    if re.sub(r"\s", "", gold) == re.sub(r"\s", "", given):
+    if _no_spaces(gold) == _no_spaces(given):
         return True
     letters = _letter(gold), _letter(given)
-    if letters[0] and letters[1]:  # (b) is choice B, the variable b is not
+    if letters[0] and letters[1]:  # (b) is choice B, a bare b is a variable
         choice = gold != letters[0]
         return letters[0] == letters[1] or (choice and letters[0].lower() == letters[1].lower())
     if _is_text(gold):
@@ -106,7 +106,7 @@ def _same_mathematics(gold: str, given: str) -> bool:
 
 
 def _measured(text: str) -> quantities.Quantity | None:
-    """Reads a number with its unit; letters that are no unit are variables: 3x, 3xy, 3ab."""
+    """Parses a number with its unit; None if its letters are variables, as in 3x, 3xy, 3ab."""
     found = quantities.parse(text)
     letters = re.search(r"\d(\s*)([a-zA-Z]{1,3})$", text)
     if not found or not letters or (letters[1] and len(letters[2]) == 3):
@@ -116,7 +116,7 @@ def _measured(text: str) -> quantities.Quantity | None:
 
 
 def _without_unit(text: str) -> str:
-    """Takes off a unit after an expression, a degree sign, currency and percent."""
+    """Removes a unit after an expression, a degree sign, currency and percent."""
     text = re.sub(r"\\(?:text|mbox|mathrm|textrm)\s*\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?\s*$", "", text)
     plain = _PLAIN_UNIT.search(text)
     if plain and (_UNIT.fullmatch(plain[1]) or len(plain[1]) > 3):
@@ -128,7 +128,7 @@ def _without_unit(text: str) -> str:
 
 
 def _is_text(text: str) -> bool:
-    """Whether an answer is words rather than mathematics."""
+    """Whether an answer is words and not mathematics."""
     inside = latex.inside(text)
     if inside is not None:
         return quantities.parse(inside) is None
@@ -156,13 +156,13 @@ def _match_in_any_order(gold: tuple[Answer, ...], given: tuple[Answer, ...]) -> 
 
 
 def _unassigned(parts: tuple[Answer, ...]) -> tuple[Answer, ...]:
-    """Takes "x =" off the parts of a list if it names one variable only."""
+    """Removes "x =" from the parts of a list if all name the same variable."""
     found = [_ASSIGNED.match(part.text) for part in parts]
     names = {match.group().strip() for match in found if match}
     if len(names) != 1 or not found[0]:
         return parts
     return tuple(
-        latex.take_apart(part.text[match.end() :]) if match else part
+        latex.parse(part.text[match.end() :]) if match else part
         for part, match in zip(parts, found, strict=True)
     )
 
@@ -176,14 +176,14 @@ def _distinct(parts: tuple[Answer, ...]) -> tuple[Answer, ...]:
 
 
 def _mirrored(chain: Answer) -> Answer:
-    """Returns a chain read from its other end: 2 < x for x > 2."""
+    """Reverses a chain: x > 2 becomes 2 < x."""
     turned = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
     signs = tuple(turned.get(sign, sign) for sign in reversed(chain.signs))
     return replace(chain, parts=chain.parts[::-1], signs=signs)
 
 
 def _same_chain(gold: Answer, given: Answer) -> bool:
-    """Whether each two neighbours stand in the same relation."""
+    """Whether two chains state the same relations between neighbours."""
     if gold.signs != given.signs:
         return False
     if all(itertools.starmap(same, zip(gold.parts, given.parts, strict=True))):
@@ -222,15 +222,19 @@ def same(gold: Answer, given: Answer) -> bool:
     return all(itertools.starmap(same, zip(gold.parts, given.parts, strict=True)))
 
 
+def _no_spaces(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
 def _bare(text: str, other: str) -> str:
-    """Takes off "x =" and "x \\in" where the other side does without or names the same."""
+    """Removes "x =" or "x \\in" if the other answer has none or the same."""
     for pattern in (_ASSIGNED, _POINT, _MEMBER):
         match = pattern.match(text)
         if match and text.count("=") <= 1:
-            theirs = pattern.match(other)
-            if theirs is None and "=" not in other:
+            counterpart = pattern.match(other)
+            if counterpart is None and "=" not in other:
                 return text[match.end() :]
-            if theirs and re.sub(r"\s", "", theirs.group()) == re.sub(r"\s", "", match.group()):
+            if counterpart and _no_spaces(counterpart.group()) == _no_spaces(match.group()):
                 return text[match.end() :]
     return text
 
@@ -240,8 +244,8 @@ def equal(gold: str, given: str) -> bool:
 
     Args:
       gold: LaTeX, or plain text.
-      given: what a model states, untrusted.
+      given: a model's answer; untrusted.
     """
     gold, given = latex.spell(gold), latex.spell(given)
     gold, given = _bare(gold, given), _bare(given, gold)
-    return same(latex.take_apart(gold), latex.take_apart(given))
+    return same(latex.parse(gold), latex.parse(given))

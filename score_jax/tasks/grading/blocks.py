@@ -1,10 +1,10 @@
-"""Finds the Python in a response: inside fences, between them, or in the midst of prose.
+"""Extracts the Python program of a response: from fenced blocks, between them, or from prose.
 
-A response is cut at every line that opens or closes a fence, without asking which of
-the two it does: models forget one of them, nest them, and tag them at will. A piece
-that is Python is a block. The last block that defines what the tests call is the
-program, so usage, output and tests behind it do not count and a later attempt does;
-what it takes from other blocks (imports, helpers) is joined to it.
+A response is split at every line that opens or closes a fence, without distinguishing the
+two, since models omit, nest and mislabel fences. A piece that parses as Python is a block.
+The program is the last block that defines the names that the tests call. Later blocks with
+usage, output or tests are therefore ignored, but a later version of the program wins. The
+imports and helpers that it needs from other blocks are joined to it.
 """
 
 import ast
@@ -17,56 +17,56 @@ from dataclasses import dataclass
 from functools import cached_property
 
 LONGEST_PROGRAM = 100_000  # characters
-MOST_PIECES = 60  # looked at from the end
+MOST_PIECES = 60  # the last pieces of a response; earlier ones are not split
 MOST_IN_TEXT = 8  # fences inside one docstring
-MOST_REPAIRS = 40  # of a piece of prose with a program in it
+MOST_REPAIRS = 40  # attempts to find a program in a piece of prose
 CUT = re.compile(
     r"""^(?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*  # also in a list or a quotation
         (?:`{3,}|~{3,})(?:\w*[ \t]*(?=(?:def|class|import|from)[ ]+\w)|[^`\n]*$)
-      | (?<!`)`{3,}+[ \t]*+$  # behind the last line of a program
+      | (?<!`)`{3,}+[ \t]*+$  # at the end of a program's last line
       | ^[ \t]*\[(?:BEGIN|DONE)\] | (?<=[ \t])\[DONE\][ \t]*+$  # as in the shots of MBPP
     """,
     re.MULTILINE | re.VERBOSE,
 )
-MARKS = re.compile(r"^[\ufeff\u200b]+", re.MULTILINE)  # that editors put before a line
-CODE = re.compile(  # how a program in the midst of prose begins; x = 1 may be a formula
+MARKS = re.compile(r"^[\ufeff\u200b]+", re.MULTILINE)  # invisible characters at line starts
+CODE = re.compile(  # the first line of a program in prose; x = 1 is left out as a formula
     r"^([ \t]*)(?:@\w|(?:async +def|def|class|import|from) +\w|[A-Z_][A-Z_0-9]* *=(?!=))",
     re.MULTILINE,
 )
 NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-LASTING = (*NAMED, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+BINDING = (*NAMED, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 EFFECTS = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of Python."""
+    """A piece of a response that is Python."""
 
     source: str
     tree: ast.Module
 
     @cached_property
     def imports(self) -> frozenset[str]:
-        """The names that it imports at its top level."""
+        """The names that the block imports at its top level."""
         return bindings(self.tree)[1]
 
     @cached_property
     def defines(self) -> frozenset[str]:
-        """The other names that it gives to others."""
+        """The other names that the block binds at its top level."""
         return bindings(self.tree)[0]
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """The names that it takes from others."""
+        """The free names of the block, without built-in ones."""
         return free(self.tree) - set(dir(builtins))
 
 
 def parse(source: str) -> ast.Module | SyntaxError:
-    """The tree of a source, or what is wrong with it."""
+    """Parses a source; returns the error if it is not Python."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in a program's text is its own affair
+            warnings.simplefilter("ignore")  # such as for "\d" in a model's program
             return ast.parse(source)
     except SyntaxError as error:
         return error
@@ -75,7 +75,7 @@ def parse(source: str) -> ast.Module | SyntaxError:
 
 
 def free(tree: ast.AST) -> frozenset[str]:
-    """The names that a tree reads and nowhere binds, in whatever scope; built-in ones too."""
+    """The names that a tree reads but binds in no scope, built-in ones included."""
     used, bound = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -92,7 +92,7 @@ def free(tree: ast.AST) -> frozenset[str]:
 
 
 def bindings(tree: ast.Module) -> tuple[frozenset[str], frozenset[str]]:
-    """The names that a module defines, and those that it imports."""
+    """The names that a module defines at its top level, and those that it imports there."""
     defines, imports = set(), set()
     todo: list[ast.AST] = list(tree.body)
     while todo:
@@ -109,33 +109,33 @@ def bindings(tree: ast.Module) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def pieces(response: str) -> list[str]:
-    """What lies between fences and markers, in order; a docstring that holds some stays whole."""
+    """Splits a response at fences and markers, but not at those inside a docstring."""
     text = MARKS.sub("", response.replace("\r\n", "\n").replace("\r", "\n"))
     cuts = [match.span() for match in CUT.finditer(text) if not _in_comment(text, match.start())]
     cuts = cuts[-MOST_PIECES + 1 :]
     starts, ends = [0, *(end for _, end in cuts)], [*(start for start, _ in cuts), len(text)]
-    found, place = [], 0
-    while place < len(starts):
-        last = _end_of_text(text, starts[place], ends[place : place + MOST_IN_TEXT]) + place
-        found.append(text[starts[place] : ends[last]].strip("\n"))
-        place = last + 1
+    found, index = [], 0
+    while index < len(starts):
+        last = _first_real_cut(text, starts[index], ends[index : index + MOST_IN_TEXT]) + index
+        found.append(text[starts[index] : ends[last]].strip("\n"))
+        index = last + 1
     return [piece for piece in found if piece.strip()]
 
 
-def _in_comment(text: str, place: int) -> bool:
-    return "#" in text[text.rfind("\n", 0, place) + 1 : place]
+def _in_comment(text: str, offset: int) -> bool:
+    return "#" in text[text.rfind("\n", 0, offset) + 1 : offset]
 
 
-def _end_of_text(text: str, start: int, ends: list[int]) -> int:
-    """Which of the cuts at `ends` is the first that is not inside a text of several lines."""
-    for number, end in enumerate(ends):
-        if not _breaks_off(text[start:end]):
-            return number
-    return 0  # it has no end: the fences were fences
+def _first_real_cut(text: str, start: int, ends: list[int]) -> int:
+    """The index of the first cut in `ends` that is not inside a triple-quoted string."""
+    for index, end in enumerate(ends):
+        if not _ends_in_string(text[start:end]):
+            return index
+    return 0  # the string is never closed, so the cuts were fences
 
 
-def _breaks_off(piece: str) -> bool:
-    """Whether a program ends inside a text of several lines, such as a docstring."""
+def _ends_in_string(piece: str) -> bool:
+    """Whether a program ends inside a triple-quoted string, such as a docstring."""
     if not CODE.search(piece) or len(piece) > LONGEST_PROGRAM:
         return False
     tree = parse(plain(piece))
@@ -143,7 +143,7 @@ def _breaks_off(piece: str) -> bool:
 
 
 def plain(piece: str) -> str:
-    """A piece without the marks and the indentation of a quotation or list around it."""
+    """Removes the ">" and the indentation of a surrounding quotation or list."""
     lines = piece.split("\n")
     if all(line.lstrip().startswith(">") for line in lines if line.strip()):
         lines = [re.sub(r"^[ \t]*> ?", "", line) for line in lines]
@@ -151,32 +151,35 @@ def plain(piece: str) -> str:
 
 
 def blocks(response: str) -> list[Block]:
-    """The Python of a response, in order."""
+    """The Python blocks of a response, in order."""
     found: list[Block] = []
     for piece in pieces(response):
         sources = [text for text in (piece, plain(piece)) if len(text) <= LONGEST_PROGRAM]
         trees = [(source, parse(source)) for source in sources]
-        whole = [Block(source, tree) for source, tree in trees if isinstance(tree, ast.Module)]
-        found += whole[:1] or in_prose(piece)
-    return [without_words(block) for block in found if not all(map(_idle, block.tree.body))]
+        parsed = [Block(source, tree) for source, tree in trees if isinstance(tree, ast.Module)]
+        found += parsed[:1] or in_prose(piece)
+    return [
+        without_words(block) for block in found if not all(map(_has_no_effect, block.tree.body))
+    ]
 
 
-def _idle(statement: ast.stmt) -> bool:
-    """Whether a statement has no effect but to fail, as words have that happen to be Python."""
+def _has_no_effect(statement: ast.stmt) -> bool:
+    """Whether a statement has no effect: an expression without calls, such as a word of prose."""
     return isinstance(statement, ast.Expr) and not any(
         isinstance(node, EFFECTS) for node in ast.walk(statement)
     )
 
 
 def without_words(block: Block) -> Block:
-    """Takes words out that stand on lines of their own, such as a tag whose fence was lost."""
+    """Removes words on separate lines, such as a language tag whose fence is missing."""
     words = [
         statement
         for statement in block.tree.body
-        if _idle(statement) and not isinstance(getattr(statement, "value", None), ast.Constant)
+        if _has_no_effect(statement)
+        and not isinstance(getattr(statement, "value", None), ast.Constant)
     ]
-    gone = {line for word in words for line in range(word.lineno, (word.end_lineno or 0) + 1)}
-    lines = [line for n, line in enumerate(block.source.split("\n"), 1) if n not in gone]
+    removed = {line for word in words for line in range(word.lineno, (word.end_lineno or 0) + 1)}
+    lines = [line for n, line in enumerate(block.source.split("\n"), 1) if n not in removed]
     source = "\n".join(lines).strip("\n")
     tree = parse(source)
     if isinstance(tree, ast.Module) and len(tree.body) == len(block.tree.body) - len(words):
@@ -185,7 +188,7 @@ def without_words(block: Block) -> Block:
 
 
 def in_prose(piece: str) -> Iterator[Block]:
-    """Yields the programs that begin and end in the midst of prose, without a fence."""
+    """Yields the programs inside prose, without a fence."""
     piece = piece[-LONGEST_PROGRAM:]
     done = 0
     for start in list(CODE.finditer(piece))[-MOST_REPAIRS:]:
@@ -200,11 +203,11 @@ def in_prose(piece: str) -> Iterator[Block]:
 
 
 def longest_program(lines: list[str], *, least: int = 1) -> str | None:
-    """The first lines as far as they are a program; what follows is prose.
+    """The longest program that the first lines form; None if there is none.
 
     Args:
-      lines: of a text that begins with a program.
-      least: how many lines it must have.
+      lines: of a text that begins with a program and may continue with prose.
+      least: minimum number of lines of the program.
     """
     for _ in range(MOST_REPAIRS):
         tree = parse("\n".join(lines))
@@ -217,7 +220,7 @@ def longest_program(lines: list[str], *, least: int = 1) -> str | None:
 
 
 def _indented(lines: list[str], indent: str) -> list[str]:
-    """The lines as far as they have this indentation, and without it."""
+    """The first lines that have this indentation, with it removed."""
     ends = [n for n, line in enumerate(lines) if line.strip() and not line.startswith(indent)]
     return [line.removeprefix(indent) for line in lines[: ends[0] if ends else None]]
 
@@ -227,30 +230,30 @@ def extract(response: str, wanted: Collection[str] = ()) -> str | None:
 
     Args:
       response: the model's text.
-      wanted: names that the tests take from the program.
+      wanted: names that the tests use from the program.
     """
     found, names = blocks(response), frozenset(wanted)
     if not found:
         return None
     ranks = [
-        (bool(block.defines & names), bool(block.imports & names), bool(block.defines), place)
-        for place, block in enumerate(found)
+        (bool(block.defines & names), bool(block.imports & names), bool(block.defines), index)
+        for index, block in enumerate(found)
     ]
     return joined(found, max(ranks)[-1], names)
 
 
-def joined(found: list[Block], place: int, wanted: frozenset[str]) -> str:
-    """A block with what it needs of the others: of the nearest before it, else behind it."""
-    chosen = found[place]
+def joined(found: list[Block], index: int, wanted: frozenset[str]) -> str:
+    """Joins a block with the blocks that bind its missing names: nearest before, then after."""
+    chosen = found[index]
     known = chosen.defines | chosen.imports
     missing = (chosen.needs | wanted) - known
-    parts = {place: chosen.source}
-    for other in (*reversed(range(place)), *range(place + 1, len(found))):
+    parts = {index: chosen.source}
+    for other in (*reversed(range(index)), *range(index + 1, len(found))):
         block = found[other]
-        gives = block.defines | block.imports
-        if missing & gives:
-            kept = [ast.unparse(node) for node in block.tree.body if isinstance(node, LASTING)]
+        bound = block.defines | block.imports
+        if missing & bound:
+            kept = [ast.unparse(node) for node in block.tree.body if isinstance(node, BINDING)]
             parts[other] = "\n".join(kept)
-            known |= gives
+            known |= bound
             missing = (missing | block.needs) - known
     return "\n\n".join(parts[key] for key in sorted(parts))

@@ -1,14 +1,14 @@
-r"""Rewrites mathematics in Unicode as LaTeX: powers, indices, fractions, roots, signs and letters.
+r"""Rewrites Unicode mathematics as LaTeX: powers, indices, fractions, roots, signs and letters.
 
 `x²` becomes `x^{2}`, `3½` `3\frac{1}{2}`, `∛8` `\sqrt[3]{8}`. Digits of other scripts and
-widths stay as they are: no reader of numbers takes them for 0 to 9.
+widths are left unchanged; the parsers of numbers do not accept them.
 """
 
 import re
 import unicodedata
 
-# Blocks that hold the raised and lowered characters; what they stand for is in their
-# decomposition. Ordinals and trade marks are raised too, but no powers.
+# Superscript and subscript characters; their Unicode decomposition gives the plain character.
+# Ordinal indicators and trade marks are superscripts too, but are left out as no powers.
 _RAISED_OR_LOWERED = "²³¹ʰ-ʸˡ-ˣᴬ-ᵪᶜᶠᶻ⁰ⁱ⁴-ⁿ₀-ₜⱼⱽ"
 _SHIFTED = re.compile(f"[{_RAISED_OR_LOWERED}]+")
 _INDEXED_ROOT = re.compile("(?<![0-9a-zA-Z)\\]}])([²³⁴-⁹])√")
@@ -65,7 +65,7 @@ def _fraction(match: re.Match) -> str:
 
 
 def _plain(letter: str) -> str:
-    """Returns the common form of a letter or sign in another font or width, as x of 𝑥."""
+    """Returns the plain form of a letter or sign in another font or width: x for 𝑥."""
     kind, _, codes = unicodedata.decomposition(letter).partition(" ")
     if kind in ("<font>", "<wide>", "<compat>") and not codes.startswith("0020"):
         number = unicodedata.category(letter).startswith("N")
@@ -74,7 +74,7 @@ def _plain(letter: str) -> str:
 
 
 def as_latex(text: str) -> str:
-    """Rewrites a text's Unicode mathematics as LaTeX; ASCII comes back as it is."""
+    """Rewrites a text's Unicode mathematics as LaTeX; returns ASCII unchanged."""
     if text.isascii():
         return text
     text = _INDEXED_ROOT.sub(lambda root: f"√[{unicodedata.normalize('NFKC', root[1])}]", text)

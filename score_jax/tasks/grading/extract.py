@@ -1,9 +1,9 @@
-r"""Finds the final answer in a response.
+r"""Extracts the final answer of a response.
 
-A response states answers in two ways: in a \boxed{}, and behind a marker ("Final Answer:",
-"The answer is", "####", a heading). The last statement counts: a model that corrects itself
-states its answer again, and a forged early line must not win over the end. But a remark on
-the answer ("The answer is correct.") states none, nor does an answer that is denied or quoted.
+An answer is stated in a \boxed{}, or after a marker ("Final Answer:", "The answer is",
+"####", a heading). The last statement counts, since a model that corrects itself states its
+answer again. Remarks on the answer ("The answer is correct."), denied answers and quoted
+answers are ignored.
 """
 
 import re
@@ -13,9 +13,9 @@ from typing import NamedTuple
 from score_jax.tasks.grading import plain
 from score_jax.tasks.grading.statement import Marker, Reading, read
 
-TAIL = 20_000  # characters of a response that are searched: an answer stands at the end
+TAIL = 20_000  # characters at the end of a response that are searched
 LONGEST_ANSWER = 2000  # characters
-MOST = 30  # boxes, and as many mentions of an answer, looked at from the end
+MOST = 30  # last boxes, and as many last mentions of an answer, that are examined
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 NAMED = re.compile(  # in lower case; "answer (in cm):", "answer, then, is"
@@ -25,7 +25,7 @@ NAMED = re.compile(  # in lower case; "answer (in cm):", "answer, then, is"
     re.M,
 )
 _GAP = r"[\s*_`]{1,8}"
-# What may stand before a heading on its line.
+# What may precede a heading on its line.
 _DRESS = rf"(?:[\s>#*_`$\d.){plain.ORNAMENTS}-]|\\[a-z]+\*?\{{)*"
 _FINAL = re.compile(rf"{_DRESS}(?:the{_GAP})?final[\s*_`-]{{1,8}}$", re.IGNORECASE)
 _ALONE = re.compile(
@@ -61,15 +61,15 @@ _OLD = re.compile(
 
 
 class Statement(NamedTuple):
-    """One place where a response states an answer, or seems to."""
+    """A passage in which a response states an answer, or seems to."""
 
-    start: int  # of the marker or box
-    behind: int  # where what it states begins
+    start: int  # offset of the marker or box, in characters
+    content_start: int  # offset of the stated text
     end: int
-    text: str  # as written
+    text: str  # the stated text, unchanged
     reading: Reading
     box: bool = False
-    quoted: bool = False  # what an earlier attempt said
+    quoted: bool = False  # quotes the answer of an earlier attempt
 
 
 def last_boxed(text: str) -> str | None:
@@ -92,7 +92,7 @@ def closing_brace(text: str, start: int) -> int | None:
 
 
 def _box(text: str, match: re.Match) -> Statement | None:
-    """A box that closes and holds something."""
+    """The statement of a box; None if it is not closed."""
     content, end = "", None
     if text[match.end() : match.end() + 1] == "{":
         end = closing_brace(text, match.end())
@@ -102,13 +102,13 @@ def _box(text: str, match: re.Match) -> Statement | None:
     if end is None:
         return None
     quoted = bool(_QUOTED.search(text[max(0, match.start() - 80) : match.start()]))
-    place = (match.start(), match.end(), end)
+    offsets = (match.start(), match.end(), end)
     reading = Reading(answer=plain.peel(content), rank="answer")
-    return Statement(*place, content, reading, box=True, quoted=quoted)
+    return Statement(*offsets, content, reading, box=True, quoted=quoted)
 
 
 def _marker(text: str, named: re.Match) -> tuple[int, Marker] | None:
-    """Where a marker ends, and its kind; None if an answer is only spoken of."""
+    """The end offset of a marker, and its kind; None if the word does not announce an answer."""
     start, end = named.span()
     if text[start - 1 : start].isalpha():  # unanswer
         return None
@@ -130,18 +130,18 @@ def _marker(text: str, named: re.Match) -> tuple[int, Marker] | None:
     return None
 
 
-def _behind(text: str, marker_end: int) -> tuple[int, int, bool]:
-    """Start and end of what stands behind a marker, and whether that is below its line.
+def _content(text: str, marker_end: int) -> tuple[int, int, bool]:
+    """Start and end of the text after a marker, and whether it is below the marker's line.
 
-    It goes to the line's end, or to the end of a displayed formula or fenced block.
+    The text ends with its line, or with a displayed formula or fenced block.
     """
     skipped = _SEPARATOR.match(text, marker_end)
-    assert skipped is not None, "the pattern matches nothing, too"
+    assert skipped is not None, "the pattern matches the empty string"
     start = skipped.end()
     below = _EMPTY_LINES.match(text, start)
     if below:
         bullet = _BULLET.match(text, below.end())
-        assert bullet is not None, "the pattern matches nothing, too"
+        assert bullet is not None, "the pattern matches the empty string"
         start = bullet.end()
     while text[start : start + 1] in (" ", "\t"):
         start += 1
@@ -155,24 +155,24 @@ def _behind(text: str, marker_end: int) -> tuple[int, int, bool]:
 
 
 def _marked(text: str, named: re.Match) -> Statement | None:
-    """What stands behind a marker."""
+    """The statement after a marker; None if the word is no marker."""
     marker = _marker(text, named)
     if marker is None:
         return None
-    start, end, below = _behind(text, marker[0])
+    start, end, below = _content(text, marker[0])
     reading = read(text[start:end], marker[1], below=below)
     quoted = bool(_OLD.search(text[max(0, named.start() - 40) : named.start()]))
-    place = (named.start(), start, start + len(reading.kept))
-    return Statement(*place, text[start:end], reading, quoted=quoted)
+    offsets = (named.start(), start, start + len(reading.kept))
+    return Statement(*offsets, text[start:end], reading, quoted=quoted)
 
 
 def statements(text: str) -> Iterator[Statement]:
     """Yields the statements of a response, the last one first; of nested ones the innermost."""
-    small = text.lower()
-    if len(small) != len(text):  # a letter that is two in lower case
-        small = text
+    lowered = text.lower()
+    if len(lowered) != len(text):  # some letters become two in lower case
+        lowered = text
     boxes = list(BOX.finditer(text))[-MOST:] if "\\" in text else []
-    named = list(NAMED.finditer(small))[-MOST:]
+    named = list(NAMED.finditer(lowered))[-MOST:]
     following = len(text)
     for match in sorted(boxes + named, key=lambda match: -match.start()):
         found = (_box if text.startswith("\\", match.start()) else _marked)(text, match)
@@ -184,10 +184,11 @@ def statements(text: str) -> Iterator[Statement]:
 
 
 def final_statement(text: str) -> Statement | None:
-    """Returns the statement that counts, or None.
+    """Returns the statement of the final answer, or None.
 
-    From the end: the first that is no remark, denial or quotation. One of words alone ("The
-    answer is unique") yields to a box, not to another marker; a name to a box of numbers.
+    This is the last one that is no remark, denial or quotation. A statement of words only
+    ("The answer is unique") is overruled by an earlier box, but not by an earlier marker; a
+    name only by a box that contains no words.
     """
     words: Statement | None = None
     last: Statement | None = None
@@ -208,7 +209,7 @@ def final_statement(text: str) -> Statement | None:
 
 
 def final_answer(text: str) -> str | None:
-    """Returns the final answer without what is wrapped around it; None if none is stated."""
+    """Returns the final answer without emphasis, quotes or delimiters; None if none is stated."""
     found = final_statement(text)
     if found is None or not 0 < len(found.reading.answer) <= LONGEST_ANSWER:
         return None
@@ -216,7 +217,7 @@ def final_answer(text: str) -> str | None:
 
 
 def spellings(text: str) -> list[str]:
-    """Returns the final answer as it stands, then without each layer of what is around it."""
+    """Returns the final answer unchanged, then with each wrapping layer removed in turn."""
     found = final_statement(text)
     if found is None:
         return []
@@ -231,7 +232,7 @@ def spellings(text: str) -> list[str]:
 
 
 def spellings_of_lines(text: str) -> list[str]:
-    """As `spellings`, of an answer of several lines: all that stands behind a marker."""
+    """As `spellings`, for an answer of several lines: all text after each marker."""
     text = plain.characters(text[-TAIL:])
-    behind = (text[statement.behind :].strip() for statement in statements(text))
-    return [spelling for rest in behind for spelling in plain.layers(rest)]
+    contents = (text[statement.content_start :].strip() for statement in statements(text))
+    return [spelling for content in contents for spelling in plain.layers(content)]

@@ -1,8 +1,7 @@
-"""Rewrites an answer's LaTeX into one spelling and takes it apart at its brackets.
+"""Normalises an answer's LaTeX and parses its outer structure.
 
-What an answer is (a list of solutions, a set, a tuple, an interval, a matrix) is
-decided here, on the text: symbolic libraries lose it, and then find (1,2) equal to
-{1,2}.
+The kind of an answer (list of solutions, set, tuple, interval, matrix) is determined here
+from the text: symbolic libraries discard it, and then find (1,2) equal to {1,2}.
 """
 
 import re
@@ -11,7 +10,7 @@ from typing import Literal
 
 from score_jax.tasks.grading import characters, notation
 
-MOST_SIGNS = 20  # of inequality or equality in one answer
+MOST_SIGNS = 20  # signs of inequality or equality in one answer
 
 Kind = Literal["scalar", "list", "set", "tuple", "interval", "matrix", "union", "chain"]
 
@@ -46,7 +45,7 @@ _REPLACED = tuple(
     )
 )
 _TEXT = re.compile(r"\\(?:text|mbox|textbf|textit|mathrm|textrm|textnormal)\s*\{([^{}]*)\}")
-_SPECIAL = re.compile(r"[\\~\xa0]|\{,\}")  # what all of _REPLACED need
+_SPECIAL = re.compile(r"[\\~\xa0]|\{,\}")  # every pattern of _REPLACED matches one of these
 _SPACES = re.compile(r"\s+")
 _SIGN = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-zA-Z])")
 _MATRIX = re.compile(
@@ -57,10 +56,10 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer taken apart."""
+    """A parsed answer."""
 
     kind: Kind
-    text: str  # the whole, in one spelling
+    text: str  # the whole answer, normalised
     parts: tuple["Answer", ...] = ()
     brackets: str = ""  # of an interval or tuple, as "(]"
     columns: int = 0  # of a matrix
@@ -68,7 +67,7 @@ class Answer:
 
 
 def spell(text: str) -> str:
-    """Rewrites LaTeX into one spelling; texts within it stay as \\text{...}."""
+    """Normalises LaTeX; \\text{...} and the like are kept."""
     text = characters.as_latex(text.strip().strip("$").strip())
     if not text.isdecimal():
         for pattern, replacement in _REPLACED if _SPECIAL.search(text) else ():
@@ -80,36 +79,36 @@ def spell(text: str) -> str:
 
 
 def inside(text: str) -> str | None:
-    r"""Returns what stands in a \text{...} that is the whole, else None."""
+    r"""Returns the content of a text that is one \text{...}, else None."""
     match = _TEXT.fullmatch(text.strip())
     return match[1].strip() if match else None
 
 
 def words(text: str) -> str:
-    """Returns the text with its \\text{...} opened, without spaces, braces and full stops."""
+    """Replaces each \\text{...} by its content and removes spaces, braces and full stops."""
     return re.sub(r"[\s{}$\\.]", "", _TEXT.sub(r"\1", text))
 
 
 def split(text: str, separators: str = ",;") -> list[str]:
-    """Splits at separators outside all brackets; thousands' commas do not separate."""
-    parts, depth, start, place = [], 0, 0, 0
-    while place < len(text):
-        letter = text[place]
+    """Splits at separators outside all brackets."""
+    parts, depth, start, index = [], 0, 0, 0
+    while index < len(text):
+        letter = text[index]
         if letter == "\\":
-            escaped = text[place : place + 2]
+            escaped = text[index : index + 2]
             depth += {r"\{": 1, r"\}": -1}.get(escaped, 0)
-            place += 2
+            index += 2
             continue
         depth += (letter in _OPEN) - (letter in _CLOSE)
         if letter in separators and depth == 0:
-            parts.append(text[start:place])
-            start = place + 1
-        place += 1
+            parts.append(text[start:index])
+            start = index + 1
+        index += 1
     return [part.strip() for part in [*parts, text[start:]]]
 
 
 def _enclosed(text: str) -> tuple[str, str, str] | None:
-    """Returns (opening, inside, closing) if one pair of brackets holds the whole."""
+    """Returns (opening, inside, closing) if one pair of brackets encloses the whole text."""
     for opening in (r"\{", "(", "["):
         if text.startswith(opening):
             closings = (r"\}",) if opening == r"\{" else (")", "]")
@@ -134,33 +133,33 @@ def thousands(text: str) -> bool:
     return re.fullmatch(r"[-+]?\s*\\?\$?\s*\d{1,3}(,\d{3})+(\.\d+)?\b[^,]*", text) is not None
 
 
-def take_apart(text: str) -> Answer:
-    """Parses a spelled answer's outer structure; what has none is a scalar."""
+def parse(text: str) -> Answer:
+    """Parses the outer structure of a normalised answer; without structure it is a scalar."""
     matrix = _MATRIX.fullmatch(text)
     if matrix and matrix[1] != "vmatrix":
         rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if row.strip()]
         cells = [split(row, "&") for row in rows]
-        parts = tuple(take_apart(cell) for row in cells for cell in row)
+        parts = tuple(parse(cell) for row in cells for cell in row)
         return Answer("matrix", text, parts, columns=len(cells[0]) if cells else 0)
     pieces = re.split(r"\\cup(?![a-zA-Z])", text)
     if len(pieces) > 1:
-        return Answer("union", text, tuple(take_apart(piece.strip()) for piece in pieces))
+        return Answer("union", text, tuple(parse(piece.strip()) for piece in pieces))
     enclosed = _enclosed(text)
     if enclosed:
         opening, inside, closing = enclosed
         if opening == r"\{":
-            return Answer("set", text, tuple(take_apart(p) for p in split(inside) if p))
+            return Answer("set", text, tuple(parse(p) for p in split(inside) if p))
         parts = split(inside)
         if len(parts) > 1 and not (opening + closing == "()" and thousands(inside)):
             kind = "tuple" if len(parts) > 2 or opening + closing == "()" else "interval"
-            taken = tuple(take_apart(part) for part in parts)
+            taken = tuple(parse(part) for part in parts)
             return Answer(kind, text, taken, brackets=opening + closing)
         return Answer("scalar", text)
     return _flat(text)
 
 
 def _flat(text: str) -> Answer:
-    """Parses what no bracket encloses: a list of solutions, or a scalar."""
+    """Parses a text without enclosing brackets: a list of solutions, a chain, or a scalar."""
     if "\\text" not in text or "," in text:
         opened = re.sub(
             r"\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ",", text
@@ -169,7 +168,7 @@ def _flat(text: str) -> Answer:
         opened = re.sub(r"\\text\s*\{\s*(?:and|or)\s*\}", ",", text)
     parts = [part for part in split(opened) if part]
     if len(parts) > 1 and not thousands(text):
-        return Answer("list", text, tuple(take_apart(part) for part in parts))
+        return Answer("list", text, tuple(parse(part) for part in parts))
     sides = re.split(r"\\(?:pm|mp)(?![a-zA-Z])", text)
     if len(sides) == 2:
         plus, minus = ((sides[0] + sign + sides[1]).strip() for sign in ("+", "-"))
@@ -178,7 +177,7 @@ def _flat(text: str) -> Answer:
 
 
 def _chain(text: str) -> Answer | None:
-    """Parses 2 < x < 5 and the like; a mere equation is none."""
+    """Parses a chain of relations such as 2 < x < 5; None for a mere equation."""
     found = list(_SIGN.finditer(text))[: MOST_SIGNS + 1]
     signs = [match for match in found if _balanced(text[: match.start()])]
     if len(found) > MOST_SIGNS or all(match.group() == "=" for match in signs):

@@ -1,4 +1,4 @@
-"""Reads the letter of a multiple-choice answer; a response that hedges has none."""
+"""Grades multiple-choice answers by their letter; a response with several letters has none."""
 
 import re
 from functools import lru_cache
@@ -16,12 +16,12 @@ _LEADING = re.compile(
     r"|([A-Za-z])\s*(?:[).:](?=\s|$)|,(?=\s)|\s[-–—](?=\s))"
 )
 _NAME = re.compile(r"(?:the )?(?:option|choice|letter|answer)\s+", re.IGNORECASE)
-_OTHER = re.compile(  # another letter behind the first one
+_OTHER = re.compile(  # another letter after the first one
     r"\s*(?:or|and|/|,|&)\s*(?:option |choice )?[(\[]?[A-Za-z](?![A-Za-z'])"
     r"|.*\b(?:or|and)\s+(?:option |choice )?[(\[][A-Za-z][)\]]",
     re.DOTALL,
 )
-SHORTEST = 4  # characters that may stand alone, without a marker: "(B)."
+LONGEST_BARE = 4  # characters of a response that counts without a marker: "(B)."
 
 
 @lru_cache(maxsize=4096)
@@ -52,7 +52,7 @@ def grade(problem: Problem, response: str) -> Grade:
     answer = final_answer(response)
     if answer is None:
         alone = plain.peel(plain.characters(response.strip()[:100]))
-        answer = alone if len(alone) <= SHORTEST else None
+        answer = alone if len(alone) <= LONGEST_BARE else None
     given = None if answer is None else letter(answer)
     if given is None:
         return Grade(verdict="unparsable", reward=0.0, extracted=answer, detail="no single letter")

@@ -1,7 +1,7 @@
-r"""Rewrites what is typed as on a calculator, and repeating decimals, as LaTeX.
+r"""Rewrites calculator notation and repeating decimals as LaTeX.
 
-`x**2`, `sqrt(2)`, `pi/3`, `1e6`, `2 <= x`, `0.1(6)`. Nothing is evaluated but decimals,
-which become exact: `0.\overline{3}` is `\frac{1}{3}`, `1.5e-3` is `0.0015`.
+Examples: `x**2`, `sqrt(2)`, `pi/3`, `1e6`, `2 <= x`, `0.1(6)`. Only decimals are evaluated,
+exactly: `0.\overline{3}` becomes `\frac{1}{3}`, and `1.5e-3` becomes `0.0015`.
 """
 
 import re
@@ -9,11 +9,11 @@ from decimal import Decimal
 from fractions import Fraction
 
 LONGEST_PERIOD = 40  # digits of a repeating decimal, before and within its period
-LARGEST_SHIFT = 40  # places that a power of ten is written out for
+LARGEST_SHIFT = 40  # powers of ten up to this exponent are written out
 
-_TEXT = r"\\(?:text\w*|mbox|mathrm)\s*\{[^{}]*\}"  # kept as it is
+_TEXT = r"\\(?:text\w*|mbox|mathrm)\s*\{[^{}]*\}"  # left unchanged
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|log|ln"
-_GREEK = (  # not mu, nu, xi: they can be products
+_GREEK = (  # without mu, nu, xi, which may be products of variables
     "alpha|beta|gamma|delta|epsilon|zeta|theta|kappa|lambda|pi|rho|sigma|tau|phi|omega|"
     "Gamma|Delta|Theta|Lambda|Sigma|Phi|Omega"
 )
@@ -21,7 +21,7 @@ _ARGUMENT = rf"\s*(?:[\\({{^_|\d]|[a-zA-Z](?![a-zA-Z])|{_GREEK})"  # 5 sec has n
 _UPRIGHT = re.compile(
     rf"\\(?:mathrm|text|textrm)\s*\{{\s*([ei]|\\?pi|(?:a(?:rc)?)?(?:{_FUNCTIONS}))\s*\}}"
 )
-_DONE = re.compile(  # digits, signs and LaTeX, in which there is nothing to rewrite
+_DONE = re.compile(  # texts of digits, signs and LaTeX only, with nothing to rewrite
     r"(?:[-\d\s,{}()\[\]$%&;|=]|/(?!\d+\s)|\+(?!/)|\\(?!sqrt\s*[\[(]|exp)[a-zA-Z]+|\\[^a-zA-Z])*"
 )
 _WORD = re.compile(
@@ -69,10 +69,10 @@ def _word(match: re.Match) -> str:
 def _closing(text: str, start: int) -> int | None:
     """Returns the index of the parenthesis that closes the one at `start`, or None."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
         if depth == 0:
-            return place
+            return index
     return None
 
 
@@ -90,7 +90,7 @@ def _calls(text: str) -> str:
 
 
 def _scientific(match: re.Match) -> str:
-    r"""Writes a power of ten out; 5e-3 stays: in LaTeX it can be Euler's 5e less 3."""
+    r"""Writes a power of ten out, but not 5e-3, which may mean Euler's number: 5 e - 3."""
     if match["sign"] and match["mantissa"].isdigit() and int(match["mantissa"]) != 1:
         return match.group()
     number = Decimal(match["number"])
@@ -102,7 +102,7 @@ def _scientific(match: re.Match) -> str:
 
 
 def _fraction(match: re.Match) -> str:
-    """Writes a repeating decimal as a fraction; 0.1234... has no period and stays."""
+    """Writes a repeating decimal as a fraction; 0.1234... has no period and is unchanged."""
     start = match["start"]
     period = match["lined"] or match["barred"] or match["bracketed"]
     if match["first"]:

@@ -1,8 +1,8 @@
-"""Takes the typography off a text: wide characters, odd spaces, Markdown, quotes, delimiters.
+"""Removes typography: wide characters, special spaces, Markdown, quotes, delimiters.
 
-A model writes `**Final Answer**：１５` and means `Final Answer: 15`. Characters are replaced
-before an answer is looked for; what is wrapped around an answer comes off afterwards, layer
-by layer, so that a grader which compares letter by letter can look at every layer.
+A model writes `**Final Answer**：１５` for `Final Answer: 15`. Characters are replaced before
+the answer is extracted. Emphasis, quotes and delimiters around the answer are removed
+afterwards, layer by layer, so that a grader for exact text can compare every layer.
 """
 
 import re
@@ -23,7 +23,7 @@ _CHARACTERS = _WIDE | _SPACES | _INVISIBLE | _SIGNS | _LINES
 ORNAMENTS = "✅✔✓☑🎉👉➡→⇒📌⭐💡🎯🏁🔥🟢🔹🔸•▪"
 _MARKED = re.compile(r"(?<![\w)^*\\])(\*\*\*|\*\*|\*|___|__|_|`+)(?=\S)(.+?)(?<=\S)\1(?![\w(*])")
 _BOLD = r"\\(?:textbf|textit|emph|underline|mathbf|boldsymbol|bm)\s*"
-_AROUND = {  # by the first character: what opens, what closes; the longer before the shorter
+_AROUND = {  # first character: pairs of opening and closing delimiter, the longest first
     "$": (("$$", "$$"), ("$", "$")),
     "\\": ((r"\(", r"\)"), (r"\[", r"\]")),
     "=": (("==", "=="),),
@@ -40,10 +40,10 @@ _COMMAND_AROUND = re.compile(rf"{_BOLD}\{{([^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*)\
 
 
 def characters(text: str) -> str:
-    """Replaces full-width characters, odd spaces, hyphens and line ends by ASCII's.
+    """Replaces full-width characters, special spaces, hyphens and line ends by ASCII ones.
 
-    Characters without width and HTML's tags of emphasis are left out. Superscripts, fractions
-    and the like stay.
+    Zero-width characters and HTML tags for emphasis are removed. Superscripts, fractions and
+    the like are kept.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "</" in text or "&nbsp;" in text:
@@ -52,13 +52,13 @@ def characters(text: str) -> str:
 
 
 def unfenced(text: str) -> str:
-    """Returns the inside of a text that is one fenced block, any other text as it is."""
+    """Returns the content of a text that is one fenced block; other texts unchanged."""
     fenced = _FENCED.fullmatch(text) if text.startswith(("```", "~~~")) else None
     return fenced[2] if fenced else text
 
 
 def without_emphasis(text: str) -> str:
-    """Takes Markdown's marks off emphasised parts, and those whose partner is elsewhere."""
+    """Removes Markdown's emphasis marks, also unpaired ones at the start and end."""
     if not ("*" in text or "_" in text or "`" in text):
         return text
     text = re.sub(r"(?<=[*_`])!(?=\s|$)", "", text)
@@ -69,7 +69,7 @@ def without_emphasis(text: str) -> str:
 
 
 def layers(text: str) -> list[str]:
-    """Returns a text and what is left as its wrapping comes off, one layer after another."""
+    """Returns a text, then the results of removing its wrapping layers one after another."""
     found = [text]
     while (inner := _unwrap(found[-1])) != found[-1]:
         found.append(inner)
@@ -82,7 +82,7 @@ def peel(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    """Takes off the outermost thing around a text, of those that say nothing."""
+    """Removes the outermost layer: ornaments, fence, delimiters, emphasis or punctuation."""
     if text.isalnum():
         return text
     bare = text.strip().strip(ORNAMENTS).strip()

@@ -1,11 +1,11 @@
-"""A pool of grading processes whose answers always come, in order and in time.
+"""A pool of grading processes that returns grades in order and within a deadline.
 
 Each worker is `python -m score_jax.tasks.grading.worker` on two pipes, served by one
-thread here. The thread hands its worker a chunk of answers and waits for one
-verdict after another; the clock restarts with each. A worker that lets it run
-out is killed (SIGKILL; no alarm signal could interrupt a C loop, or arrive off
-the main thread), the answer becomes `timeout`, and the rest of the chunk goes
-to a new worker. A worker that dies leaves `crashed`. Neither ever raises.
+thread of this process. The thread sends its worker a chunk of answers and waits for one
+verdict after another; the deadline restarts with each. A worker that exceeds it is killed
+(SIGKILL, as an alarm signal can't interrupt a C loop or reach another thread), the answer
+becomes `timeout`, and the rest of the chunk goes to a new worker. If a worker dies, the
+answer that it was grading becomes `crashed`. Neither raises.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from score_jax.records import UNGRADED, VERDICTS, Grade, Problem, Task
 from score_jax.tasks.grading.process import GraderBroken, WorkerLost, WorkerProcess
 
-LONGEST_RESPONSE = 1_000_000  # characters; a longer one is not sent to a worker at all
+LONGEST_RESPONSE = 1_000_000  # characters; a longer one is `unparsable` without grading
 CHUNK_ANSWERS = 64
 CHUNK_CHARACTERS = 1_000_000
 
@@ -27,16 +27,16 @@ LATE = Grade(verdict="timeout", reward=0.0, detail="not graded before the batch'
 
 
 def count_verdicts(grades: Iterable[Grade]) -> dict[str, int]:
-    """Returns how often each verdict was given, the absent ones as 0."""
+    """Returns the number of grades with each verdict, 0 included."""
     counts = Counter(grade.verdict for grade in grades)
     return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
-class Pending:
-    """Grades on their way."""
+class Submission:
+    """The grades of one `submit` call, some of which may be pending."""
 
     def __init__(self, count: int, deadline: float):
-        """Expects `count` grades until `deadline` on the monotonic clock."""
+        """Args: count: number of grades; deadline: in seconds of the monotonic clock."""
         self.deadline = deadline
         self._grades: list[Grade | None] = [None] * count
         self._missing = count
@@ -45,12 +45,12 @@ class Pending:
         if not count:
             self._complete.set()
 
-    def settle(self, places: Sequence[int], grade: Grade) -> None:
-        """Writes one grade at its places; a place that is already graded keeps its grade."""
+    def settle(self, indices: Sequence[int], grade: Grade) -> None:
+        """Sets one grade at several indices; an index that has a grade keeps it."""
         with self._lock:
-            for place in places:
-                if self._grades[place] is None:
-                    self._grades[place] = grade
+            for index in indices:
+                if self._grades[index] is None:
+                    self._grades[index] = grade
                     self._missing -= 1
             if not self._missing:
                 self._complete.set()
@@ -61,18 +61,18 @@ class Pending:
         return self._complete.is_set() or time.monotonic() >= self.deadline
 
     def result(self) -> list[Grade]:
-        """Waits at most until the batch's deadline; late answers are `timeout`."""
+        """Waits for all grades, at most until the deadline; the missing ones are `timeout`."""
         self._complete.wait(max(0.0, self.deadline - time.monotonic()))
         with self._lock:
             return [LATE if grade is None else grade for grade in self._grades]
 
 
 class _Answer:
-    """One distinct answer of a batch, with every place that it has there."""
+    """One distinct answer of a submission, with all its indices in it."""
 
-    def __init__(self, task: str, key: bytes, payload: str, pending: Pending):
-        self.task, self.key, self.payload, self.pending = task, key, payload, pending
-        self.places: list[int] = []
+    def __init__(self, task: str, key: bytes, payload: str, submission: Submission):
+        self.task, self.key, self.payload, self.submission = task, key, payload, submission
+        self.indices: list[int] = []
 
 
 class Pool:
@@ -90,11 +90,12 @@ class Pool:
         """Starts the workers.
 
         Args:
-          workers: processes; there is no in-process grading, since no deadline could end it.
-          deadline_seconds: for one answer, from its start; loading a grader is not counted.
+          workers: number of processes; grading in this process could not be interrupted.
+          deadline_seconds: for one answer, without loading the grader.
           batch_deadline_seconds: for all answers of one `submit`, from that call.
-          recycle_after: answers after which a worker is replaced, against leaks in graders.
-          cache_size: grades remembered; 0 remembers none.
+          recycle_after: number of answers after which a worker is replaced, as graders may
+            leak memory.
+          cache_size: number of grades cached; 0: no cache.
         """
         for name, value, least in (
             ("workers", workers, 1),
@@ -118,7 +119,7 @@ class Pool:
         self._changed = threading.Condition()
         self._closed = False
         self._processes: dict[int, WorkerProcess] = {}
-        self.killed = 0  # workers that were killed for an answer's sake
+        self.killed = 0  # workers killed because an answer exceeded its deadline
         self._threads = [
             threading.Thread(target=self._serve, args=(n,), name=f"grader-{n}", daemon=True)
             for n in range(workers)
@@ -134,59 +135,59 @@ class Pool:
 
     def submit(
         self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool] = ()
-    ) -> Pending:
-        """Starts grading; returns at once.
+    ) -> Submission:
+        """Starts grading and returns without waiting.
 
         Args:
-          task_name: of the task whose grader is asked.
+          task_name: of the task that grades.
           items: problems with responses.
-          cut: per item, whether the response reached its length limit, so that only an answer
-            closed before counts; empty: none did.
+          cut: per item, whether the response was truncated, so that its answer counts only if
+            it was complete before the end; empty: none was.
         """
         if len(cut) not in (0, len(items)):
             raise ValueError(f"cut has {len(cut)} values for {len(items)} items; give one for each")
-        pending = Pending(len(items), time.monotonic() + self._batch_deadline_seconds)
+        submission = Submission(len(items), time.monotonic() + self._batch_deadline_seconds)
         answers: dict[bytes, _Answer] = {}
-        for place, (problem, response) in enumerate(items):
+        for index, (problem, response) in enumerate(items):
             if len(response) > LONGEST_RESPONSE:
                 detail = f"the response has {len(response)} characters"
                 grade = Grade(verdict="unparsable", reward=0.0, detail=detail)
-                pending.settle([place], grade)
+                submission.settle([index], grade)
                 continue
-            payload = json.dumps([vars(problem), response, bool(len(cut) and cut[place])])
+            payload = json.dumps([vars(problem), response, bool(len(cut) and cut[index])])
             key = hashlib.blake2b(f"{task_name}\n{payload}".encode("ascii", "replace")).digest()
             if key not in answers:
-                answers[key] = _Answer(task_name, key, payload, pending)
-            answers[key].places.append(place)
+                answers[key] = _Answer(task_name, key, payload, submission)
+            answers[key].indices.append(index)
         with self._changed:
             if self._closed:
-                raise ValueError("the grading pool is closed; make another one")
+                raise ValueError("the grading pool is closed; create another one")
             for key, answer in answers.items():
                 if key in self._cache:
                     self._cache.move_to_end(key)
-                    pending.settle(answer.places, self._cache[key])
+                    submission.settle(answer.indices, self._cache[key])
                 else:
                     self._queue.append(answer)
             self._changed.notify_all()
-        return pending
+        return submission
 
     def grade(
         self, task_name: str, items: Sequence[tuple[Problem, str]], cut: Sequence[bool] = ()
     ) -> list[Grade]:
-        """Grades and waits; the arguments are those of `submit`."""
+        """Grades and waits for the result; for the arguments see `submit`."""
         return self.submit(task_name, items, cut).result()
 
     def self_test(self, task: Task, problems: Sequence[Problem]) -> None:
-        """Checks that the grader knows right from wrong before anything is learned from it.
+        """Tests the grader of a task.
 
-        Each problem's own gold answer must be graded `correct`, and each of the
-        task's known pairs as it says.
+        Each problem's gold answer must be graded `correct`, and each of the task's
+        self_test_cases must get its verdict.
 
         Raises:
-          ValueError: the grader, or a problem's gold answer, is broken; it names up to five.
+          ValueError: some cases fail; the message lists up to five.
         """
-        state = task.gold_response or (lambda problem: problem.answer)
-        cases = [(problem, state(problem), "correct") for problem in problems]
+        gold_response = task.gold_response or (lambda problem: problem.answer)
+        cases = [(problem, gold_response(problem), "correct") for problem in problems]
         cases += list(task.self_test_cases)
         grades = self.grade(task.name, [(problem, response) for problem, response, _ in cases])
         faults = [
@@ -203,19 +204,19 @@ class Pool:
             )
 
     def close(self) -> None:
-        """Kills the workers; what is still pending becomes `timeout`. May be called twice."""
+        """Kills the workers; pending answers become `timeout`. May be called twice."""
         with self._changed:
             self._closed = True
             while self._queue:
                 answer = self._queue.popleft()
-                answer.pending.settle(answer.places, LATE)
+                answer.submission.settle(answer.indices, LATE)
             self._changed.notify_all()
             for process in self._processes.values():
                 process.kill()
         for thread in self._threads:
             thread.join()
 
-    # What follows runs in the threads, one for each worker.
+    # The methods below run in the threads, one per worker.
 
     def _serve(self, number: int) -> None:
         process = self._start(number)
@@ -223,15 +224,15 @@ class Pool:
             chunk = self._take_chunk()
             if chunk is None:
                 break
-            if not process.alive():  # killed while it had nothing to do, by no answer's fault
+            if not process.alive():  # died while idle, so no answer is `crashed`
                 process.reap()
                 process = self._start(number)
                 if process is None:
                     self._drop_late(chunk)
                     break
-            left = self._grade_chunk(process, self._drop_late(chunk))
+            ungraded = self._grade_chunk(process, self._drop_late(chunk))
             with self._changed:
-                self._queue.extendleft(reversed(left))
+                self._queue.extendleft(reversed(ungraded))
                 self._changed.notify_all()
             if process.lost or process.graded >= self._recycle_after:
                 process.reap()
@@ -240,14 +241,14 @@ class Pool:
             process.reap()
 
     def _start(self, number: int) -> WorkerProcess | None:
-        with self._changed:  # so that close() sees either no process or all of it
+        with self._changed:  # so that close() kills every process that was started
             if self._closed:
                 return None
             self._processes[number] = WorkerProcess()
             return self._processes[number]
 
     def _take_chunk(self) -> list[_Answer] | None:
-        """Waits for work: a share of what is queued, of one task, bounded in size."""
+        """Waits for answers; takes a share of the queue, of one task and bounded in size."""
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
@@ -265,37 +266,38 @@ class Pool:
             return chunk
 
     def _grade_chunk(self, process: WorkerProcess, chunk: list[_Answer]) -> list[_Answer]:
-        """Grades a chunk in order; returns the answers that another worker has to grade."""
-        left = deque(chunk)
+        """Grades a chunk in order; returns the answers that another worker must grade."""
+        ungraded = deque(chunk)
         try:
             if chunk:
                 process.send(chunk[0].task, [answer.payload for answer in chunk])
-            while left:
-                end = min(time.monotonic() + self._deadline_seconds, left[0].pending.deadline)
-                for grade in process.receive(end):
-                    self._settle(left.popleft(), grade)
+            while ungraded:
+                deadline = time.monotonic() + self._deadline_seconds
+                for grade in process.receive(min(deadline, ungraded[0].submission.deadline)):
+                    self._settle(ungraded.popleft(), grade)
         except WorkerLost as loss:
-            self._settle(left.popleft(), Grade(verdict=loss.verdict, reward=0.0, detail=str(loss)))
+            grade = Grade(verdict=loss.verdict, reward=0.0, detail=str(loss))
+            self._settle(ungraded.popleft(), grade)
             self.killed += loss.verdict == "timeout"
         except GraderBroken as fault:
-            for answer in left:
+            for answer in ungraded:
                 self._settle(answer, Grade(verdict="crashed", reward=0.0, detail=str(fault)))
-            left.clear()
-        return self._drop_late(left)
+            ungraded.clear()
+        return self._drop_late(ungraded)
 
     def _drop_late(self, answers: Iterable[_Answer]) -> list[_Answer]:
         kept = []
         for answer in answers:
-            if self._closed or time.monotonic() >= answer.pending.deadline:
+            if self._closed or time.monotonic() >= answer.submission.deadline:
                 self._settle(answer, LATE)
             else:
                 kept.append(answer)
         return kept
 
     def _settle(self, answer: _Answer, grade: Grade) -> None:
-        answer.pending.settle(answer.places, grade)
+        answer.submission.settle(answer.indices, grade)
         if grade.verdict in UNGRADED or not self._cache_size:
-            return  # another time the machine may be less busy
+            return  # a retry may succeed on a less busy machine
         with self._changed:
             self._cache[answer.key] = grade
             while len(self._cache) > self._cache_size:

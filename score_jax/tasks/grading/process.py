@@ -1,4 +1,4 @@
-"""One grading worker as its pool sees it: started, fed, read until a deadline, killed."""
+"""A handle on one grading worker: starts it, sends answers, reads grades, kills it."""
 
 import json
 import os
@@ -14,27 +14,27 @@ from pathlib import Path
 from score_jax.records import VERDICTS, Grade, Verdict
 
 START_SECONDS = 60.0  # for a worker to start and to load a grader, on a busy machine
-GATHER_SECONDS = 0.0005  # waited before a read, so that many short verdicts come in one
+GATHER_SECONDS = 0.0005  # delay before a read, so that it returns many short verdicts
 ROOT = Path(__file__).resolve().parents[3]
 
 
 class WorkerLost(Exception):
-    """The worker is gone, and an answer with it."""
+    """The worker died or was killed while it graded an answer."""
 
     def __init__(self, verdict: Verdict, detail: str):
-        """Takes the verdict for the answer it was at."""
+        """Args: verdict: of the answer that it was grading; detail: the cause."""
         super().__init__(detail)
         self.verdict: Verdict = verdict
 
 
 class GraderBroken(Exception):
-    """No worker can grade this task: its module, or the worker itself, does not start."""
+    """No worker can grade this task: the worker does not start, or the grader fails to load."""
 
 
 def environment() -> dict[str, str]:
-    """Returns all that a worker sees of the trainer's environment: where modules are found.
+    """Returns a worker's environment: only what it needs to import modules.
 
-    Accelerator settings (JAX_*, XLA_*, TPU_*) and secrets stay outside.
+    Accelerator settings (JAX_*, XLA_*, TPU_*) and secrets are left out.
     """
     kept = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
     paths = [str(ROOT), *(path for path in sys.path if path and os.path.isdir(path))]
@@ -51,7 +51,7 @@ class WorkerProcess:
     """A handle on one worker."""
 
     def __init__(self):
-        """Starts the process; it is up when `send` returns."""
+        """Starts the process without waiting; it is ready when `send` returns."""
         self.graded = 0
         self.lost = False
         self._process = subprocess.Popen(
@@ -74,11 +74,11 @@ class WorkerProcess:
         return not self.lost and self._process.poll() is None
 
     def send(self, task: str, payloads: Sequence[str]) -> None:
-        """Hands over answers of one task and waits until its grader is loaded.
+        """Sends answers of one task and waits until its grader is loaded.
 
         Args:
           task: its name, or the dotted name of its module.
-          payloads: each the JSON text of a problem's fields, a response, and whether it was cut.
+          payloads: each is JSON: a problem's fields, a response, and whether it was truncated.
 
         Raises:
           GraderBroken: the worker does not start or cannot load the grader.
@@ -99,13 +99,13 @@ class WorkerProcess:
             raise GraderBroken(message["failed"])
 
     def receive(self, end: float) -> list[Grade]:
-        """Returns the next verdicts, at least one, in the order of the answers.
+        """Waits for the next grades; returns at least one, in the order of the answers.
 
         Args:
-          end: until when the first may come, on the monotonic clock.
+          end: deadline of the first grade, in seconds of the monotonic clock.
 
         Raises:
-          WorkerLost: the first did not come in time, or the worker died over it.
+          WorkerLost: the first grade was late, or the worker died.
         """
         if not self._lines:
             self._fill(end)
@@ -115,13 +115,13 @@ class WorkerProcess:
         return grades
 
     def kill(self) -> None:
-        """Ends the process and waits for it; sandboxes under it die with it."""
+        """Kills the process without waiting; its sandboxes die with it."""
         self.lost = True
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
 
     def reap(self) -> None:
-        """Kills the process, collects it and closes its pipes."""
+        """Kills the process, waits for its end and closes its pipes."""
         self.kill()
         self._process.communicate()
 
@@ -131,7 +131,7 @@ class WorkerProcess:
         return self._lines.popleft()
 
     def _fill(self, end: float) -> None:
-        """Reads until there is a whole line."""
+        """Reads until there is a complete line."""
         while not self._lines:
             poll = select.poll()
             poll.register(self._output, select.POLLIN)

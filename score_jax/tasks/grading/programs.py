@@ -1,4 +1,4 @@
-"""Grades a program: finds it in the response, runs it in the sandbox, counts its tests."""
+"""Grades programs: extracts them from responses, runs their tests in the sandbox."""
 
 import ast
 import builtins
@@ -21,38 +21,38 @@ def extract(problem: Problem, response: str) -> str | None:
 
 
 def wanted(problem: Problem) -> frozenset[str]:
-    """The names that a problem's tests take from the program."""
-    own = shadowed(problem.answer)
-    return frozenset(name for test in problem.tests for name in sandbox.free_names(test, own))
+    """The names that a problem's tests use from the program."""
+    redefined = shadowed(problem.answer)
+    return frozenset(name for test in problem.tests for name in sandbox.free_names(test, redefined))
 
 
 def complete(prompt: str, response: str) -> str | None:
-    """Returns the program for a HumanEval prompt: a whole one, or the prompt and a body."""
+    """Returns the program for a HumanEval prompt: a complete one, or the prompt with a body."""
     entries = list(re.finditer(r"^(?:async +)?def +(\w+)", prompt, re.MULTILINE))[-1:]
     names = [entry[1] for entry in entries]
     program = blocks.extract(response, names)
     tree = blocks.parse(program or "")
     if isinstance(tree, ast.Module) and names and names[0] in blocks.bindings(tree)[0]:
-        given = prompt[: entries[0].start()]
-        return f"{given}\n{program}" if _parses(given) else program
+        preamble = prompt[: entries[0].start()]
+        return f"{preamble}\n{program}" if _parses(preamble) else program
     found = [program for body in _bodies(response) if (program := _continued(prompt, body))]
     with_result = [program for program in found if _returns(program, prompt)]
     return next(iter(with_result or found), None)
 
 
 def _bodies(response: str) -> Iterator[str]:
-    """Yields what may be a function's body, the likeliest first."""
+    """Yields candidates for the function's body, the likeliest first."""
     for piece in reversed(blocks.pieces(response)):
         if piece[:1].isspace():
             yield piece
         yield textwrap.indent(blocks.plain(piece), "    ")
         yield "    " + piece
-        if later := re.search(r"^[ \t]+\S", piece, re.MULTILINE):  # behind a line of prose
+        if later := re.search(r"^[ \t]+\S", piece, re.MULTILINE):  # after a line of prose
             yield piece[later.start() :]
 
 
 def _continued(prompt: str, body: str) -> str | None:
-    """The prompt and the body, as far as that is a program."""
+    """The longest program that the prompt with the body begins with; None if it has no body."""
     if len(body) > blocks.LONGEST_PROGRAM:
         return None
     lines = (prompt + body).split("\n")
@@ -60,7 +60,7 @@ def _continued(prompt: str, body: str) -> str | None:
 
 
 def _returns(program: str, prompt: str) -> bool:
-    """Whether the part behind the prompt gives a result."""
+    """Whether the part after the prompt has a return or yield."""
     first = prompt.count("\n") + 1
     return any(
         isinstance(node, RESULTS) and node.lineno >= first for node in ast.walk(ast.parse(program))
@@ -73,9 +73,10 @@ def _parses(source: str) -> bool:
 
 @lru_cache(maxsize=10_000)
 def shadowed(reference: str) -> frozenset[str]:
-    """Returns the built-in names that a reference program defines anew (MBPP asks for a `sum`).
+    """Returns the built-in names that a reference program redefines (MBPP asks for a `sum`).
 
-    Only the reference may say so: a program that redefines `abs` must not reach the tests.
+    Only the reference counts: if the program under test redefines `abs`, tests still use the
+    built-in one.
     """
     tree = blocks.parse(reference)
     return frozenset(
@@ -89,15 +90,15 @@ def grade(problem: Problem, program: str | None, *, share: bool = False) -> Grad
     """Runs a program against the problem's tests.
 
     Args:
-      problem: its tests decide.
+      problem: with tests.
       program: source, or None for a response without one.
-      share: rewards the share of tests passed, instead of all or nothing.
+      share: the reward is the share of passed tests, instead of 1 or 0.
 
     Raises:
       ValueError: the problem has no tests.
     """
     if not problem.tests:
-        raise ValueError(f"problem {problem.id!r} has no tests; give it some in its field tests")
+        raise ValueError(f"problem {problem.id!r} has no tests; add some in its field tests")
     if program is None:
         return Grade(verdict="unparsable", reward=0.0, detail="no Python program was found")
     outcome = sandbox.run(program, problem.tests, LIMITS, shadowed=shadowed(problem.answer))

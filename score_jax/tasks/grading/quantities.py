@@ -1,7 +1,8 @@
-"""Reads numbers as people write them, exactly, and compares them within a tolerance.
+"""Parses numbers with units exactly, and compares them within a tolerance.
 
-`1,234.5`, `-\\frac{3}{4}`, `1\\frac{1}{2}`, `2.5\\times10^{3}`, `12%`, `$3.2 million`, `$3.2M`,
-and `(1,234)` for a loss. A value is a Fraction: nothing is rounded before the comparison.
+Examples: `1,234.5`, `-\\frac{3}{4}`, `1\\frac{1}{2}`, `2.5\\times10^{3}`, `12%`,
+`$3.2 million`, `$3.2M`, and `(1,234)` for a loss. Values are Fractions, so that nothing is
+rounded before the comparison.
 """
 
 import re
@@ -19,13 +20,13 @@ SCALES = {
     **{"trillion": 10**12, "quadrillion": 10**15, "lakh": 10**5, "crore": 10**7},
     **{"mn": 10**6, "mio": 10**6, "mln": 10**6, "bn": 10**9, "bln": 10**9, "trn": 10**12},
 }
-OF_MONEY = {  # units of something else where no currency stands beside: $5m against 5 m
+OF_MONEY = {  # scales only with a currency, otherwise units: $5m against 5 m
     **{"k": 10**3, "m": 10**6, "mm": 10**6, "mil": 10**6, "b": 10**9, "t": 10**12, "tn": 10**12},
     **{"lac": 10**5, "cr": 10**7},
 }
 LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-UNITS_TOO = "KMT"  # behind a space: kelvin, molar, tesla
-SHARES = {"permille": 1000, "basispoint": 10_000}  # of one; percent has a field of its own
+UNITS_TOO = "KMT"  # may be units after a space: kelvin, molar, tesla
+SHARES = {"permille": 1000, "basispoint": 10_000}  # per one; percent has a separate field
 LONGEST_NUMBER = 60  # characters
 LARGEST_EXPONENT = 300
 _DIGITS = r"(?:\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+(?!\d))|\d+)(?:\.\d*)?|\.\d+"
@@ -63,13 +64,13 @@ _NAMED = re.compile(r"[a-zA-Z][a-zA-Z_ ]*[=≈]\s*|[=≈~]\s*")
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A number with what stood around it."""
+    """A number with its unit."""
 
     value: Fraction
-    percent: bool = False  # value 12 stands for 12%
-    unit: str = ""  # lower case, but for the K, M, B and T of `scale`; empty if none was given
-    scale: int = 1  # what the unit stands for if it is a million and the like: 1.5M
-    glued: bool = False  # it can be nothing else, having no space before it
+    percent: bool = False  # value 12 means 12%
+    unit: str = ""  # lower case, except the letters of `scale`; empty if there is none
+    scale: int = 1  # factor of the unit if it is a letter such as M for a million
+    glued: bool = False  # the letter is certainly a scale: no space, or no unit of that name
 
 
 def _decimal(match: re.Match) -> Fraction:
@@ -91,12 +92,13 @@ def _ratio(match: re.Match) -> Fraction:
 
 
 def parse(text: str) -> Quantity | None:
-    """Reads a number with its unit, or returns None.
+    """Parses a number with its unit; None if the text is anything else.
 
     Args:
-      text: the whole answer; words before the number are not allowed, words after are its unit.
+      text: the whole answer; words after the number are its unit, words before it are not
+        allowed.
     """
-    if _BARE.fullmatch(text) and len(text) <= LONGEST_NUMBER:  # most gold answers
+    if _BARE.fullmatch(text) and len(text) <= LONGEST_NUMBER:  # fast path
         return Quantity(value=Fraction(text))
     if not text.isascii():
         if _OTHER_DIGIT.search(text):
@@ -124,7 +126,7 @@ def parse(text: str) -> Quantity | None:
 
 
 def _without_latex(text: str) -> str:
-    """The number without LaTeX's words and gaps; its fractions stay."""
+    """Removes LaTeX's text commands and spaces; fractions are kept."""
     text = text.replace("–", "-").replace("{,}", ",").replace(r"\!", "").strip()
     if "\\" in text or "~" in text:
         text = _GAPS.sub(" ", _FRAC.sub(r"\\frac", _WORDS_OF_LATEX.sub(r" \1 ", text)))
@@ -132,12 +134,12 @@ def _without_latex(text: str) -> str:
 
 
 def _written_out(match: re.Match) -> str:
-    """½ as 1/2, with a space before: 1½ is a mixed number."""
+    """Writes ½ as 1/2, with a space before it, so that 1½ is a mixed number."""
     return " " + unicodedata.normalize("NFKC", match.group()).replace("⁄", "/")
 
 
 def _with_unit(value: Fraction, text: str, *, money: bool) -> Quantity | None:
-    """Reads what follows a number: a percent sign, a scale, a unit in words."""
+    """Parses the text after a number: a percent sign, a scale or a unit; None for others."""
     rest = text.strip().rstrip(".").strip()
     share = _SHARE.match(rest)
     if share and not re.fullmatch(r"[a-zA-Z./ ]*", rest[share.end() :]):
@@ -169,10 +171,10 @@ def _plain_unit(text: str) -> str:
 
 
 def same(gold: Quantity, given: Quantity, *, relative: Fraction, absolute: Fraction) -> bool:
-    """Whether two quantities agree.
+    """Whether two quantities agree within the larger of both tolerances.
 
-    A unit or percent sign that only one of them has is passed over; 12%, 12 and 0.12 agree
-    where one says percent. 1.5M is a million and a half, but 300 K may be kelvin.
+    A unit that only one of them has is ignored. If one is a percentage, 12%, 12 and 0.12
+    agree. 1.5M is 1,500,000, but 300 K may also be kelvin.
     """
     if gold.scale == given.scale == 1:
         return _agree(gold, given, relative=relative, absolute=absolute)
@@ -184,7 +186,7 @@ def same(gold: Quantity, given: Quantity, *, relative: Fraction, absolute: Fract
 
 
 def _readings(quantity: Quantity, other: Quantity) -> list[Quantity]:
-    """What a number with a letter behind it may mean beside another number."""
+    """The possible meanings of a number followed by a letter: a scale, a unit, or both."""
     as_unit = replace(quantity, scale=1)
     scaled = replace(as_unit, value=quantity.value * quantity.scale, unit="")
     if quantity.scale == 1 or (quantity.unit, quantity.scale) == (other.unit, other.scale):
@@ -205,7 +207,7 @@ def _agree(gold: Quantity, given: Quantity, *, relative: Fraction, absolute: Fra
 
 
 def without_tolerance(answer: str) -> str:
-    """Returns a gold answer without its "+- 0.1"."""
+    """Returns a gold answer without its tolerance, such as "+- 0.1"."""
     return _split_tolerance(answer)[0]
 
 
@@ -224,10 +226,10 @@ def grade(
     """Compares a response's final number with the gold one.
 
     Args:
-      problem: its answer may bring its own tolerance: "12.5 +- 0.1" or "12.5 +- 2%".
+      problem: its answer may include a tolerance: "12.5 +- 0.1" or "12.5 +- 2%".
       response: a model's text.
-      relative: error allowed, as a share of the gold value.
-      absolute: error allowed, in the answer's unit.
+      relative: default tolerance, as a share of the gold value.
+      absolute: default tolerance, in the answer's unit.
 
     Raises:
       ValueError: the gold answer is not a number.

@@ -1,15 +1,15 @@
-"""Reads what stands behind a marker: where the answer ends, and whether it is one."""
+"""Parses the text after a marker: where the answer ends, and whether it is an answer."""
 
 import re
 from typing import Literal, NamedTuple
 
 from score_jax.tasks.grading import plain
 
-LONGEST_READ = 4000  # characters behind a marker
-LONGEST_PROSE = 30  # characters; longer words are a sentence
+LONGEST_READ = 4000  # characters after a marker
+LONGEST_PROSE = 30  # characters; longer prose is a sentence, not a name
 Rank = Literal["answer", "name", "words", "remark", "denied"]
-# How an answer is announced: "Final Answer:" or a heading; "the answer is", which may go on with
-# a remark; "####", which may also open any section.
+# title: "Final Answer:" or a heading; verb: "the answer is", which a remark may follow; hashes:
+# "####", which may also be a section heading.
 Marker = Literal["title", "verb", "hashes"]
 
 _ATOM = (
@@ -67,15 +67,15 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 class Reading(NamedTuple):
-    """What was made of a text behind a marker."""
+    """The result of parsing the text after a marker."""
 
     answer: str
     rank: Rank
-    kept: str = ""  # the beginning of the text, up to where the answer ends
+    kept: str = ""  # the text up to the end of the answer
 
 
 def cut(text: str) -> str:
-    """Returns the beginning of a text up to the end of its first sentence or clause."""
+    """Returns the first sentence or clause of a text."""
     if not _SPACE.search(text):
         return text
     for match in _CUT.finditer(text):
@@ -85,7 +85,7 @@ def cut(text: str) -> str:
 
 
 def looks_like_answer(text: str) -> bool:
-    """Whether a text begins as an answer does: with a number, a formula, a lone letter."""
+    """Whether a text begins like an answer: with a number, a formula or a single letter."""
     if not _ANSWER.match(text):
         return False
     if len(text) <= LONGEST_PROSE or text.startswith(("$", "\\")) or _OPTION.match(text):
@@ -94,12 +94,12 @@ def looks_like_answer(text: str) -> bool:
 
 
 def read(text: str, marker: Marker, *, below: bool) -> Reading:
-    """Reads a text behind a marker.
+    """Parses the text after a marker.
 
     Args:
-      text: a line, or a displayed formula.
-      marker: what it stands behind.
-      below: the text stands below its marker's line.
+      text: a line, a displayed formula or a fenced block.
+      marker: the kind of marker before it.
+      below: the text is on a line below the marker's.
     """
     text = text[:LONGEST_READ]
     body = plain.unfenced(text.strip().lstrip(plain.ORNAMENTS).strip())
@@ -116,7 +116,7 @@ def read(text: str, marker: Marker, *, below: bool) -> Reading:
             return Reading(answer=text, rank="denied", kept=text)
     kept = cut(body)
     answer = plain.peel(kept)
-    # Emphasis that came off before the end moves it by a few characters, which matters to none.
+    # `kept` is shorter than the original by removed emphasis; a few characters don't matter.
     return Reading(answer=answer, rank=_rank(answer, marker, below=below), kept=kept)
 
 

@@ -1,9 +1,10 @@
-"""Compares two expressions with SymPy, exactly: nothing is rounded to a number of places.
+"""Compares two expressions exactly with SymPy, without rounding to decimal places.
 
-Expressions are read by math-verify's LaTeX grammar, which evaluates no Python. A difference
-is evaluated to ten digits of its own, however small it is, so 1/2^70 is not 1/2^71 and
-10^-30 is not 0; where these digits cannot be had, it may be zero, and SymPy has to prove
-it. The caller keeps out what would not end.
+Expressions are parsed by math-verify's LaTeX grammar, which evaluates no Python. A
+difference is evaluated to ten significant digits, however small it is, so that 1/2^70
+differs from 1/2^71, and 10^-30 from 0. If the digits cannot be computed, the difference
+may be zero, and SymPy must prove it. The caller excludes expressions whose evaluation
+would not terminate.
 """
 
 import re
@@ -30,18 +31,18 @@ from sympy import (
 from sympy.core.basic import Basic
 from sympy.core.evalf import PrecisionExhausted
 
-DIGITS = 10  # to which the difference of two constants is evaluated
-MOST_DIGITS = 150  # of intermediate results; a difference still unknown then needs a proof
+DIGITS = 10  # significant digits of the difference of two constants
+MOST_DIGITS = 150  # of intermediate results; beyond it zero needs a proof
 
 _CONFIG = LatexExtractionConfig(
     boxed_match_priority=-1,
-    # not its units: it takes the d of 2d for one
+    # without units: math-verify takes the d of 2d as a unit
     normalization_config=NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True),
 )
 
 
 def read(text: str) -> Basic | None:
-    """Parses LaTeX without evaluating Python; None if it is not mathematics."""
+    """Parses LaTeX; None if it is not mathematics."""
     text = re.sub(r"(\d+)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = re.sub(r"(?<![a-zA-Z\\])([a-df-hj-zA-Z])(\d+)", r"\1_{\2}", text)  # x1 is no product
     found = parse(f"${text}$", [_CONFIG], fallback_mode="no_fallback", parsing_timeout=0)
@@ -66,12 +67,15 @@ def equal(gold: str, given: str) -> bool:
 
 
 def same_relation(sign: str, gold: tuple[str, str], given: tuple[str, str]) -> bool:
-    """Whether two sides stand in the same relation as two others: 2x > 6 and x > 3.
+    """Whether two relations with the same sign are equivalent, such as 2x > 6 and x > 3.
+
+    The differences of their sides must be proportional, with a positive factor unless the
+    sign is "=" or "\\ne".
 
     Args:
-      sign: "=" and "\\ne" hold for any multiple of the difference, others for positive ones.
-      gold: the left and right side.
-      given: likewise.
+      sign: of both relations.
+      gold: left and right side of one.
+      given: left and right side of the other.
     """
     found = [read(text) for text in (*gold, *given)]
     sides = [_exact(side) for side in found if side is not None and _is_expression(side)]
@@ -86,7 +90,7 @@ def _is_expression(found: Basic) -> TypeGuard[Expr]:
 
 
 def _exact(expression: Expr) -> Expr:
-    """Evaluates what stands there, decimals as the fractions that they are."""
+    """Evaluates an expression, with decimals converted to exact fractions."""
     decimals = {number: Rational(str(number)) for number in expression.atoms(Float)}
     return cast(Expr, expression.xreplace(decimals).doit())
 
@@ -109,7 +113,7 @@ def _same_expressions(left: Expr, right: Expr) -> bool:
 
 
 def _values() -> Iterator[Basic]:
-    """Yields different positive numbers, near 1 so that powers of them stay moderate."""
+    """Yields distinct positive numbers near 1, so that their powers stay moderate."""
     number = 1009
     while True:
         yield Rational(number, 997)
@@ -117,11 +121,11 @@ def _values() -> Iterator[Basic]:
 
 
 def _is_nonzero(constant: Basic) -> bool:
-    """Whether a constant surely is not zero."""
+    """Whether a constant is certainly not zero."""
     try:
         size = abs(N(constant, DIGITS, maxn=MOST_DIGITS, strict=True))
     except PrecisionExhausted:
-        return False  # perhaps an exact zero in disguise
+        return False  # possibly an exact zero
     return isinstance(size, Number) and size != 0
 
 
@@ -141,7 +145,7 @@ def _difference(equation: Eq) -> Expr | None:
 
 
 def _same_equations(left: Eq, right: Eq) -> bool:
-    """Whether one equation is the other times a number."""
+    """Whether one equation is a multiple of the other."""
     first, second = _difference(left), _difference(right)
     if first is None or second is None:
         return left == right

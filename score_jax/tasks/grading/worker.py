@@ -1,10 +1,9 @@
-"""The grading worker: reads answers from a pipe, grades them, writes verdicts to a pipe.
+"""The grading worker: reads answers from a pipe, grades them, writes grades to a pipe.
 
-Run as `python -m score_jax.tasks.grading.worker` by `pool.py`, never as a
-multiprocessing child: that would import the trainer's main module again. Here
-jax cannot be imported at all, because a second process that touches the
-accelerator waits on its lock. Both directions are JSON lines, not pickles: what
-a grader makes of a model's text must not be able to run in the trainer.
+`process.py` runs it as `python -m score_jax.tasks.grading.worker`, not as a
+multiprocessing child, which would import the trainer's main module again. Importing jax is
+blocked, because a second process that initialises the accelerator waits on its lock. Both
+pipes carry JSON lines, not pickles, so that model output cannot execute in the trainer.
 """
 
 import ctypes
@@ -20,8 +19,8 @@ from collections.abc import Callable
 from score_jax.records import Grade, Problem
 
 BARRED = ("jax", "jaxlib", "flax", "optax", "orbax", "libtpu", "torch", "tensorflow")
-MEMORY_BYTES = 4 << 30  # address space of one worker; a grader that needs more has run away
-KEPT_CHARACTERS = 500  # of an extracted answer or a detail that travel back
+MEMORY_BYTES = 4 << 30  # limit on the address space of one worker
+KEPT_CHARACTERS = 500  # of an extracted answer or a detail that are sent back
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 GradeFunction = Callable[[Problem, str], Grade]
@@ -30,7 +29,7 @@ LAST_LINE_ENDS = re.compile(r"(?:^[ \t]*(?:`{3,}|~{3,})|\[DONE\])[ \t]*\Z", re.M
 
 
 class _Barrier:
-    """An import hook that refuses the accelerator's libraries."""
+    """An import hook that blocks the accelerator's libraries."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.split(".")[0] in BARRED:
@@ -38,17 +37,17 @@ class _Barrier:
 
 
 def task_module(name: str) -> str:
-    """Returns the dotted module of a task: its own name if dotted, else one of score_jax.tasks."""
+    """Returns the module of a task: its name if that has a dot, else one of score_jax.tasks."""
     return name if "." in name else f"score_jax.tasks.{name}"
 
 
 def grade_or_crash(
     grade: GradeFunction, problem: Problem, response: str, *, cut: bool = False
 ) -> Grade:
-    """Grades one answer; whatever the grader raises becomes the verdict `crashed`.
+    """Grades one answer; an exception of the grader becomes the verdict `crashed`.
 
     Args:
-      cut: the response reached its length limit.
+      cut: the response was truncated at its length limit.
     """
     try:
         return grade_cut(grade, problem, response) if cut else grade(problem, response)
@@ -57,11 +56,10 @@ def grade_or_crash(
 
 
 def grade_cut(grade: GradeFunction, problem: Problem, response: str) -> Grade:
-    """Grades a response that was cut off: its answer counts if it was closed before the cut.
+    """Grades a truncated response; an answer that may be incomplete is `unparsable`.
 
-    An answer is closed if the grader reads the same when more text follows. The "x=1" of
-    "x=17", a line without its end and an unfinished program are not graded as they stand:
-    they are `unparsable`.
+    An answer is complete if the grader extracts the same when more text follows. "x=1" may
+    be the start of "x=17"; an unterminated line and an unfinished program are incomplete too.
     """
     given = grade(problem, response)
     if given.verdict not in ("correct", "wrong"):
@@ -79,10 +77,10 @@ def grade_cut(grade: GradeFunction, problem: Problem, response: str) -> Grade:
 
 
 def _continued(problem: Problem, response: str) -> list[str]:
-    """What a response that was cut might have become.
+    """Possible continuations of a truncated response.
 
-    A digit lengthens a number, a word or a formula; a brace closes one. Of a program the line
-    that does not parse is passed over, so another one takes the place of the last.
+    A digit extends a number, a word or a formula, and a brace closes one. As the grader of
+    programs drops a last line that does not parse, that line is also replaced by another.
     """
     if LAST_LINE_ENDS.search(response):
         response += "\n"
@@ -92,10 +90,10 @@ def _continued(problem: Problem, response: str) -> list[str]:
 
 
 def load_grader(name: str) -> GradeFunction:
-    """Imports a task's grader and grades a throw-away answer.
+    """Imports a task's grader and grades a dummy answer.
 
-    Libraries that the grader loads on first use are then in memory before the
-    first deadline runs.
+    The dummy loads libraries that the grader imports on first use, before the first deadline
+    starts.
 
     Raises:
       ImportError: there is no such module.
@@ -113,7 +111,7 @@ def _write(descriptor: int, message: object) -> None:
 
 
 def _grade_line(line: bytes, graders: dict[str, GradeFunction], output: int) -> None:
-    """Grades one request; the first message back says whether the grader could be loaded."""
+    """Grades one request; the first reply is whether the grader could be loaded."""
     request = json.loads(line)
     name = request["task"]
     try:
@@ -137,7 +135,7 @@ def _grade_line(line: bytes, graders: dict[str, GradeFunction], output: int) -> 
 
 
 def _claim_pipes() -> tuple[int, int]:
-    """Takes stdin and stdout for the protocol, so that no library can read or write them."""
+    """Reserves stdin and stdout for the protocol, so that no library reads or writes them."""
     requests, output = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -148,10 +146,10 @@ def _claim_pipes() -> tuple[int, int]:
 
 def main() -> None:
     """Serves requests until the pool closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Orphans of a sandbox come here to be collected; a container's init may not do it.
+        # Reaps orphans of a sandbox here, as a container's init may not do it.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

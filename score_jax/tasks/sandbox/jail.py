@@ -1,7 +1,7 @@
-"""Shuts the calling process in: namespaces, a private file system, limits, no privileges.
+"""Isolates the calling process: namespaces, a private file system, limits, no privileges.
 
-Each function returns what it could not do, in words; nothing here raises for a
-kernel that says no. Imports stay few: every tested program pays for them.
+Functions return descriptions of the protections that they could not set up, instead of
+raising where the kernel refuses. Imports are few, as every tested program waits for them.
 """
 
 import ctypes
@@ -16,11 +16,13 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND = 1, 2, 4, 32, 4096
 MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
-KEPT_MOUNT_FLAGS = 8 | 1024 | 2048 | (1 << 21)  # noexec noatime nodiratime relatime: locked
+KEPT_MOUNT_FLAGS = (
+    8 | 1024 | 2048 | (1 << 21)
+)  # noexec noatime nodiratime relatime: can't be cleared
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
-STRANGER = 65534  # the user "nobody"
+NOBODY = 65534  # user id
 
 
 def _libc() -> ctypes.CDLL:
@@ -42,13 +44,13 @@ def _unshare(flags: int) -> None:
 
 
 def enter_namespaces() -> list[str]:
-    """Gives this process its own users, network, mounts and names, its children their own pids."""
+    """Enters new user, network, mount, IPC and UTS namespaces; children get new pids."""
     if sys.platform != "linux":
         return ["namespaces (Linux only)"]
     flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     user, group = os.getuid(), os.getgid()
     try:
-        if user == 0:  # no new user namespace: root drops to a user without rights later
+        if user == 0:  # root needs no user namespace; it changes to another user later
             _unshare(flags)
         else:
             _unshare(flags | CLONE_NEWUSER)
@@ -65,13 +67,13 @@ def enter_namespaces() -> list[str]:
 
 
 def _readable() -> list[str]:
-    """Lists what a running Python still opens: its library and the system's."""
+    """Lists the folders that a running Python needs: its library and shared libraries."""
     paths = [os.path.dirname(os.__file__), "/usr/lib", "/usr/lib64", "/lib", "/lib64"]
     return [path for path in paths if os.path.isdir(path)]
 
 
 def _show(path: str, root: str) -> None:
-    """Makes a file or folder of the host appear, read-only, under a new root."""
+    """Bind-mounts a file or folder of the host, read-only, under a new root."""
     target = root + path
     if os.path.islink(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -80,7 +82,7 @@ def _show(path: str, root: str) -> None:
         return
     if os.path.isdir(path):
         if os.path.exists(target):
-            return  # inside a folder that is shown already
+            return  # inside a folder that is mounted already
         os.makedirs(target)
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -92,10 +94,10 @@ def _show(path: str, root: str) -> None:
 
 
 def change_root(private_bytes: int) -> list[str]:
-    """Leaves the host's files behind, but for Python's library; `/tmp` alone can be written.
+    """Changes to a root with only Python's library and the system's, and a writable `/tmp`.
 
     Args:
-      private_bytes: size of that folder, which is memory and vanishes with the process.
+      private_bytes: size of `/tmp`, which is in memory and is freed with the process.
     """
     try:
         _mount("none", "/", "", MS_REC | MS_PRIVATE)
@@ -129,13 +131,13 @@ def change_root(private_bytes: int) -> list[str]:
 
 
 def drop_privileges(user: int) -> list[str]:
-    """Gives up root and every capability.
+    """Drops root and all capabilities.
 
     Args:
-      user: id that root becomes, one that nobody has, so that no limit is shared.
+      user: an unused id that root changes to, so that per-user limits are not shared.
     """
     if os.getuid() == 0:
-        for candidate in (user, STRANGER):
+        for candidate in (user, NOBODY):
             try:
                 os.setgroups([])
                 os.setresgid(candidate, candidate, candidate)
@@ -151,7 +153,7 @@ def drop_privileges(user: int) -> list[str]:
 
 
 def limit(*, cpu_seconds: int, memory_bytes: int, file_bytes: int, threads: int) -> None:
-    """Sets the limits of this process; none can be raised again."""
+    """Sets hard resource limits of this process."""
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, cpu_seconds),
@@ -166,7 +168,7 @@ def limit(*, cpu_seconds: int, memory_bytes: int, file_bytes: int, threads: int)
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when its parent ends, and hides its memory from others."""
+    """Makes the kernel kill this process when its parent ends, and makes it non-dumpable."""
     if sys.platform == "linux":
         _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         _libc().prctl(PR_SET_DUMPABLE, 0)

@@ -1,8 +1,8 @@
-"""Plain data and handles across the border between a tested program and its tests.
+"""The protocol between the process of a tested program and the process of its tests.
 
-The program runs in one process, its tests in another. What crosses is JSON of
-exact built-in types, so an object with a doctored `__eq__` cannot meet an assert:
-anything else stays behind and is a handle that equals only itself.
+Messages are JSON of exact built-in types, so that an object with a manipulated `__eq__`
+cannot reach an assert. Other objects stay in the program's process; the tests get a handle
+that equals only itself.
 """
 
 import builtins
@@ -15,17 +15,17 @@ from typing import Any
 
 LONGEST_MESSAGE = 1 << 24  # bytes
 CONTAINERS = {"l": list, "t": tuple, "s": set, "z": frozenset, "q": collections.deque}
-NUMBERS = ("Fraction", "Decimal")  # their modules are slow to import and seldom needed
+NUMBERS = ("Fraction", "Decimal")  # imported on demand, as their modules load slowly
 
 
 class Gone(Exception):
-    """The program's process has ended, or no longer speaks the protocol."""
+    """The program's process has ended, or has violated the protocol."""
 
 
 class Attempt:
-    """Keeps whatever foreign code raises under `with`, SystemExit included, as `error`.
+    """A context manager that stores an exception, SystemExit included, as `error`.
 
-    There it is data: the program's own failure, or a test's. Only `Gone` passes.
+    The exception is the result of untrusted code or of a test. Only `Gone` is raised further.
     """
 
     error: BaseException | None = None
@@ -42,7 +42,7 @@ class Channel:
     """JSON lines on two pipes."""
 
     def __init__(self, source: int, sink: int):
-        """Takes the descriptors to read from and to write to."""
+        """Args: source: descriptor to read from; sink: descriptor to write to."""
         self._source, self._sink, self._rest = source, sink, b""
 
     def send(self, message: object) -> None:
@@ -72,7 +72,7 @@ class Channel:
 
 
 def pack(value: Any, handle: Callable) -> Any:
-    """Turns a value into JSON; `handle(value)` packs what is not plain data."""
+    """Converts a value to JSON; `handle(value)` packs what is not plain data."""
     if value is None or value is True or value is False:
         return value
     if isinstance(value, str):
@@ -99,7 +99,7 @@ def pack(value: Any, handle: Callable) -> Any:
 
 
 def unpack(message: Any, handle: Callable) -> Any:
-    """Turns JSON into a value; `handle(number)` makes what is not plain data.
+    """Converts JSON to a value; `handle(number)` returns what is not plain data.
 
     Raises:
       Gone: the message is no packed value.
@@ -129,10 +129,10 @@ def unpack(message: Any, handle: Callable) -> Any:
 
 
 class Handle:
-    """An object that stayed in the program, as the tests see it."""
+    """A proxy in the tests' process for an object in the program's process."""
 
     def __init__(self, session: "Session", number: int | str):
-        """Takes the object's number, or the name of a global of the program."""
+        """Args: number: the object's number, or the name of a global of the program."""
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_number", number)
 
@@ -165,10 +165,10 @@ class Handle:
 
 
 class Session:
-    """The tests' end: asks the program, one question at a time."""
+    """The tests' end of the protocol: sends one request at a time to the program."""
 
     def __init__(self, channel: Channel):
-        """Takes the pipes."""
+        """Args: channel: the pipes to the program's process."""
         self._channel = channel
 
     def _pack(self, value: object):
@@ -180,13 +180,16 @@ class Session:
         raise TypeError(f"a test passes a {type(value).__name__}, which cannot reach the program")
 
     def ask(self, question: list, args: tuple = (), kwargs: dict | None = None):
-        """Returns the program's answer, or raises the built-in exception it raised."""
+        """Sends a request; returns its result, or raises the exception that the program raised.
+
+        An exception that is not built in becomes a RuntimeError.
+        """
         named = {name: self._pack(value) for name, value in (kwargs or {}).items()}
         self._channel.send([question, [self._pack(value) for value in args], named])
         return self.answer()
 
     def answer(self):
-        """Reads one answer."""
+        """Reads one reply; see `ask`."""
         message = self._channel.receive()
         if not isinstance(message, list) or len(message) != 3:
             raise Gone("it broke the protocol")

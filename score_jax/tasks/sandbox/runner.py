@@ -1,9 +1,9 @@
-"""What runs inside the sandbox: the program in one process, its tests in another.
+"""The sandboxed process: runs the program in a child process and its tests in the parent.
 
-Started by `sandbox.py` with an empty environment. It shuts itself in, forks, and
-only then reads the tests: the child, which runs the program, never holds them and
-can neither pass them nor say that they passed. It answers calls with plain data;
-the parent evaluates the asserts and writes the verdict.
+`sandbox.py` starts it with an empty environment. It isolates itself, forks, and only then
+reads the tests. The child, which runs the program, never has them in memory and cannot
+report a verdict. It answers calls with plain data; the parent evaluates the asserts and
+writes the verdict.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from score_jax.tasks.sandbox import jail
 from score_jax.tasks.sandbox.remote import Attempt, Channel, Gone, Handle, Session, pack, unpack
 
 RECURSION_LIMIT = 1000
-PRELOADED = (  # where the library may become unreadable with the change of user
+PRELOADED = (  # imported early where another user may not be able to read the library
     *("array", "bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions"),
     *("functools", "hashlib", "heapq", "itertools", "math", "operator", "random", "re"),
     *("statistics", "string", "struct", "textwrap", "time", "typing"),
@@ -27,7 +27,7 @@ PRELOADED = (  # where the library may become unreadable with the change of user
 
 
 def _read_block(descriptor: int) -> dict:
-    """Reads one length-prefixed JSON object, and not a byte more."""
+    """Reads exactly one length-prefixed JSON object."""
 
     def exactly(count: int) -> bytes:
         data = b""
@@ -41,8 +41,8 @@ def _read_block(descriptor: int) -> dict:
     return json.loads(exactly(int(exactly(10))))
 
 
-def _silence() -> tuple[int, int]:
-    """Moves stdin and stdout out of reach; returns where they are now."""
+def _move_pipes() -> tuple[int, int]:
+    """Replaces stdin, stdout and stderr by /dev/null; returns new descriptors of the pipes."""
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -52,7 +52,7 @@ def _silence() -> tuple[int, int]:
 
 
 def _perform(objects: Mapping, question: list, args: list, named: dict):
-    """Does one thing with the program's objects."""
+    """Executes one request on the program's objects."""
     kind, name = question[0], question[1]
     if name not in objects:
         raise NameError(f"the program defines no {name}")
@@ -69,7 +69,7 @@ def _perform(objects: Mapping, question: list, args: list, named: dict):
 
 
 def serve(program: str, channel: Channel) -> None:
-    """Runs the program, then answers questions about its globals until the pipe ends."""
+    """Runs the program, then answers requests until the pipe is closed."""
     objects: dict = {}
 
     def keep(value: object) -> list:
@@ -87,23 +87,26 @@ def serve(program: str, channel: Channel) -> None:
     reply(lambda: exec(compile(program, "program", "exec"), space))
     while True:
         question, args, named = channel.receive()
-        known = ChainMap(space, objects)  # globals have names, kept objects numbers
+        known = ChainMap(space, objects)  # keys: names of globals, numbers of kept objects
         arguments = [unpack(value, objects.__getitem__) for value in args]
         keywords = {name: unpack(value, objects.__getitem__) for name, value in named.items()}
         reply(partial(_perform, known, question, arguments, keywords))
 
 
 def judge(tests: list[tuple[str, list[str]]], session: Session) -> dict:
-    """Runs the tests against the program; each counts as passed or not.
+    """Runs the tests against the program.
 
     Args:
-      tests: each a source text and the names that it takes from the program.
-      session: how the program is asked.
+      tests: each has a source and the names that it uses from the program.
+      session: sends requests to the program.
+
+    Returns:
+      {"passed": a bool per test, "detail": the first failure, "gone": the program died}.
     """
     passed, detail, gone = [], "", False
     try:
         with Attempt() as attempt:
-            session.answer()  # of running the program itself
+            session.answer()  # the result of running the program
         detail = _describe(attempt.error)
         for test, names in [] if attempt.error else tests:
             with Attempt() as attempt:
@@ -123,7 +126,7 @@ def _describe(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"[:200] if str(error) else type(error).__name__
 
 
-def _shut_in(limits: dict, user: int, *, files: bool, cpu_seconds: int) -> list[str]:
+def _isolate(limits: dict, user: int, *, files: bool, cpu_seconds: int) -> list[str]:
     missing = jail.drop_privileges(user)
     jail.die_with_parent()
     jail.limit(
@@ -136,20 +139,20 @@ def _shut_in(limits: dict, user: int, *, files: bool, cpu_seconds: int) -> list[
 
 
 def _run_program(setup: dict, missing: list[str], user: int, source: int, sink: int) -> None:
-    """The child: nothing is open here but the two pipes to the tests."""
+    """The child process: only the two pipes to the tests are open."""
     os.dup2(source, 3)
     os.dup2(sink, 4)
     os.closerange(5, 256)
     limits = setup["limits"]
-    missing += _shut_in(limits, user, files=not missing, cpu_seconds=limits["cpu_seconds"])
+    missing += _isolate(limits, user, files=not missing, cpu_seconds=limits["cpu_seconds"])
     channel = Channel(3, 4)
     channel.send(missing)
     sys.setrecursionlimit(RECURSION_LIMIT)
     serve(setup["program"], channel)
 
 
-def _used_up(child: int, cpu_seconds: int) -> bool:
-    """Whether the kernel ended the program for its CPU time, and not for its memory, say."""
+def _exceeded_cpu(child: int, cpu_seconds: int) -> bool:
+    """Whether the kernel killed the program for its CPU time, and not for another reason."""
     _, status, used = os.wait4(child, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
     return killed and used.ru_utime + used.ru_stime > 0.9 * cpu_seconds
@@ -157,7 +160,7 @@ def _used_up(child: int, cpu_seconds: int) -> bool:
 
 def main() -> None:
     """Reads the program, forks, reads the tests, writes the verdict."""
-    source, sink = _silence()
+    source, sink = _move_pipes()
     setup = _read_block(source)
     limits = setup["limits"]
     missing = jail.enter_namespaces() if setup["namespaces"] else ["namespaces (not asked for)"]
@@ -176,7 +179,7 @@ def main() -> None:
             os._exit(1)
     os.close(program_in)
     os.close(program_out)
-    _shut_in(limits, user, files=False, cpu_seconds=2 * limits["cpu_seconds"])
+    _isolate(limits, user, files=False, cpu_seconds=2 * limits["cpu_seconds"])
     channel = Channel(tests_in, tests_out)
     tests = _read_block(source)["tests"]
     try:
@@ -186,7 +189,7 @@ def main() -> None:
         passed = [False] * len(tests)
         verdict = {"passed": passed, "detail": f"it did not start: {error}", "gone": True}
     os.close(tests_in)
-    os.close(tests_out)  # a program that waits for a question ends here
-    stopped = verdict.pop("gone") and _used_up(child, limits["cpu_seconds"])
+    os.close(tests_out)  # ends a program that waits for a request
+    stopped = verdict.pop("gone") and _exceeded_cpu(child, limits["cpu_seconds"])
     os.write(sink, json.dumps(verdict | {"missing": missing, "stopped": stopped}).encode("ascii"))
     os._exit(0)

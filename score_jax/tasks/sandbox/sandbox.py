@@ -1,24 +1,24 @@
-"""Runs a program that a model wrote against its tests, and lets nothing out but the verdict.
+"""Runs a model's program against its tests in a sandbox; only the verdict leaves it.
 
-A fresh process in its own session for each program, with an empty environment:
-`runner.py`, which shuts itself in before the program's first line. On Linux:
+Each program gets a new process in a new session with an empty environment: `runner.py`,
+which isolates itself before it runs the program. On Linux:
 
-- own namespaces: no network, no other processes in sight, no host files but
+- new namespaces: no network, no other processes visible, no host files except
   Python's library and the system's shared libraries, read-only; a private `/tmp`
-  in memory that vanishes; another user when started by root, no capabilities;
+  in memory; another user when started by root, no capabilities;
 - a system-call filter: no new processes, no programs started, no signals to
   others, no sockets, no tracing, no further namespaces;
 - limits on CPU time, wall time, address space, file size, threads, open files;
 - output goes to /dev/null; the whole session is killed at the end.
 
 Where the kernel refuses namespaces (some containers), the filter also refuses
-every change of a file, and `Outcome.missing` says what is not in force. Then a
-program can read what its user can read. Without Linux only the limits hold.
+every change of a file, and `Outcome.missing` lists the missing protections. A
+program can then read what its user can read. On other systems only the limits apply.
 
-What it does not stop: bugs in the kernel; reading the processor's timing; using
-its share of memory and CPU until a limit ends it; a program that knows the tests
-from the problem's text. Asserts see exact built-in values, so tests that need the
-program's own `__eq__`, or that expect their arguments to be changed, fail.
+Not prevented: exploits of kernel bugs; timing side channels; use of memory and CPU up to
+the limits; programs written to the tests that the prompt shows. Asserts get exact built-in
+values, so tests that need the program's `__eq__`, or that expect their arguments to be
+modified, fail.
 """
 
 import ast
@@ -43,23 +43,23 @@ START = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one program may use."""
+    """Resource limits of one program."""
 
-    wall_seconds: float = 8.0  # from start to verdict; more than the CPU's, for busy machines
+    wall_seconds: float = 8.0  # from start to verdict; above cpu_seconds, for busy machines
     cpu_seconds: int = 4  # whole seconds
     memory_bytes: int = 1 << 29  # address space
-    file_bytes: int = 1 << 22  # of the private folder in all, and of a file
+    file_bytes: int = 1 << 22  # of the private /tmp in all, and of each file
     threads: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one program."""
+    """The result of running one program."""
 
-    passed: tuple[bool, ...]  # per test; empty if it was stopped
+    passed: tuple[bool, ...]  # per test; empty if the program was stopped or gave no verdict
     timed_out: bool = False
     detail: str = ""  # the first failure
-    missing: tuple[str, ...] = ()  # protections that this machine does not offer
+    missing: tuple[str, ...] = ()  # protections that the machine does not offer
 
 
 def _block(message: dict) -> bytes:
@@ -69,24 +69,24 @@ def _block(message: dict) -> bytes:
 
 @lru_cache(maxsize=10_000)
 def free_names(test: str, shadowed: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Returns the names that a test takes from the program: neither its own nor built in.
+    """Returns the names that a test uses from the program: its free names, not built in.
 
     Args:
-      test: its source.
+      test: source.
       shadowed: built-in names that the program is asked to define.
 
     Raises:
-      SyntaxError: it is not Python.
+      SyntaxError: the test is not Python.
     """
     return tuple(sorted(blocks.free(ast.parse(test)) - (set(dir(builtins)) - shadowed)))
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kills the whole session and collects it."""
+    """Kills all processes of the session and reaps them."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    with suppress(ChildProcessError):  # orphans come to a subreaper; elsewhere to init
+    with suppress(ChildProcessError):  # orphans are reaped here only in a subreaper
         while True:
             os.waitpid(-process.pid, 0)
 
@@ -99,15 +99,15 @@ def run(
     shadowed: frozenset[str] = frozenset(),
     namespaces: bool = True,
 ) -> Outcome:
-    """Runs a program and its tests in a process of their own.
+    """Runs a program and its tests in a sandbox.
 
     Args:
       program: Python source.
       tests: Python sources; each runs in a fresh namespace and passes if it raises nothing.
-        Names that a test neither defines nor finds built in are the program's.
-      limits: what it may use.
-      shadowed: built-in names that tests take from the program none the less.
-      namespaces: False leaves them out, to test what holds without.
+        Free names of a test that are not built in are looked up in the program.
+      limits: resource limits.
+      shadowed: built-in names that tests take from the program instead.
+      namespaces: False leaves namespaces out, to test the other protections.
 
     Raises:
       SyntaxError: a test is not Python.

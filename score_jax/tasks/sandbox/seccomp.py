@@ -1,9 +1,9 @@
-"""A kernel filter (seccomp-BPF) that refuses the system calls a tested program has no use for.
+"""A kernel filter (seccomp-BPF) that refuses system calls that tested programs don't need.
 
-Unprivileged, works inside containers, and cannot be taken off. It denies by list:
-new processes, other programs, signals to others, sockets, tracing, mounting,
-further namespaces; and, where no private file system could be made, every call
-that changes files. Unknown architectures have no filter, and `install` says so.
+It needs no privileges, works inside containers and cannot be removed. It has a list of
+refused calls: new processes, other programs, signals to others, sockets, tracing, mounting,
+further namespaces; and, without a private file system, every call that changes files. On
+an unknown architecture there is no filter, and `install` returns False.
 """
 
 import ctypes
@@ -75,7 +75,7 @@ def _refuse(number: int, error: int) -> bytes:
 
 
 def _check_argument(number: int, argument: int, bits: int, *, refuse_if_set: bool) -> bytes:
-    """Decides a call by whether any of the bits is set in an argument."""
+    """Allows or refuses a call by whether any of the bits is set in an argument."""
     verdicts = (DENY | EPERM, ALLOW) if refuse_if_set else (ALLOW, DENY | EPERM)
     return (
         _step(EQUAL, number, 0, 4)
@@ -90,7 +90,7 @@ def build(machine: str, *, files: bool) -> bytes | None:
     """Returns the filter program, or None for an architecture without a table.
 
     Args:
-      machine: as `os.uname().machine` names it.
+      machine: value of `os.uname().machine`.
       files: whether calls that change files are allowed.
     """
     calls = _CALLS.get(machine)
@@ -106,7 +106,7 @@ def build(machine: str, *, files: bool) -> bytes | None:
     for number in refused:
         program += _refuse(number, EPERM)
     for number in unknown:
-        program += _refuse(number, ENOSYS)  # the C library then takes the older call
+        program += _refuse(number, ENOSYS)  # ENOSYS makes the C library use the older call
     program += _check_argument(calls["clone"], 0, CLONE_THREAD, refuse_if_set=False)
     if not files:
         for number, argument in calls["open"].items():
@@ -119,7 +119,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def install(*, files: bool) -> bool:
-    """Puts this process under the filter for good; returns whether that worked."""
+    """Installs the filter in this process, irrevocably; returns whether that succeeded."""
     steps = build(os.uname().machine, files=files)
     if steps is None:
         return False

@@ -34,7 +34,7 @@ from score_jax.tasks.grading import latex
     ],
 )
 def test_structure_is_read_from_the_text(text, kind, parts):
-    answer = latex.take_apart(latex.spell(text))
+    answer = latex.parse(latex.spell(text))
     assert (answer.kind, len(answer.parts)) == (kind, parts)
 
 
