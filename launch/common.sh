@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# What the scripts beside this file share: arguments, dry runs, retries, the cost line.
-# Sourced, never run. A script names the arguments that it takes and calls `arguments`.
+# Functions that the scripts of this folder share: arguments, dry runs, retries, the cost line.
+# Sourced, not run. A script calls `arguments` with the names of the arguments that it takes.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "error: bash $BASH_VERSION is too old; use 4.4 or newer (macOS: brew install bash)" >&2
   exit 2
 fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-attempts=${SCORE_JAX_ATTEMPTS:-5}          # of a call that fails for a passing reason
+attempts=${SCORE_JAX_ATTEMPTS:-5}          # per call, after transient errors
 retry_seconds=${SCORE_JAX_RETRY_SECONDS:-5} # before the second attempt; doubled each time
 no_capacity=75 not_found=44                # exit codes that resume.sh and delete.sh act on
 
@@ -41,10 +41,10 @@ declare -A about=(
 is_flag() { [[ " spot queued dry-run keep-code stop watch checkpoints " == *" $1 "* ]]; }
 
 say() { printf '%s\n' "$*" >&2; }
-tell() { [[ ${opt[dry-run]} == yes ]] || say "$@"; }  # what a dry run has not done
+tell() { [[ ${opt[dry-run]} == yes ]] || say "$@"; }  # silent in a dry run
 fail() { say "error: $1"; exit "${2:-1}"; }
 
-quote() {  # the arguments as a command that a shell reads back unchanged
+quote() {  # prints the arguments as a command, quoted for a shell
   local word line=''
   for word; do
     [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=\'${word//\'/\'\\\'\'}\'
@@ -53,7 +53,7 @@ quote() {  # the arguments as a command that a shell reads back unchanged
   printf '%s\n' "$line"
 }
 
-usage() {  # ABOUT NAMES...: what --help prints
+usage() {  # ABOUT NAMES...: prints the text of --help
   local name
   printf '%s\n\nArguments, as --name=value; SCORE_JAX_TYPE=... in the environment sets another default:\n' "$1"
   for name in "${@:2}"; do
@@ -62,7 +62,7 @@ usage() {  # ABOUT NAMES...: what --help prints
   done
 }
 
-arguments() {  # ABOUT "NAMES..." ARGUMENTS...: fills opt and rest (what stands behind --)
+arguments() {  # ABOUT "NAMES..." ARGUMENTS...: sets opt, and rest to the arguments after --
   local description=$1 names=" $2 dry-run " name value variable
   shift 2
   rest=()
@@ -94,7 +94,7 @@ arguments() {  # ABOUT "NAMES..." ARGUMENTS...: fills opt and rest (what stands 
     fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
 }
 
-check() {  # NAME VALUE: what can be seen to be wrong before anything is asked of Google
+check() {  # NAME VALUE: validates an argument before any call to Google Cloud
   local wrong=''
   case $1 in
     project | bucket) [[ $2 ]] || wrong="set it, or \$SCORE_JAX_${1^^}" ;;
@@ -111,7 +111,7 @@ check() {  # NAME VALUE: what can be seen to be wrong before anything is asked o
   [[ ! $wrong ]] || fail "--$1 is '$2'; $wrong" 2
 }
 
-chips() {  # of one slice: types up to v5p count two cores to a chip
+chips() {  # of one slice; the names of types up to v5p count cores, two per chip
   case ${opt[type]} in v5litepod-* | v6e-*) echo "${opt[type]#*-}" ;; *) echo $((${opt[type]#*-} / 2)) ;; esac
 }
 
@@ -125,7 +125,7 @@ cost_line() {
   fi
 }
 
-reason() {  # FILE: what kind of failure gcloud's messages tell of
+reason() {  # FILE: classifies the failure by gcloud's messages
   local kind pattern
   while read -r kind pattern; do
     if grep -qE -- "$pattern" "$1"; then echo "$kind"; return; fi
@@ -143,12 +143,12 @@ END
   echo unknown
 }
 
-line_of() {  # FILE: the one line that says it: ours, else gcloud's last ERROR, else the last
+line_of() {  # FILE: its last "error:" line (from these scripts), else "ERROR" line, else line
   { grep -E '^error: ' "$1" || grep 'ERROR' "$1" || grep . "$1" || echo "no message"; } |
     tail -n 1 | sed -e 's/^error: //' -e 's/^ERROR: //'
 }
 
-cloud() {  # WHAT COMMAND...: runs it, or prints it; what passes is tried again
+cloud() {  # WHAT COMMAND...: runs or, in a dry run, prints it; retries after transient errors
   local what=$1 attempt status kind line errors delay=$retry_seconds
   shift
   if [[ ${opt[dry-run]} == yes ]]; then quote "$@"; return; fi
@@ -156,10 +156,10 @@ cloud() {  # WHAT COMMAND...: runs it, or prints it; what passes is tried again
   for ((attempt = 1; ; attempt++)); do
     status=0
     "$@" 2>"$errors" || status=$?
-    # gcloud ends with 0 when it could reach some slices only
+    # gcloud exits with 0 even if it could not reach all slices
     if ((status == 0)) && ! grep -q 'Could not prepare all' "$errors"; then break; fi
     kind=$(reason "$errors") line=$(line_of "$errors")
-    if [[ $kind == exists ]] && ((attempt > 1)); then break; fi  # an earlier attempt made it
+    if [[ $kind == exists ]] && ((attempt > 1)); then break; fi  # an earlier attempt created it
     if [[ $kind != transient ]] || ((attempt >= attempts)); then
       [[ $kind != unknown ]] || cat "$errors" >&2
       rm -f "$errors"
@@ -173,7 +173,7 @@ cloud() {  # WHAT COMMAND...: runs it, or prints it; what passes is tried again
   rm -f "$errors"
 }
 
-refuse() {  # WHAT KIND LINE: ends with one line in plain words
+refuse() {  # WHAT KIND LINE: exits with a one-line message
   case $2 in
     told) fail "$3" ;;
     quota) fail "$1: the project's quota does not allow it ($3); ask for more in the console, IAM > Quotas" ;;
@@ -189,7 +189,7 @@ refuse() {  # WHAT KIND LINE: ends with one line in plain words
   esac
 }
 
-check_bucket() {  # a write, because only that shows that writing is allowed
+check_bucket() {  # writes a file, since only a write proves the permission
   local probe=${opt[bucket]}/.score_jax_probe
   cloud "write to ${opt[bucket]}" gcloud storage cp "$root/setup.py" "$probe" --project="${opt[project]}" --quiet
   cloud "delete from ${opt[bucket]}" gcloud storage rm "$probe" --project="${opt[project]}" --quiet
@@ -213,7 +213,7 @@ to_workers() {  # WHAT FILE PATH: copies a file to every host of every slice
   fi
 }
 
-state() {  # of what --name stands for, MISSING where there is nothing
+state() {  # prints the state of the TPU VM or queued resource; MISSING if there is none
   local kind=(tpu-vm) format='value(state)' found status=0
   if [[ ${opt[queued]} == yes ]]; then kind=(queued-resources) format='value(state.state)'; fi
   found=$(missing_is_fine=yes cloud "look at ${opt[name]}" gcloud compute tpus "${kind[@]}" \

@@ -16,8 +16,8 @@ if [[ $runtime == auto ]]; then  # cloud.google.com/tpu/docs/runtimes
     *) runtime=tpu-ubuntu2204-base ;;
   esac
 fi
-# What the hosts may do is decided by the roles of their service account alone. gcloud
-# hands this value on as it is, so that the short form would not be understood.
+# The hosts' permissions depend only on the roles of their service account. gcloud passes
+# the scope on unchanged, so that a short name would not work.
 common=("${where[@]}" --accelerator-type="${opt[type]}" --network="${opt[network]}"
   --scopes=https://www.googleapis.com/auth/cloud-platform --quiet)
 [[ ! ${opt[service-account]} ]] || common+=(--service-account="${opt[service-account]}")
@@ -32,7 +32,7 @@ if [[ ${opt[queued]} == no ]]; then
   exit
 fi
 # A queued resource tells its hosts MEGASCALE_COORDINATOR_ADDRESS, _NUM_SLICES and _SLICE_ID
-# through their metadata, where jax.distributed.initialize reads them: nothing to be set here.
+# through their metadata, from which jax.distributed.initialize reads them.
 nodes=(--node-id="${opt[name]}")
 if ((opt[slices] > 1)); then nodes=(--node-count="${opt[slices]}" --node-prefix="${opt[name]}"); fi
 cloud "request ${opt[name]}" gcloud compute tpus queued-resources create "${opt[name]}" "${nodes[@]}" \

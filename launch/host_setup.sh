@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Runs on each TPU host, sent by setup.sh: mounts the bucket, installs Python and score_jax.
+# Runs on each TPU host, copied by setup.sh: mounts the bucket, installs Python and score_jax.
 #
 #     host_setup.sh BUCKET ARCHIVE PACKAGES
 #
-# Python 3.11 comes from uv: the images of TPU VMs have the Python of their Ubuntu, which may be
-# older; uv brings a build of its own, without root and without apt, whose lock a
-# freshly booted machine holds for minutes.
+# Python 3.11 comes from uv: the Python in the images of TPU VMs may be older. uv needs
+# neither root nor apt, whose lock is taken for minutes on a freshly booted machine.
 set -euo pipefail
 bucket=$1 archive=$2 packages=${3:-}
 home=${SCORE_JAX_HOME:-/opt/score_jax} mount=${SCORE_JAX_MOUNT:-/mnt/score_jax}
@@ -16,7 +15,7 @@ if [[ -e ~/score_jax_token ]]; then
   install -m 600 ~/score_jax_token ~/.cache/huggingface/token
   rm ~/score_jax_token
 fi
-# Its code is about to be replaced. A run saves first, and goes on with what is installed next.
+# A run is stopped because its code will be replaced. It saves first, and resumes with the new code.
 if systemctl is-active --quiet score_jax; then sudo systemctl stop score_jax; fi
 sudo mkdir -p "$home" "$mount"
 sudo chown "$(id -u):$(id -g)" "$home"
@@ -28,8 +27,8 @@ if ! command -v gcsfuse >/dev/null; then
   apt=(sudo apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5)
   { "${apt[@]}" update || true; "${apt[@]}" install -y gcsfuse; } >/dev/null || fail "gcsfuse can't be installed"
 fi
-# A unit of its own outlives this login, and a host that goes down stops the run before it.
-# Nothing is cached about files: what one host writes, the others see at once.
+# As a systemd unit the mount outlives this login; at shutdown the run is stopped before it.
+# Metadata is not cached, so that each host sees what the others write.
 if ! systemctl is-active --quiet score_jax_bucket || ! mountpoint -q "$mount"; then
   sudo systemctl stop score_jax_bucket 2>/dev/null || true
   sudo systemd-run --quiet --collect --unit=score_jax_bucket gcsfuse --foreground -o allow_other \
@@ -41,9 +40,9 @@ probe=$mount/.score_jax_probe-$(hostname)
 rm -rf "$probe" "$probe-moved"
 { mkdir "$probe" && echo "$bucket" >"$probe/file"; } 2>/dev/null ||
   fail "gs://$bucket can't be written; give the hosts' service account roles/storage.objectUser on it"
-(exec 3>"$probe/open" && echo x >&3 && mv "$probe/open" "$probe/named") 2>/dev/null ||  # TensorStore does that
+(exec 3>"$probe/open" && echo x >&3 && mv "$probe/open" "$probe/named") 2>/dev/null ||  # as TensorStore does
   fail "gs://$bucket can't rename an open file; install a newer gcsfuse than $(gcsfuse --version)"
-mv "$probe" "$probe-moved" 2>/dev/null ||  # how Orbax finishes a checkpoint
+mv "$probe" "$probe-moved" 2>/dev/null ||  # as Orbax does to finish a checkpoint
   fail "gs://$bucket can't rename folders; make it with --enable-hierarchical-namespace (docs/pods.md)"
 rm -rf "$probe-moved"
 

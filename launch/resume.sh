@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings a run back after its TPUs were taken away.
+# Resumes a run after its TPUs were preempted.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -9,7 +9,7 @@ arguments "Looks at NAME and does what is missing: creates the TPUs anew, sets t
 the bucket holds, starts the same run, which goes on from its last checkpoint. Give it
 the arguments that create.sh, setup.sh and run.sh had. With --watch it stays." "$names" "$@"
 
-call() {  # SCRIPT "NAMES" MORE...: another script of this folder, with those of the arguments
+call() {  # SCRIPT "NAMES" MORE...: runs another script of this folder with these arguments
   local script=$1 name words=()
   for name in $2 dry-run; do
     if ! is_flag "$name"; then words+=("--$name=${opt[$name]}")
@@ -25,11 +25,11 @@ start() {
   call setup.sh "project zone name slices bucket packages hf-token-file" --keep-code &&
     call run.sh "project zone type name slices bucket config workdir price-per-chip-hour" -- "${rest[@]}"
 }
-start_when_up() { if [[ ${opt[queued]} == no ]]; then start; fi; }  # the queue takes its time
+start_when_up() { if [[ ${opt[queued]} == no ]]; then start; fi; }  # a queued resource is not up yet
 
-go_on() {  # of hosts that are up: starts what does not run
+go_on() {  # on hosts that are up: starts the run if it does not run
   local told
-  # Hosts that were replaced have no worker.sh yet.
+  # A replaced host has no worker.sh yet.
   told=$(on_workers "ask the hosts of ${opt[name]}" \
     "bash /opt/score_jax/code/launch/worker.sh status || echo \$(hostname): not set up") || return
   printf '%s\n' "$told"
@@ -41,7 +41,7 @@ go_on() {  # of hosts that are up: starts what does not run
   fi
 }
 
-look() {  # once
+look() {  # checks the state once and does the next step
   local found
   found=$(state) || return
   say "${opt[name]}: $found"
@@ -62,7 +62,7 @@ fi
 finished=10
 while :; do
   status=0
-  (look) || status=$?  # in a shell of its own: what fails ends that one
+  (look) || status=$?  # in a subshell, as a failure exits
   if ((status == finished)); then say "finished; next: launch/fetch.sh, then launch/delete.sh"; exit; fi
   [[ ${opt[watch]} == yes ]] || exit "$status"
   ((status == 0 || status == no_capacity)) || exit "$status"

@@ -18,7 +18,7 @@ run=${opt[run-id]:-$(date -u +%Y%m%d-%H%M%S)}
 main=(--config="${opt[config]}" --workdir="/mnt/score_jax/${opt[workdir]}" --coordinator=auto "${rest[@]}")
 cost_line
 check_bucket
-# One command for all stages: main runs the parents that the workdir lacks, then evaluates.
+# One command runs all stages: main trains the parents that the workdir lacks, then evaluates.
 on_workers "start the run on ${opt[name]} (is it set up? launch/setup.sh)" \
   "$host start $(quote "/mnt/score_jax/${opt[workdir]}/logs/$run" python -m score_jax.main "${main[@]}")"
 tell "started; logs: ${opt[bucket]}/${opt[workdir]}/logs/$run; look: launch/status.sh; results: launch/fetch.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs score_jax on every TPU host. May be repeated.
+# Installs score_jax on every TPU host. It can be run again.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -20,7 +20,7 @@ if [[ ${opt[keep-code]} == no ]]; then
     --project="${opt[project]}" --quiet
 fi
 to_workers "copy the set-up to ${opt[name]}" "$root/launch/host_setup.sh" score_jax_setup.sh
-if [[ ${opt[hf-token-file]} ]]; then  # as a file: a command line would show it to every user
+if [[ ${opt[hf-token-file]} ]]; then  # as a file, since other users can see command lines
   to_workers "copy the token to ${opt[name]}" "${opt[hf-token-file]}" score_jax_token
 fi
 tell "installing on every host of ${opt[name]}; this takes minutes"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Says how the TPUs and the run on them are.
+# Prints the state of the TPUs and of the run on them.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Runs on each TPU host, called by run.sh and status.sh: keeps a command going.
+# Runs on each TPU host, called by run.sh and status.sh: runs a command and restarts it on failure.
 #
-#     worker.sh start LOGS python ...    in the background, beyond the login
-#     worker.sh keep                     what runs there: restarts it, collects logs
+#     worker.sh start LOGS python ...    starts `keep` as a systemd unit, which outlives the login
+#     worker.sh keep                     runs the command, restarts it, copies logs to the bucket
 #     worker.sh status | stop
 #
-# score_jax.main ends with 0 when all is done, with 2 for a mistake that no second attempt
-# mends, with 143 when it was asked to stop and has saved. A host that gives up leaves a mark
-# beside the logs in the bucket; the others see it and end too, instead of waiting
-# for it for ever.
+# score_jax.main exits with 0 when it has finished, with 2 for a user's mistake, which a restart
+# can't fix, and with 143 after SIGTERM, when it has saved. A host that gives up writes a file
+# failed.HOST to the logs in the bucket; the other hosts see it and exit too, instead of waiting
+# for that host forever.
 set -euo pipefail
 home=${SCORE_JAX_HOME:-/opt/score_jax}
-restarts=3 # after failures in a row; one after a 143, or after a run of an hour, begins anew
+restarts=3 # after consecutive failures; exit code 143 or a run of $lasting seconds resets the count
 lasting=${SCORE_JAX_LASTING_SECONDS:-3600}
 pause=${SCORE_JAX_RESTART_SECONDS:-15}      # before a restart
-look=${SCORE_JAX_LOOK_SECONDS:-30}          # between looks at the other hosts; the log is copied then
-patience=${SCORE_JAX_PATIENCE_SECONDS:-120} # for an end after SIGTERM, where a host gave up
+look=${SCORE_JAX_LOOK_SECONDS:-30}          # between checks of the other hosts and copies of the log
+patience=${SCORE_JAX_PATIENCE_SECONDS:-120} # from SIGTERM to SIGKILL, after another host gave up
 log=$home/worker.log
 
 note() { echo "$1" >"$home/state"; echo "[worker $(date -u +%H:%M:%S)] $1" >>"$log"; }
@@ -48,7 +48,7 @@ give_up() {
   exit 1
 }
 
-keep() {  # a command of $home/command, whose first word is the folder of the logs
+keep() {  # runs the command in $home/command; its first word is the folder of the logs
   local command failures=0 asked='' code other watcher begun
   mapfile -d '' -t command <"$home/command"
   logs=${command[0]} command=("${command[@]:1}")
@@ -63,7 +63,7 @@ keep() {  # a command of $home/command, whose first word is the folder of the lo
     watch_others &
     watcher=$! code=0
     wait "$child" || code=$?
-    while kill -0 "$child" 2>/dev/null; do  # the wait was cut short by a signal to this script
+    while kill -0 "$child" 2>/dev/null; do  # a signal to this script interrupted the wait
       code=0
       wait "$child" || code=$?
     done
@@ -88,9 +88,9 @@ case ${1:-} in
   start)
     if systemctl is-active --quiet score_jax; then echo "$(hostname): already runs"; exit; fi
     : >"$log"
-    printf '%s\0' "${@:2}" >"$home/command"  # systemd would read $ and % in it as its own
-    # Limits as a login has them: TPUs pin memory. Only this script is told to stop; it tells
-    # the trainer, whose grading workers must live until it has saved.
+    printf '%s\0' "${@:2}" >"$home/command"  # not as arguments, in which systemd expands $ and %
+    # Limits as in a login, since TPUs pin memory. systemd sends SIGTERM only to this script, which
+    # forwards it to the trainer, since its grading workers must live until it has saved.
     sudo systemd-run --quiet --collect --unit=score_jax --uid="$(id -u)" --working-directory="$home/code" \
       -p After=score_jax_bucket.service -p LimitMEMLOCK=infinity -p LimitNOFILE=1048576 \
       -p KillMode=mixed -p TimeoutStopSec=600 bash "$home/code/launch/worker.sh" keep
