@@ -8,8 +8,10 @@ as `workers: Count`.
 import dataclasses
 import math
 import types
+from collections.abc import Iterable
 from functools import lru_cache
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 2**31 - 1  # the largest int32
@@ -40,11 +42,38 @@ Positive = Annotated[float, Range("a value > 0 and finite", low=0, open=True)]
 NotNegative = Annotated[float, Range("a finite value >= 0", low=0)]
 Devices = Annotated[int, Range("at least 1, or -1: as many as there are", low=-1)]
 
+RENAMED_FIELDS = {  # of a config, before version 0.1.0: now
+    "gap_limit": "mismatch_limit",
+    "mesh.swing": "mesh.sampling_tensor",
+    "sampling.samples": "sampling.group_size",
+    "sampling.branches": "sampling.second_attempts",
+    "sampling.spans": "sampling.decode_segments",
+    "learner.chunk": "learner.logits_chunk",
+}
+
 KINDS: dict[Any, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a finite number"),
     str: (str, "a text"),
 }
+
+
+def check_recorded_names(recorded: Iterable[str], file: Path) -> None:
+    """Refuses the config of a run that was begun under former field names.
+
+    Args:
+      recorded: dotted names of the fields in `file`.
+
+    Raises:
+      ValueError: a field has been renamed since.
+    """
+    former = [name for name in recorded if name in RENAMED_FIELDS]
+    if former:
+        names = ", ".join(f"{name} is {RENAMED_FIELDS[name]} now" for name in sorted(former))
+        raise ValueError(
+            f"{file} is of an earlier version of score_jax ({names}); choose another --workdir, or "
+            "continue that run with the version that began it"
+        )
 
 
 def check_fields(config: Any, path: str) -> None:

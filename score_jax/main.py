@@ -25,6 +25,7 @@ from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
+from score_jax.checks import RENAMED_FIELDS
 from score_jax.distributed import processes
 from score_jax.distributed.signals import Interrupted
 from score_jax.distributed.watchdog import HostLost, Watchdog
@@ -163,6 +164,21 @@ def overrides_any(arg: str, fields: Mapping[str, Any]) -> bool:
     return found is not None and found[1] in fields
 
 
+def check_override_names(argv: Sequence[str]) -> None:
+    """Refuses overrides of fields by their former names.
+
+    Raises:
+      ValueError: a field has been renamed.
+    """
+    for arg in argv:
+        found = OVERRIDE.fullmatch(arg)
+        if found and found[1] in RENAMED_FIELDS:
+            raise ValueError(
+                f"--config.{found[1]} is no field of the config; it is "
+                f"--config.{RENAMED_FIELDS[found[1]]} now"
+            )
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line, the config file and its overrides.
 
@@ -172,6 +188,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       ValueError: a flag, the file or an override is invalid. Only config files run here, so
         every error comes from them.
     """
+    check_override_names(argv)
     try:
         none = null_overrides(argv)
         rest = flags.FLAGS([arg for arg in argv if not overrides_any(arg, none)])

@@ -140,6 +140,14 @@ REFUSED = {  # flags, and what stderr says, each in one line with exit code 2
     "misspelt in a file": (["{nested}"], r"no field 'optimiser' .*\"optimizer\""),
     "misspelt new field": (["{top}"], r"config.stpes is no field of the config; .* steps\?"),
     "in the parent's file": ([STAGE2, "--config.parent={parent}"], r"parent '.*': .*'optimiser'"),
+    "a former name": (
+        [STAGE2, "--config.mesh.swing=2"],
+        r"it is --config.mesh.sampling_tensor now",
+    ),
+    "a former name in a file": (
+        ["{former}"],
+        r"config.sampling.spans is no field .* it is sampling",
+    ),
     "not a config": (["--config=README.md"], r"README.md, line \d+"),
     "negative alpha": ([STAGE2, "--config.objective.alpha=-1"], r"objective.alpha is -1.0; set a"),
     "wrong type": ([STAGE2, "--config.steps=many"], r"--config.steps=many: invalid .* int"),
@@ -174,6 +182,7 @@ def refusals(tmp_path_factory):
     """Exit code and stderr of each of REFUSED."""
     folder = tmp_path_factory.mktemp("refused")
     lines = {"nested": "config.optimiser.kind = 'adam'", "top": "config.stpes = 3"}
+    lines["former"] = "config.sampling.spans = 4"
     places = {"empty": folder / "empty", "parent": folder / "nested.py"}
     for name, line in lines.items():
         (folder / f"{name}.py").write_text(MISSPELT.format(line=line))

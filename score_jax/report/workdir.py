@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+from score_jax.checks import check_recorded_names
 from score_jax.records import Transcript
 
 KEPT_TRANSCRIPTS = 24  # latest training dialogues read per stage
@@ -58,7 +59,7 @@ def read_run(workdir: Path) -> Run:
     """Reads a workdir.
 
     Raises:
-      ValueError: it holds no stage with metrics or an evaluation.
+      ValueError: it holds no stage with metrics or an evaluation, or one of an earlier version.
     """
     missing: list[str] = []
     chain = _read_object(workdir / "run.json", missing) if workdir.is_dir() else {}
@@ -98,12 +99,14 @@ def _read_stage(folder: Path, missing: list[str]) -> StageRecord:
     lines = _read_lines(folder / "metrics.jsonl", missing)
     rows = {row["step"]: row for row in map(_numbers, lines) if "step" in row}
     read = [transcript_of(line) for line in _read_lines(folder / "transcripts.jsonl", missing)]
+    config = _read_object(folder / "config.json", missing)
+    check_recorded_names(config, folder / "config.json")
     return StageRecord(
         name=name,
         rows=tuple(rows[step] for step in sorted(rows)),
         transcripts=tuple(t for t in read if t is not None)[-KEPT_TRANSCRIPTS:],
         evaluation=_read_object(folder / "evaluation.json", missing),
-        config=_read_object(folder / "config.json", missing),
+        config=config,
         handoff=_read_object(folder / "handoff.json", missing),
     )
 

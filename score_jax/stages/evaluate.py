@@ -37,7 +37,7 @@ def first_rows(episodes: Episodes, count: int) -> Episodes:
     return jax.tree.map(lambda x: x[:count], episodes)
 
 
-def sample_dialogues(
+def sample_attempts(
     programs: StagePrograms,
     params: Params,
     problems: Sequence[Problem],
@@ -203,7 +203,7 @@ def measure_model(
         )
     measured: dict[str, Any] = {"step": step, "outcomes": {}}
     for mode, sampling in modes.items():
-        records = sample_dialogues(
+        records = sample_attempts(
             programs,
             params,
             problems,
@@ -272,7 +272,7 @@ def validate(
     """Greedy accuracy of each turn on validation problems, by metric name."""
     turns = programs.settings.evaluation.turns
     sampling = greedy_sampling(programs.settings, turns)
-    records = sample_dialogues(
+    records = sample_attempts(
         programs, params, problems, grader, sampling=sampling, step=step, task=programs.task
     )
     accuracy = np.mean([[verdict == "correct" for verdict in r.verdicts] for r in records], axis=0)

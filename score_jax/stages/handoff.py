@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_jax.checks import check_recorded_names
 from score_jax.distributed import processes, sharding
 from score_jax.records import Problem
 from score_jax.report.json_files import read_json, write_json
@@ -99,11 +100,12 @@ def check_folder(stage: StageConfig, folder: Path, *, policy_only: bool = False)
       policy_only: compare only POLICY_FIELDS, instead of all but MUTABLE_FIELDS.
 
     Raises:
-      ValueError: a field differs.
+      ValueError: a field differs, or has been renamed since the folder was begun.
     """
     recorded = read_json(folder / "config.json")
     if recorded is None or not has_checkpoint(folder):
         return
+    check_recorded_names(recorded, folder / "config.json")
     current = config_fields(stage.config)
     if (folder / identity.FILE).exists():
         recorded, current = without_path_fields(recorded), without_path_fields(current)

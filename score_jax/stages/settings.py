@@ -13,7 +13,16 @@ from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict
 
-from score_jax.checks import Count, Natural, NotNegative, Positive, Seed, Share, check_fields
+from score_jax.checks import (
+    RENAMED_FIELDS,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    check_fields,
+)
 from score_jax.distributed.sharding import MeshConfig
 from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.model.lora import LoraConfig
@@ -360,6 +369,8 @@ def build_section(kind: type, values: Mapping[str, Any], path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
         if name not in fields:
+            if new_name := RENAMED_FIELDS.get(f"{path}.{name}".removeprefix("config.")):
+                raise ValueError(f"{path}.{name} is no field of the config; it is {new_name} now")
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(fields)}"
             raise ValueError(f"{path}.{name} is no field of the config; {hint}")

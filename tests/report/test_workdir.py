@@ -102,3 +102,10 @@ def test_latest_transcripts_are_kept_as_records(tmp_path):
 
 def test_a_transcript_without_its_fields_is_none():
     assert transcript_of({"step": 1}) is None
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path):
+    write(tmp_path / "stage1/metrics.jsonl", {"step": 1, "logprob_gap/mean/turn1": 0.5})
+    write(tmp_path / "stage1/config.json", {"seed": 0, "gap_limit": None})
+    with pytest.raises(ValueError, match=r"config.json is of an earlier .*gap_limit is mismatch_l"):
+        read_run(tmp_path)

@@ -11,7 +11,7 @@ from score_jax.stages.evaluate import (
     measure_model,
     merge_hosts,
     read_measurements,
-    sample_dialogues,
+    sample_attempts,
     write_evaluation,
 )
 from score_jax.stages.problem_sets import evaluation_spec, read
@@ -38,7 +38,7 @@ def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
         sampling = replace(programs.settings.sampling, group_size=3)
         with chain.open_pool(programs) as pool:
             found.append(
-                sample_dialogues(programs, params, problems, pool, sampling=sampling, step=0)
+                sample_attempts(programs, params, problems, pool, sampling=sampling, step=0)
             )
     assert found[0] == found[1]
     assert [t.problem for t in found[0]] == [p.id for p in problems for _ in range(3)]
@@ -176,7 +176,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
 
         def run(grader, partial_file=None):
             options = {"sampling": sampling, "step": 0, "partial_file": partial_file}
-            return sample_dialogues(programs, params, problems, grader, **options)
+            return sample_attempts(programs, params, problems, grader, **options)
 
         whole = run(pool)
         path = tmp_path / "deep" / "greedy.jsonl"

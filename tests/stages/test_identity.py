@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
+from score_jax.checks import RENAMED_FIELDS
 from score_jax.data import sources
 from score_jax.data.lazy import Lazy
 from score_jax.distributed import processes
@@ -312,3 +313,18 @@ def test_a_run_of_an_older_version_goes_by_names(root):
     problem_file(root / "other.jsonl")
     with pytest.raises(ValueError, match=r"config.data.path is .*other.jsonl, but .* begun with"):
         go_on(root, data__path=str(root / "other.jsonl"))
+
+
+@pytest.mark.parametrize("policy_only", [False, True])
+@pytest.mark.parametrize(("former", "now"), RENAMED_FIELDS.items())
+def test_a_folder_begun_under_former_names_is_refused(tmp_path, former, now, policy_only):
+    """By one line that names both, not by the first value that differs."""
+    stage = stages("stage1")[-1]
+    fields = config_fields(stage.config)
+    value = fields.pop(now)
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(fields | {former: value}))
+    with pytest.raises(ValueError, match=rf"earlier version .*\({former} is {now} now\); choose"):
+        check_folder(stage, tmp_path, policy_only=policy_only)
+    (tmp_path / "config.json").write_text(json.dumps(fields | {now: value}))
+    check_folder(stage, tmp_path, policy_only=policy_only)
