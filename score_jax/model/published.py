@@ -137,17 +137,6 @@ HUB_IDS = {  # Hugging Face repositories of the presets that configs/ uses
 }
 
 
-def preset(name: str) -> ModelConfig:
-    """The config of a published model by its preset name.
-
-    Raises:
-      ValueError: there is no preset of this name.
-    """
-    if name not in SHAPES:
-        raise ValueError(f"model preset is {name!r}; choose one of {', '.join(SHAPES)}")
-    return SHAPES[name]
-
-
 def by_hub_id(hub_id: str) -> ModelConfig:
     """The config of a published model by its Hugging Face repository.
 

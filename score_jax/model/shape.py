@@ -11,7 +11,7 @@ from typing import Any
 from score_jax.model.config import ModelConfig, RopeScaling
 
 # Fields that change no logit.
-FREE = ("dtype", "unroll", "remat", "max_length")
+IMPLEMENTATION_FIELDS = ("dtype", "unroll", "remat", "max_length")
 SCALING_FIELDS = {  # kind: the fields that it uses
     "linear": ("kind", "factor"),
     "llama3": (
@@ -31,7 +31,7 @@ def shape(config: ModelConfig) -> dict[str, Any]:
     found = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name not in FREE
+        if field.name not in IMPLEMENTATION_FIELDS
     }
     found |= {
         "query_scale": config.query_scale or config.head_dim**-0.5,

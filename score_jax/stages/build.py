@@ -79,7 +79,7 @@ class StagePrograms:
     init_state: Program  # (trained parameters) -> fresh TrainState
     score: Program  # (reference params, episodes) -> Scores
     update: Program  # (state donated, reference params, episodes, scores) -> state, metrics
-    supervise: Program  # (state donated, episodes) -> state, metrics
+    sft_update: Program  # (state donated, episodes) -> state, metrics
     state_shardings: TrainState
     model_shardings: Params  # of the whole model, also where only an adapter is trained
     sample_shardings: Params
@@ -243,7 +243,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
     model = sharding.parameter_shardings(whole_model, mesh)
     adapter = adapter_functions(settings, whole_model)
     boxed = jax.eval_shape(adapter.init) if adapter else whole_model
-    places = state_shardings(boxed, init_state, mesh)
+    shardings = state_shardings(boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
     sampling, turns = settings.sampling, settings.objective.turns
     max_policy_tokens = int(min(turns * sampling.turn_limit, sampling.row_limit or math.inf))
@@ -269,7 +269,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
         turn_limit=settings.sampling.turn_limit,
         compose=adapter.attach if adapter else all_trained,
     )
-    imitate = supervised_function(settings, decoder, optimizer, max_policy_tokens)
+    sft = supervised_function(settings, decoder, optimizer, max_policy_tokens)
     programs = StagePrograms(
         settings=settings,
         mesh=mesh,
@@ -278,15 +278,15 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
         task=registry.get(settings.task),
         measured_task=registry.get(settings.measured_task),
         init_params=program(init_params, whole, model),
-        init_adapter=program(lambda: nn.unbox(adapter.init()), (), places.params)
+        init_adapter=program(lambda: nn.unbox(adapter.init()), (), shardings.params)
         if adapter
         else None,
-        merge=program(adapter.merge, (model, places.params), model) if adapter else None,
-        init_state=program(init_state, (places.params,), places),
+        merge=program(adapter.merge, (model, shardings.params), model) if adapter else None,
+        init_state=program(init_state, (shardings.params,), shardings),
         score=program(score, (model, rows), rows),
-        update=program(learn, (places, model, rows, rows), (places, whole), donate_argnums=0),
-        supervise=program(imitate, (places, rows), (places, whole), donate_argnums=0),
-        state_shardings=places,
+        update=program(learn, (shardings, model, rows, rows), (shardings, whole), donate_argnums=0),
+        sft_update=program(sft, (shardings, rows), (shardings, whole), donate_argnums=0),
+        state_shardings=shardings,
         model_shardings=model,
         **sampling_shardings(whole_model, mesh),
     )

@@ -317,7 +317,7 @@ def sft_step(stage: StageRun, step: int) -> dict[str, float]:
     rows = encode_dialogues(programs.chat, programs.task, template, dialogues, length)
     rows = programs.own_rows(rows)
     start = time.monotonic()
-    stage.state, metrics = programs.supervise(stage.state, programs.to_global(rows))
+    stage.state, metrics = programs.sft_update(stage.state, programs.to_global(rows))
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     stage.progress.position = step + 1
     return values | {"time/update": time.monotonic() - start}

@@ -3,7 +3,7 @@
 import pytest
 
 from score_jax.model.decoder import parameter_count
-from score_jax.model.published import SHAPES, preset
+from score_jax.model.published import SHAPES
 from score_jax.model.weights.families import from_hf, to_hf
 
 VISION = 416_866_032  # SigLIP, which the text half leaves out with its projection and norm
@@ -39,7 +39,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameter_counts_are_the_published_ones(name):
-    assert parameter_count(preset(name)) == COUNTS[name]
+    assert parameter_count(SHAPES[name]) == COUNTS[name]
 
 
 # What a count does not tell, as litgpt 0.5.13 states it of each config.json (litgpt/config.py):
@@ -74,15 +74,10 @@ STATED = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_a_count_does_not_tell_is_as_published(name):
-    c = preset(name)
+    c = SHAPES[name]
     assert (c.heads, c.kv_heads, c.rope_base, c.max_length, c.norm_eps) == STATED[name]
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_preset_survives_config_json(name):
     assert from_hf(to_hf(SHAPES[name])) == SHAPES[name]
-
-
-def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="model preset is 'gpt5'; choose one of smollm2_135m"):
-        preset("gpt5")

@@ -31,7 +31,7 @@ def traced(programs):
             ),
             episodes,
         )
-        return episodes, None, state, result(programs.supervise, state, rows)[0]
+        return episodes, None, state, result(programs.sft_update, state, rows)[0]
     return episodes, scores, state, result(update.program, *update.arguments)[0]
 
 

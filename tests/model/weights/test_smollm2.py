@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from score_jax.model.decoder import Decoder, parameter_count
-from score_jax.model.published import preset
+from score_jax.model.published import SHAPES
 from score_jax.model.weights import load
 from score_jax.stages import ask
 from score_jax.text.chat import Chat, get_format
@@ -57,7 +57,7 @@ def nll(values, ids):
 
 
 def test_the_header_gives_the_preset(model):
-    assert model[0] == preset("smollm2_135m")
+    assert model[0] == SHAPES["smollm2_135m"]
     assert parameter_count(model[0]) == 134_515_008
 
 
