@@ -100,7 +100,7 @@ case ${1:-} in
   status)
     state=$(cat "$home/state" 2>/dev/null || echo "not started")
     if [[ $state == running || $state == *again* ]] && ! systemctl is-active --quiet score_jax; then
-      state="died without a word (the host went down?)"
+      state="died without a message (the host went down?)"
     fi
     echo "$(hostname): $state | $(tail -c 400 "$log" 2>/dev/null | tr '\r' '\n' | grep . | tail -n 1)"
     ;;

@@ -509,7 +509,7 @@ def test_resume_runs_the_same_command(google):
         ("h0: finished | x\nh1: finished | x\n", [], 0),
         ("h0: finished | x\nh1: running | x\n", [], 0),
         ("h0: running | x\nh1: not set up\n", START, 0),
-        ("h0: died without a word | x\n", START, 0),
+        ("h0: died without a message | x\n", START, 0),
         ("h0: not started |\n", START, 0),
         ("h0: failed: exit code 2 | x\nh1: ended: another host gave up | x\n", [], 1),
         ("", [], 0),
@@ -719,7 +719,7 @@ def test_a_worker_tells_its_state(host):
     told = host.script("worker", "status")
     assert ": running | [worker" in told.stdout
     told = host.script("worker", "status", rules=[rule("is-active", code=3)])
-    assert ": died without a word" in told.stdout
+    assert ": died without a message" in told.stdout
 
 
 def set_up(host, *rules, bucket="my-bucket"):
