@@ -20,7 +20,7 @@ from score_jax.main import resolve_stages
 from score_jax.model.published import HUB_IDS, by_hub_id
 from score_jax.model.weights.load import load_tokenizer
 from score_jax.stages import chain
-from score_jax.stages.problem_sets import measured, select, trained
+from score_jax.stages.problem_sets import evaluation_spec, select, training_spec
 from score_jax.text.chat import Chat, get_format
 from tests.small_tokenizers import make
 from tests.tiny_stages import lines
@@ -64,8 +64,8 @@ def test_a_presets_problems_pass_the_preflight(workdir, model, task):
         settings = stage.settings
         chat = Chat(tokenizer, get_format(settings.tokenizer.chat))
         training, held_out = (
-            select(wanted(settings), chat, settings.grading, workdir)
-            for wanted in (trained, measured)
+            select(spec(settings), chat, settings.grading, workdir)
+            for spec in (training_spec, evaluation_spec)
         )
         assert (len(held_out.problems), held_out.long, held_out.bad) == (SIZES[task][1], (), ())
         assert len(training.problems) + len(training.long) + len(training.bad) == SIZES[task][0]
@@ -80,7 +80,7 @@ def test_made_problems_can_be_asked_and_graded(tmp_path, family, task):
     chats = {"chatml": "smollm2", "llama3": "llama31", "gemma": "gemma"}
     settings = resolve_stages(stage1.get_config(f"smollm2_135m_{task}"), {})[-1].settings
     chat = Chat(make(family), get_format(chats[family]))
-    for wanted in (trained(settings), measured(settings)):
+    for wanted in (training_spec(settings), evaluation_spec(settings)):
         few = dataclasses.replace(wanted, count=10, prompt_limit=4096)
         found = select(few, chat, settings.grading, tmp_path)
         assert len(found.problems) == min(10, SIZES[task][1] if few.part != "training" else 10)

@@ -242,7 +242,7 @@ def test_turn_log_ratio_sums_the_policys_tokens_only():
         ({"beta": (0.1,)}, r"objective.beta is \(0.1,\); give one value per turn"),
         (
             {"beta": (0.1, -0.1)},
-            r"objective.beta is \(0.1, -0.1\); set a finite value >= 0 in",
+            r"objective.beta is \(0.1, -0.1\); set a finite value >= 0 for",
         ),
         ({"reward_weights": (1.0, float("inf"))}, r"objective.reward_weights is \(1.0, inf\)"),
         ({"clip": 0.0}, r"objective.clip is 0.0; set a value in \(0, 1\) or None"),
