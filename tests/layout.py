@@ -64,13 +64,8 @@ def function_lines(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-            end = node.end_lineno or node.lineno
-            yield (
-                end
-                - node.lineno
-                + 1
-                - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
-            )
+            docstring = first.end_lineno - first.lineno + 1 if documented else 0
+            yield node.end_lineno - node.lineno + 1 - docstring
 
 
 def spread(values):
@@ -85,9 +80,8 @@ def main(package):
     rooms = {(name.split(".")[0], other.split(".")[0]) for name, other in arrows}
     rooms = {(name, other) for name, other in rooms if name != other}
     print(f"{len(found)} modules, {sum('.' not in name for name in found)} of them at the top")
-    print(
-        f"{len({name.split('.')[0] for name in found})} entries, {len(rooms)} arrows between them"
-    )
+    entries = {name.split(".")[0] for name in found}
+    print(f"{len(entries)} entries, {len(rooms)} arrows between them")
     for kind, lines in (("entries", rooms), ("modules", arrows)):
         chain = longest_chain(lines)
         print(f"longest chain of {kind}: {len(chain)}: {' -> '.join(chain)}")

@@ -12,7 +12,6 @@ import pytest
 
 import score_jax
 from tests import layout
-from tests.layout import modules
 
 PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
@@ -26,7 +25,7 @@ FLOORS = (  # a module imports from floors above this line only, or from its own
     {"main", "grade"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-MODULES = modules(PACKAGE)
+MODULES = layout.modules(PACKAGE)
 WITHOUT_JAX = sorted(name for name in MODULES if name == "records" or name.split(".")[0] == "tasks")
 
 

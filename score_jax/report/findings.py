@@ -169,7 +169,7 @@ def _stage_alarms(stage: StageRecord) -> Iterator[Finding]:
         )
     else:
         yield from _training_collapse(stage)
-    yield from _gap(stage)
+    yield from _mismatch(stage)
     for turn in _turns(stage, "truncated"):
         share = _late(stage, f"truncated/turn{turn}")
         if share is not None and share > TRUNCATED:
@@ -198,7 +198,7 @@ def _training_collapse(stage: StageRecord) -> Iterator[Finding]:
     )
 
 
-def _gap(stage: StageRecord) -> Iterator[Finding]:
+def _mismatch(stage: StageRecord) -> Iterator[Finding]:
     limits = stage.column("mismatch/limit")[1]
     mismatches = {
         turn: float(np.fmax.reduce(stage.column(f"mismatch/trimmed/turn{turn}")[1], initial=0))
