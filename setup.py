@@ -18,6 +18,7 @@ setup(
         "absl-py>=2.1",
         "jaxtyping>=0.3",  # shapes in annotations
         "numpy>=2.0",
+        "pyarrow>=17",  # the store of rollouts
         "sentencepiece>=0.2",
         "safetensors>=0.5",  # weights in and out
         "ml_dtypes>=0.5",  # bfloat16 in numpy

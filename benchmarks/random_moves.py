@@ -18,10 +18,11 @@ import numpy as np
 
 from configs import common
 from score_jax.data import equations
+from score_jax.main import resolve_stages
 from score_jax.records import Problem
-from score_jax.rl.rollout import encode_prompts
+from score_jax.rl.dialogue import DialoguePlan
 from score_jax.stages.build import StagePrograms, build, load_reference
-from score_jax.stages.settings import parse
+from score_jax.tasks import registry
 from score_jax.types import Params
 
 
@@ -46,9 +47,13 @@ def first_attempts(programs: StagePrograms, problems: list[Problem]):
     sampling = dataclasses.replace(
         programs.settings.sampling, group_size=1, second_attempts=1, temperature=0.0, row_limit=0
     )
-    program = programs.sample(sampling, turns=1)
-    places = np.arange(len(problems))
-    prompts = encode_prompts(programs.chat, programs.task, places, problems, sampling.prompt_limit)
+    task, plan = (
+        registry.get(programs.settings.task),
+        DialoguePlan().complete(1, sampling.turn_limit),
+    )
+    program = programs.sample(sampling, plan)
+    encoder = programs.encoder(plan, sampling.prompt_limit, {task.name: task})
+    prompts = encoder.prompts(problems, np.arange(len(problems)))
 
     def measure(params: Params) -> float:
         placed = programs.for_sampling(
@@ -57,9 +62,7 @@ def first_attempts(programs: StagePrograms, problems: list[Problem]):
         episodes = jax.device_get(program(placed, programs.to_global(prompts), jax.random.key(0)))
         rows = zip(problems, episodes.tokens, episodes.turn, strict=True)
         rewards = [
-            programs.task.grade(
-                problem, programs.chat.tokenizer.decode(ids[turn == 1].tolist())
-            ).reward
+            task.grade(problem, programs.chat.tokenizer.decode(ids[turn == 1].tolist())).reward
             for problem, ids, turn in rows
         ]
         return 100 * float(np.mean(rewards))
@@ -71,7 +74,7 @@ def main(share: float = 0.012, draws: int = 20) -> None:
     """Prints accuracy, and mean, spread and worst of what the moves cost, in points."""
     config = common.get_config()
     config.name = "random_moves"
-    programs = build(parse(config))
+    programs = build(resolve_stages(config, {})[-1].settings)
     problems = list(equations.problems("equations", "validation", 0, 0))
     params = jax.device_get(load_reference(programs))
     measure = first_attempts(programs, problems)

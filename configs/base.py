@@ -26,6 +26,15 @@ def get_config(part: str = "") -> ConfigDict:
     config: Any = common.get_config()
     config.program = "supervised"
     config.batch = 64  # dialogues per step
+    config.examples = ConfigDict(
+        {
+            "source": "equations",
+            "careful": 0.8,  # share of careful second attempts at first
+            "careful_at_last": 0.12,
+            "settling": 0.2,  # share of the steps that end with the latter
+            "right": 0.25,  # share of right first attempts; wrong ones are not learnt
+        }
+    )
     config.tokenizer.source = "trained"
     config.weights.source = "random"
     config.model = ConfigDict(
@@ -70,5 +79,5 @@ def wide(config: Any) -> None:
     config.steps = 300
     config.optimizer.learning_rate = 6e-3
     config.optimizer.warmup = 20
-    config.practice.weight_noise = 0.04
-    config.practice.settling = 1.0
+    config.learner.weight_noise = 0.04
+    config.examples.settling = 1.0

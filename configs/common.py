@@ -14,7 +14,10 @@ def get_config() -> ConfigDict:
     config: Any = ConfigDict()
     config.name = ""  # the stage's folder in the workdir
     config.parent = ""  # config file of the stage before; "": start from the base model
-    config.program = "rl"  # or "supervised"
+    config.stages = ()  # of a method: a dict of fields for each stage (stages.methods)
+    config.rounds = 1  # how often the list of stages is run
+    config.start = ""  # in a list: "previous" (usual), "base", or a stage's name
+    config.program = "rl"  # or "supervised", or "collect": rollouts are kept, nothing is learnt
     config.task = "equations"  # a name of score_jax.tasks
     config.seed = 0
     config.steps = 100
@@ -28,19 +31,12 @@ def get_config() -> ConfigDict:
             "split": "train",
             "count": 0,
             "task": "",
+            "first_attempts": "",  # JSONL file (id, and attempt or tokens): attempts that are given
             "skip_long": False,  # leave problems out whose prompts pass the limit
             "skip_bad": False,  # and those whose gold answer their grader does not accept
         }
     )
-    config.practice = ConfigDict(  # PracticeConfig; program "supervised" only
-        {
-            "careful": 0.8,  # share of careful second attempts at first
-            "careful_at_last": 0.12,
-            "settling": 0.2,  # share of the steps that end with the latter
-            "right": 0.25,  # share of right first attempts; wrong ones are not learnt
-            "weight_noise": 0.0,  # random step before each gradient, of each tensor's norm
-        }
-    )
+    config.examples = ConfigDict({"source": "equations"})  # stages.examples; supervised only
     config.tokenizer = ConfigDict({"source": "embedded", "chat": "plain"})  # TokenizerConfig
     config.weights = ConfigDict({"source": "embedded"})  # WeightsConfig
     config.model = config_dict.placeholder(ConfigDict)  # ModelConfig; None: as the weights say
@@ -67,19 +63,50 @@ def get_config() -> ConfigDict:
             "temperature": 1.0,
         }
     )
-    config.objective = ConfigDict(  # Objective; one value per turn in tuples
+    config.dialogue = ConfigDict(  # DialoguePlan; one value per turn, () for what is usual
+        {
+            "sources": (),  # sampled (usual), given, forced
+            "roles": (),  # answer (usual), verify
+            "instructions": (),  # before each turn; "" (usual): the task's own
+            "texts": (),  # of forced turns
+            "trained": (),  # usually all that are sampled
+            "limits": (),  # tokens; usually sampling.turn_limit
+        }
+    )
+    config.objective = ConfigDict(  # Objective: what is maximised; one value per turn in tuples
         {
             "reward_weights": (1.0, 1.0),
             "beta": (0.01, 0.01),  # reward per nat of KL(policy || reference)
             "alpha": 0.0,  # progress bonus, in rewards
             "gamma": 0.0,  # share of a turn's reward that reaches the turn before it
+            "bonus_gamma": 0.0,  # share of a turn's bonus that does
+            "bonus_weights": (),  # of each turn's bonus; usually 1
+            "repeat_penalty": 0.0,  # rewards taken for an answer that the dialogue had before
+        }
+    )
+    config.estimator = ConfigDict(  # EstimatorConfig: how its gradient is estimated
+        {
             "kl": "exact",  # reward, exact, k2, k3
             "baseline": "leave_one_out",  # none, running, batch, leave_one_out[_attempt]
-            "normalise": False,
+            "normalise": "none",  # or batch
             "length_norm": "sum",  # sum, constant, sequence
             "clip": config_dict.placeholder(float),
             # Of the learner's odds over the sampler's, by token; auto: 2 in bfloat16, else None.
             "importance_cap": config_dict.FieldReference("auto", field_type=object),
+        }
+    )
+    config.coefficients = ConfigDict(  # CoefficientsConfig: how alpha and beta move
+        {
+            "alpha": "constant",  # or linear
+            "alpha_end": 0.0,
+            "beta": "constant",  # linear, balance, target
+            "beta_turns": (1,),
+            "beta_end": 0.0,
+            "balance": 1.0,  # beta times KL, in returns of the last turn
+            "target_kl": 0.1,  # nats of a turn
+            "rate": 0.1,
+            "decay": 0.9,
+            "beta_range": (1e-4, 10.0),
         }
     )
     config.optimizer = ConfigDict(  # OptimizerConfig
@@ -97,7 +124,13 @@ def get_config() -> ConfigDict:
         }
     )
     config.learner = ConfigDict(  # LearnerConfig
-        {"microbatches": 1, "minibatches": 1, "logits_chunk": 128, "baseline_decay": 0.9}
+        {
+            "microbatches": 1,
+            "minibatches": 1,
+            "logits_chunk": 128,
+            "baseline_decay": 0.9,
+            "weight_noise": 0.0,  # supervised only: random step before each gradient
+        }
     )
     config.grading = ConfigDict(  # GradingConfig
         {
@@ -116,10 +149,12 @@ def get_config() -> ConfigDict:
             "problems": 1000,
             "batch": 500,
             "turns": 2,
+            "dialogue": ConfigDict({"sources": (), "roles": (), "instructions": (), "texts": ()}),
             "samples": 2,
             "temperature": 1.0,
             "seed": 0,
             "data": ConfigDict({"split": "test"}),
+            "sets": ConfigDict(),  # further data sets: a name and the fields that differ
             "every": 0,  # steps between two looks at validation problems in training; 0: none
             "validation": ConfigDict({"split": "validation"}),
             "validation_problems": 200,
@@ -127,8 +162,8 @@ def get_config() -> ConfigDict:
     )
     config.log = ConfigDict(  # LogConfig
         {
-            "transcripts": 8,
-            "transcripts_every": 10,  # steps
+            "rollouts": -1,  # dialogues kept of a step, with tokens and verdicts; -1: all
+            "rollouts_every": 1,  # steps
             "tensorboard": True,
             "wandb": "",
             "progress": True,

@@ -86,7 +86,7 @@ BRIEF: dict[str, Any] = {  # easier words and just enough of everything to be se
     "optimizer": {"learning_rate": 5e-6},
     "learner": {"microbatches": 2},
     "checkpoint": {"every": 2, "keep": 1, "select": "last"},
-    "log": {"transcripts": 4, "transcripts_every": 1},
+    "log": {"rollouts": 4},
 }
 MATH: dict[str, Any] = {
     "task": "math",

@@ -3,7 +3,7 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-arguments "Copies metrics, transcripts, evaluations, the report and the logs from the bucket. Needs no TPUs." \
+arguments "Copies metrics, dialogues, evaluations, the report and the logs from the bucket. Needs no TPUs." \
   "project name bucket workdir to checkpoints" "$@"
 
 to=${opt[to]:-runs/${opt[name]}}

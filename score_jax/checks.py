@@ -40,6 +40,7 @@ Share = Annotated[float, Range("a value in 0..1", low=0, high=1)]
 Decay = Annotated[float, Range("a value in 0..1, below 1", low=0, high=math.nextafter(1, 0))]
 Positive = Annotated[float, Range("a value > 0 and finite", low=0, open=True)]
 NotNegative = Annotated[float, Range("a finite value >= 0", low=0)]
+Kept = Annotated[int, Range("a value >= 0, or -1: all", low=-1)]
 Devices = Annotated[int, Range("at least 1, or -1: as many as there are", low=-1)]
 
 RENAMED_FIELDS = {  # of a config, before version 0.1.0: now
@@ -49,6 +50,19 @@ RENAMED_FIELDS = {  # of a config, before version 0.1.0: now
     "sampling.branches": "sampling.second_attempts",
     "sampling.spans": "sampling.decode_segments",
     "learner.chunk": "learner.logits_chunk",
+    "objective.kl": "estimator.kl",
+    "objective.baseline": "estimator.baseline",
+    "objective.normalise": "estimator.normalise",
+    "objective.length_norm": "estimator.length_norm",
+    "objective.clip": "estimator.clip",
+    "objective.importance_cap": "estimator.importance_cap",
+    "log.transcripts": "log.rollouts",
+    "log.transcripts_every": "log.rollouts_every",
+    "practice.careful": "examples.careful",
+    "practice.careful_at_last": "examples.careful_at_last",
+    "practice.settling": "examples.settling",
+    "practice.right": "examples.right",
+    "practice.weight_noise": "learner.weight_noise",
 }
 
 KINDS: dict[Any, tuple[type, str]] = {

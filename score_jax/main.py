@@ -1,7 +1,7 @@
 """The command line: which stages run, in which order, in which folder.
 
     python -m score_jax.main --config=configs/stage2.py [--workdir=DIR]
-        [--mode=train|evaluate|report|export|ask] [--config.field=value ...]
+        [--mode=train|evaluate|report|export|ask|collect] [--config.field=value ...]
         [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
     python -m score_jax.main --config=FILE:preset --mode=plan --topology=v5p:4x4x4 [--search]
 
@@ -33,6 +33,7 @@ from score_jax.planning.command import run_plan
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.handoff import StageConfig
+from score_jax.stages.methods import LIST_FIELDS, expand, is_method
 from score_jax.stages.settings import parse
 from score_jax.stages.train import TrainingError
 from score_jax.text import terminal
@@ -42,16 +43,16 @@ WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; run
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "report", "export", "ask", "plan"],
-    "train (evaluates and reports too), a part of that, a Hugging Face folder, a dialogue, or what "
-    "a TPU slice would make of it",
+    ["train", "evaluate", "report", "export", "ask", "collect", "plan"],
+    "train (evaluates and reports too), a part of that, a Hugging Face folder, a dialogue, graded "
+    "rollouts of the stage's policy, or what a TPU slice would make of it",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "several hosts: HOST:PORT of process 0; auto: as TPU, Slurm or MPI say"
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there are on all hosts")
 PROCESS = flags.DEFINE_integer("process", None, "number of this one, from 0")
-OVER_HOSTS = ("train", "evaluate", "export")  # other modes run in one process
+OVER_HOSTS = ("train", "evaluate", "export", "collect")  # other modes run in one process
 PROMPT = flags.DEFINE_string("prompt", "", "the problem for --mode=ask; none: a terminal asks")
 TOPOLOGY = flags.DEFINE_string("topology", "", "of --mode=plan: v5e:4x4, 2*v5p:4x4x4, ...")
 SEARCH = flags.DEFINE_bool("search", False, "of --mode=plan: try meshes and ways to save memory")
@@ -106,9 +107,7 @@ def find_parent(path: str, child: str) -> str:
     return path
 
 
-def resolve_stages(
-    config: ConfigDict, overrides: Mapping[str, Any], path: str = ""
-) -> list[StageConfig]:
+def resolve_stages(config: Any, overrides: Mapping[str, Any], path: str = "") -> list[StageConfig]:
     """The stages from the first to the one asked for.
 
     Args:
@@ -118,9 +117,11 @@ def resolve_stages(
     Raises:
       ValueError: a config is invalid, or its parents form a circle.
     """
-    stages = [StageConfig(settings=parse(config), config=config)]
+    if is_method(config):
+        return method_stages(config, overrides)
+    configs = [config]
     child = "" if "parent" in overrides else path  # a typed path is relative to the current folder
-    while parent := stages[0].settings.parent:
+    while parent := configs[0].get("parent", ""):
         child = parent = find_parent(parent, child)
         config = load_config(parent)
         shared = {name: v for name, v in overrides.items() if name.split(".")[0] in SHARED_FIELDS}
@@ -128,12 +129,35 @@ def resolve_stages(
             config.update_from_flattened_dict(shared)
         except CONFIG_ERRORS as error:
             raise config_error(f"config.parent {parent!r}", error) from error
-        stages.insert(0, StageConfig(settings=parse(config), config=config))
-        names = [stage.settings.name for stage in stages]
+        configs.insert(0, config)
+        names = [config.name for config in configs]
         if len(set(names)) < len(names):
             raise ValueError(f"config.parent forms a circle: {' -> '.join(names)}")
-        check_adapters(stages[0], stages[1])
+    stages: list[StageConfig] = []
+    for config in configs:
+        stages.append(make_stage(config, stages[-1] if stages else None))
     return stages
+
+
+def method_stages(config: ConfigDict, overrides: Mapping[str, Any]) -> list[StageConfig]:
+    """The stages that a method lists, in the order in which they run."""
+    stages: dict[str, StageConfig] = {}
+    try:
+        expanded = expand(config, overrides)
+    except CONFIG_ERRORS as error:
+        raise config_error("config.stages", error) from error
+    for own, start in expanded:
+        stages[str(own.name)] = make_stage(own, stages[start] if start else None)
+    return list(stages.values())
+
+
+def make_stage(config: ConfigDict, parent: StageConfig | None) -> StageConfig:
+    """Parses a stage's config and checks it against the stage that it starts from."""
+    settings = parse({name: v for name, v in config.items() if name not in LIST_FIELDS})
+    stage = StageConfig(settings=settings, config=config, parent=parent)
+    if parent is not None:
+        check_adapters(parent, stage)
+    return stage
 
 
 def check_adapters(parent: StageConfig, stage: StageConfig) -> None:
@@ -220,12 +244,12 @@ def main(_: list[str]) -> None:
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     getLogger("asyncio").setLevel(CRITICAL)
     flag = flags.FLAGS["config"]
-    if MODE.value == "plan":
-        run_plan(parse(CONFIG.value), TOPOLOGY.value, workdir(), search=SEARCH.value)
-        return
     path = config_flags.get_config_filename(flag)
     overrides = config_flags.get_override_values(flag) | null_overrides(sys.argv)
     stages = resolve_stages(CONFIG.value, overrides, path)
+    if MODE.value == "plan":
+        run_plan(stages[-1].settings, TOPOLOGY.value, workdir(), search=SEARCH.value)
+        return
     if MODE.value in OVER_HOSTS:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watchdog:

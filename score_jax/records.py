@@ -24,12 +24,14 @@ class Problem:
     tests: tuple[str, ...] = ()  # assertions for programs; empty where the answer decides
     shown: tuple[str, ...] = ()  # the tests that a prompt may show; only the grader sees the rest
     task: str = ""  # name in tasks.registry; "": the task of the config
+    # First attempts that come with it (another model's, or drawn earlier): texts or token ids.
+    given: tuple[str | tuple[int, ...], ...] = ()
     location: str = ""  # "file:line" of its JSONL row; "" for other sources
 
     def contents(self) -> dict[str, Any]:
         """The fields, without those that depend on the path of the file."""
         fields = {name: value for name, value in vars(self).items() if name != "location"}
-        return fields | ({"id": ""} if self.location and self.id == self.location else {})
+        return fields | {"id": self.id.removeprefix(self.location)}
 
     @property
     def label(self) -> str:
@@ -37,6 +39,22 @@ class Problem:
         if self.location in ("", self.id):
             return self.id
         return f"{self.location} ({self.id})"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a worked attempt, and whether its tokens are trained on."""
+
+    text: str
+    learn: bool = True
+
+
+@dataclass(frozen=True)
+class WorkedDialogue:
+    """A worked example for supervised training; an attempt is a tuple of parts."""
+
+    problem: Problem
+    attempts: tuple[tuple[Part, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +111,7 @@ class Transcript:
 
     step: int  # optimiser updates before it was sampled
     problem: str  # Problem.id
+    task: str = ""  # that asked and graded it
     prompt: str
     answer: str
     attempts: tuple[str, ...]

@@ -1,19 +1,22 @@
 """Pytrees that cross a module border.
 
 The row is the one picture to keep in mind. A dialogue is contiguous; the stop
-token `#` belongs to the turn that it ends, the instruction to nobody:
+token `#` belongs to the turn that it ends, the instruction to nobody. Here the
+first attempt was given (by another model, or drawn earlier), the second drawn:
 
     tokens   x x x x y y y # i i i i y y y y # . . .
-    turn     0 0 0 0 1 1 1 1 0 0 0 0 2 2 2 2 2 0 0 0
+    turn     0 0 0 0 1 1 1 1 0 0 0 0 2 2 2 2 2 0 0 0    whose turn
+    sampled  . . . . . . . . . . . . s s s s s . . .    the policy drew it
+    trained  . . . . . . . . . . . . t t t t t . . .    it carries loss
              prompt  turn 1  instr.  turn 2    padding
                                                ^ length
 
-Row b of B = P * G belongs to problem b // G and is its sample b % G. No mask is
-ever inferred from a token's id: the stop token's id may also stand in the padding.
+No mask is ever inferred from a token's id: the stop token's id may also stand in
+the padding. A row carries its own ids, so rows may come in any order and number.
 
-Dimensions: P problems, G samples per problem, B rows, T tokens of a row, R turns,
-D width, N query heads, K key/value heads, H head width, F feed-forward, L layers,
-V vocabulary, S slots of the key/value cache.
+Dimensions: P prompts, B rows, T tokens of a row, R turns, I tokens between two
+turns, D width, N query heads, K key/value heads, H head width, F feed-forward,
+L layers, V vocabulary, S slots of the key/value cache.
 """
 
 from typing import Any
@@ -24,24 +27,48 @@ from jaxtyping import Array, Bool, Float, Int
 Params = Any  # the "params" collection of model.decoder.Decoder
 
 
-class Prompts(struct.PyTreeNode):
-    """Encoded problems, right-padded."""
+class Ids(struct.PyTreeNode):
+    """Who a row is. Sampling keys are folded from draw, sample and attempt."""
 
-    tokens: Int[Array, "P T0"]
+    problem: Int[Array, "B"]  # index in the data set
+    draw: Int[Array, "B"]  # ordinal in the run's stream; one problem may be drawn again
+    sample: Int[Array, "B"]  # number of the dialogue among those of its draw
+    attempt: Int[Array, "B"]  # the sample whose first attempt it shares; 0 where that was given
+    policy_step: Int[Array, "B"]  # updates of the policy that drew it
+
+
+class Prompts(struct.PyTreeNode):
+    """What a plan's rows begin with and what is put between their turns; right-padded."""
+
+    tokens: Int[Array, "P T0"]  # the prompt, and given turns with the instructions behind them
+    turn: Int[Array, "P T0"]  # of given tokens; else 0
     length: Int[Array, "P"]
-    draw: Int[Array, "P"]  # ordinal in the run's stream; sampling keys are folded from it
+    # Before turn r of those that are drawn: a stop token, which only a turn that was cut needs,
+    # then what follows it. `forced_turn` is 0 but for the tokens of turns that are forced.
+    forced: Int[Array, "P R I"]
+    forced_turn: Int[Array, "P R I"]
+    forced_length: Int[Array, "P R"]
+    present: Bool[Array, "P R"]  # the dialogue has this turn
+    drawn: Bool[Array, "P R"]  # the policy draws it
+    trained: Bool[Array, "P R"]  # its tokens carry loss
+    ids: Ids  # `sample` is that of the first row
 
 
 class Episodes(struct.PyTreeNode):
-    """Sampled dialogues; what sampler, learner and evaluator share."""
+    """Dialogues; what sampler, learner, store and evaluator share."""
 
     tokens: Int[Array, "B T"]
     length: Int[Array, "B"]
-    turn: Int[Array, "B T"]  # 0: not the policy's; 1..R: the turn that the token belongs to
-    logprobs: Float[Array, "B T"]  # nats, of the policy at temperature 1; 0 where turn is 0
+    turn: Int[Array, "B T"]  # 1..R: the turn that the token belongs to; 0: nobody's
+    sampled: Bool[Array, "B T"]  # the policy drew it
+    trained: Bool[Array, "B T"]  # it carries loss
+    logprobs: Float[Array, "B T"]  # nats, of the policy at temperature 1; 0 where not sampled
+    present: Bool[Array, "B R"]  # the dialogue has this turn; none: the row pads a batch
     truncated: Bool[Array, "B R"]  # the turn was cut at its length limit
-    draw: Int[Array, "B"]  # ordinal of the row's problem in the run's stream
     rewards: Float[Array, "B R"]  # 0 until graded
+    ids: Ids
+    # Added to the returns of turns, no part of their rewards (a penalty for repetition, say).
+    shaping: Float[Array, "B R"] | None = None
 
 
 class Cache(struct.PyTreeNode):
@@ -54,14 +81,14 @@ class Cache(struct.PyTreeNode):
 
 
 class Scores(struct.PyTreeNode):
-    """Scores of sampled dialogues under the fixed reference model."""
+    """Scores of dialogues under the fixed reference model."""
 
-    logprobs: Float[Array, "B T"]  # nats; 0 where turn is 0
+    logprobs: Float[Array, "B T"]  # nats; 0 where neither sampled nor trained
     hidden: Float[Array, "B T D"] | None  # kept for the exact KL only
 
 
 class TokenScores(struct.PyTreeNode):
-    """A model's scores of the policy's tokens; 0 at all other tokens."""
+    """A model's scores of sampled and trained tokens; 0 at all other tokens."""
 
     logprobs: Float[Array, "B T"]  # nats
     entropy: Float[Array, "B T"]  # nats
@@ -72,12 +99,22 @@ class Batch(struct.PyTreeNode):
     """Rows with everything that their loss needs."""
 
     episodes: Episodes
-    scores: Scores
     advantages: Float[Array, "B T"]
-    weights: Float[Array, "B T"]
+    weights: Float[Array, "B T"]  # of the token losses in the batch's one sum
+    beta: Float[Array, "B T"]  # of the token KL losses, relative to `weights`
+    scores: Scores | None = None  # None: no KL
     # Nats, of the learner before the first of several updates; None: there is only one update,
     # and the loss takes its own values.
     logprobs: Float[Array, "B T"] | None = None
+
+
+class Coefficients(struct.PyTreeNode):
+    """What the next update weighs its terms with, and the averages that move it."""
+
+    alpha: Float[Array, ""]  # progress bonus, in rewards
+    beta: Float[Array, "R"]  # reward per nat of KL(policy || reference)
+    kl: Float[Array, "R"]  # decaying average of each turn's KL in nats, from 0
+    gain: Float[Array, ""]  # decaying average of the last turn's return, in absolute value, from 0
 
 
 class TrainState(struct.PyTreeNode):
@@ -87,3 +124,4 @@ class TrainState(struct.PyTreeNode):
     params: Params
     opt_state: Any
     baseline: Float[Array, "R"]  # decaying average of each turn's return, from 0; see running_mean
+    coefficients: Coefficients

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 
 import jax
 import pytest
@@ -19,11 +20,11 @@ def cache(tmp_path_factory):
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(base / "jax")
 
 
-@pytest.fixture
-def compiled(cache):
-    """Has this process use that folder for the length of a test."""
+@contextmanager
+def compile_cache(folder):
+    """Has this process use a folder of compiled programs."""
     settings = {
-        "jax_compilation_cache_dir": cache,
+        "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -35,6 +36,13 @@ def compiled(cache):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def compiled(cache):
+    """Has this process use the session's folder for the length of a test."""
+    with compile_cache(cache):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.distributed.sharding import local_rows
+from score_jax.rl.dialogue import DialoguePlan
+from score_jax.rl.metrics import flat
 from score_jax.stages.build import build
 from score_jax.stages.settings import parse
-from score_jax.types import Prompts
+from score_jax.tasks import registry
+from tests.tiny import prompts_of
 
 MESHES = {
     "many": {"data": 2, "fsdp": 2, "tensor": 2},
@@ -52,11 +55,10 @@ def settings(tokenizer, **mesh):
                 "reward_weights": (1.0, 1.0),
                 "beta": (0.1, 0.2),
                 "alpha": 3.0,
-                "kl": "exact",
             },
+            "estimator": {"kl": "exact"},
             "optimizer": {"learning_rate": 1e-3},
             "learner": {"microbatches": 2, "logits_chunk": 4},
-            "practice": {},
             "grading": {},
             "checkpoint": {},
             "evaluation": {},
@@ -70,8 +72,8 @@ def prompts():
     draws = np.random.default_rng(0)
     length = draws.integers(3, 7, 8).astype(np.int32)
     tokens = draws.integers(4, 60, (8, 6)).astype(np.int32)
-    tokens[np.arange(6) >= length[:, None]] = 0
-    return Prompts(tokens=tokens, length=length, draw=np.arange(8, dtype=np.int32) * 3)
+    lines = [row[:size].tolist() for row, size in zip(tokens, length, strict=True)]
+    return prompts_of(lines, plan=DialoguePlan().complete(2, 5), draws=np.arange(8) * 3)
 
 
 def shares(tree):
@@ -91,29 +93,29 @@ def one_step(stage, devices):
     before = jax.tree.map(np.asarray, reference)
     placed = {"params": shares(state.params), "opt_state": shares(state.opt_state)}
     policy = jax.tree.map(jnp.copy, state.params)
-    sampler = programs.sampler()
-    episodes = sampler.sample(
-        sampler.prepare(policy), programs.to_global(prompts()), jax.random.key(3)
+    rollouts = programs.rollout_programs({"": registry.get(stage.task)})
+    episodes = rollouts.sample(
+        rollouts.prepare(policy), programs.to_global(prompts()), jax.random.key(3)
     )
     rewards = np.random.default_rng(1).integers(0, 2, (16, 2)).astype(np.float32)
     episodes = episodes.replace(rewards=programs.to_global(rewards))
     local = local_rows(episodes)
-    scores = sampler.score(reference, episodes)
+    scores = rollouts.score(reference, episodes)
     old = jax.tree.leaves(state.params)
     state, metrics = programs.update(state, reference, episodes, scores)
     arrays = {
         "episodes": local,
         "hidden": np.asarray(scores.hidden),
         "params": jax.tree.map(np.asarray, state.params),
-        "metrics": jax.tree.map(np.asarray, metrics),
+        "metrics": flat(jax.device_get(metrics)),
     }
     for kl in ESTIMATES:
-        other = build(replace(stage, objective=replace(stage.objective, kl=kl)), devices)
+        other = build(replace(stage, estimator=replace(stage.estimator, kl=kl)), devices)
         state = other.init_state(programs.init_params(jax.random.key(2)))
         scores = other.score(reference, episodes)
         state, metrics = other.update(state, reference, episodes, scores)
         arrays[f"moments_{kl}"] = jax.tree.map(np.asarray, state.opt_state)
-        arrays[f"metrics_{kl}"] = jax.tree.map(np.asarray, metrics)
+        arrays[f"metrics_{kl}"] = flat(jax.device_get(metrics))
     same = jax.tree.map(lambda a, b: bool((a == np.asarray(b)).all()), before, reference)
     facts = {
         "shares": placed,
@@ -122,8 +124,8 @@ def one_step(stage, devices):
         "state_donated": all(leaf.is_deleted() for leaf in old),
         "reference_kept": all(jax.tree.leaves(same)),
     }
-    flat = jax.tree_util.tree_leaves_with_path(arrays)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in flat}, facts
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, facts
 
 
 def main(tokenizer, out):

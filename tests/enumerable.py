@@ -7,6 +7,7 @@ is the same policy in the shape that the package's learner calls.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -15,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_jax.rl import learner
+from score_jax.rl import coefficients, learner
+from score_jax.rl.dialogue import DialoguePlan, row_ids
+from score_jax.rl.estimators import EstimatorConfig
 from score_jax.types import Episodes, TrainState
 
+REINFORCE, SGD = EstimatorConfig(baseline="none"), optax.sgd(1.0)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 STOP = 0
 PROMPT = 1
 INSTRUCTION = 2
@@ -32,22 +37,23 @@ def turn_outcomes(vocabulary, limit):
     return stopped + [(word, True) for word in product(letters, repeat=limit)]
 
 
-@dataclass
+@dataclass(eq=False)
 class World:
-    """All dialogues of two turns on one prompt; row n is (first attempt, second attempt)."""
+    """All dialogues of two or more turns on one prompt; row n is (first attempt, second, ...)."""
 
     vocabulary: int = 3
     limit: int = 2
+    turns: int = 2
     tokens: np.ndarray = field(init=False)
     turn: np.ndarray = field(init=False)
     context: np.ndarray = field(init=False)  # row of the table that drew the token; -1: none
-    pairs: list = field(init=False)
+    pairs: list = field(init=False)  # the outcome of each turn
     prefixes: list = field(init=False)
 
     def __post_init__(self):
         outcomes = turn_outcomes(self.vocabulary, self.limit)
-        self.pairs = list(product(range(len(outcomes)), repeat=2))
-        width = 2 * self.limit + 3
+        self.pairs = list(product(range(len(outcomes)), repeat=self.turns))
+        width = self.turns * (self.limit + 2) - 1
         self.tokens, self.turn = np.zeros((2, len(self.pairs), width), np.int32)
         self.context = np.full(self.tokens.shape, -1)
         known = {}
@@ -59,7 +65,7 @@ class World:
                     place = known.setdefault((number, tuple(line)), len(known))
                     self.context[row, len(line)] = place
                     line, owner = [*line, word], [*owner, number]
-                if number == 1:
+                if number < self.turns:
                     between = [STOP, INSTRUCTION] if cut else [INSTRUCTION]
                     line, owner = line + between, owner + [0] * len(between)
             self.tokens[row, : len(line)], self.turn[row, : len(owner)] = line, owner
@@ -78,9 +84,14 @@ class World:
         return np.where(own, chosen, 0.0)
 
     def turn_logprobs(self, table):
-        """log pi(y1 | x1), log pi(y2 | x2) of each row."""
-        logprobs = self.token_logprobs(table)
-        return np.stack([(logprobs * (self.turn == r)).sum(1) for r in (1, 2)], axis=1)
+        """log pi(y1 | x1), log pi(y2 | x2) and so on of each row."""
+        logprobs, numbers = self.token_logprobs(table), range(1, self.turns + 1)
+        return np.stack([(logprobs * (self.turn == r)).sum(1) for r in numbers], axis=1)
+
+    def drawn_logprobs(self, table, reference, plan):
+        """`turn_logprobs`, of the reference where a turn is given."""
+        given = np.array([source == "given" for source in plan.sources])
+        return np.where(given, self.turn_logprobs(reference), self.turn_logprobs(table))
 
     def odds(self, table):
         """The probability of each row."""
@@ -96,8 +107,8 @@ class World:
         return visits
 
     def rewards(self, right):
-        """f64[N 2] where `right` gives the reward of each outcome of a turn."""
-        return np.array([[right[first], right[second]] for first, second in self.pairs])
+        """f64[N R] where `right` gives the reward of each outcome of a turn."""
+        return np.array([[right[outcome] for outcome in row] for row in self.pairs])
 
     def decoder(self):
         """The policy as the learner calls it."""
@@ -107,17 +118,29 @@ class World:
             padded[place, : len(prefix)] = prefix
         return TableDecoder(padded, np.array([len(prefix) for prefix in self.prefixes]))
 
-    def episodes(self, table, rewards, rows):
-        """The given rows as the sampler would return them."""
+    def plan(self, **fields):
+        """The dialogues of this world."""
+        return DialoguePlan(**fields).complete(self.turns, self.limit)
+
+    def episodes(self, table, rewards, rows, *, second_attempts=1, plan=None, shaping=None):
+        """The given rows, of one draw of the problem, as the sampler would return them."""
+        plan = plan or self.plan()
         tokens, turn = self.tokens[rows], self.turn[rows]
+        shape = tokens.shape[:-1]
+        attempt = np.arange(shape[-1]) // second_attempts * second_attempts * (1 in plan.drawn)
+        sampled = np.isin(turn, plan.drawn)
         return Episodes(
             tokens=jnp.asarray(tokens),
-            length=jnp.full(tokens.shape[:-1], tokens.shape[-1]),
+            length=jnp.full(shape, tokens.shape[-1]),
             turn=jnp.asarray(turn),
-            logprobs=jnp.asarray(self.token_logprobs(table)[rows], jnp.float32),
-            truncated=jnp.zeros((*tokens.shape[:-1], 2), bool),
-            draw=jnp.zeros(tokens.shape[:-1], jnp.int32),
+            sampled=jnp.asarray(sampled),
+            trained=jnp.asarray(np.array([False, *plan.trained])[turn]),
+            logprobs=jnp.asarray(self.token_logprobs(table)[rows] * sampled, jnp.float32),
+            present=jnp.ones((*shape, self.turns), bool),
+            truncated=jnp.zeros((*shape, self.turns), bool),
             rewards=jnp.asarray(rewards[rows], jnp.float32),
+            shaping=None if shaping is None else jnp.asarray(shaping[rows], jnp.float32),
+            ids=row_ids(np.zeros(shape), np.zeros(shape), np.arange(shape[-1]), attempt),
         )
 
 
@@ -125,7 +148,7 @@ class World:
 class TableDecoder:
     """`hidden` is a one-hot of the context, logits are its row of the table.
 
-    `config` is what the package reads of a decoder's beside its functions: no soft cap.
+    `config` is what the package reads of a decoder's beside its functions.
     """
 
     prefixes: np.ndarray
@@ -133,7 +156,7 @@ class TableDecoder:
 
     @property
     def config(self):
-        return SimpleNamespace(logit_cap=None)
+        return SimpleNamespace(logit_cap=None, dtype="float32")
 
     def apply(self, variables, tokens=None, positions=None, method=None):
         """Hidden states of a block of tokens, or the table whose rows they choose."""
@@ -162,76 +185,121 @@ def slope(function, table, size=1e-5):
     return out
 
 
-def ascents(world, table, reference, rewards, objective, groups, *, second_attempts=1, config=None):
-    """The direction in which one `update` moves the table, for each batch of rows.
+def start_state(table, objective):
+    """The train state before the first update, by a learning rate of 1."""
+    params = {"table": jnp.asarray(table, jnp.float32)}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=SGD.init(params),
+        baseline=jnp.zeros(objective.turns),
+        coefficients=coefficients.initial(objective),
+    )
+
+
+def learner_functions(world, objective, plan, *, estimator=REINFORCE, config=None):
+    """The learner's functions for a world, with their options bound."""
+    decoder, config = world.decoder(), config or learner.LearnerConfig(logits_chunk=3)
+    score = partial(
+        learner.score_episodes,
+        decoder,
+        max_tokens=plan.drawn_tokens,
+        config=config,
+        keep_hidden=estimator.kl == "exact",
+    )
+    update = partial(
+        learner.update,
+        decoder,
+        SGD,
+        plan=plan,
+        objective=objective,
+        estimator=estimator,
+        config=config,
+    )
+    return SimpleNamespace(score=score, update=update)
+
+
+def updates(
+    world,
+    table,
+    reference,
+    rewards,
+    objective,
+    groups,
+    *,
+    functions=None,
+    second_attempts=1,
+    plan=None,
+    shaping=None,
+    count=1,
+    **options,
+):
+    """The train states, stacked, after `count` updates by each of M batches of rows.
 
     Args:
       groups: i[M G], the rows of each of M batches.
+      functions: as of stages.build.learner_functions; None: made of the options.
     """
-    decoder, sgd = world.decoder(), optax.sgd(1.0)
-    config = config or learner.LearnerConfig(logits_chunk=3)
-    max_policy_tokens = 2 * world.limit
+    plan = plan or world.plan()
+    functions = functions or learner_functions(world, objective, plan, **options)
     fixed = {"table": jnp.asarray(reference, jnp.float32)}
-    start = {"table": jnp.asarray(table, jnp.float32)}
 
     def one(episodes):
-        scores = learner.score_episodes(
-            decoder,
-            fixed,
-            episodes,
-            max_policy_tokens=max_policy_tokens,
-            config=config,
-            keep_hidden=objective.kl == "exact",
-        )
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=start,
-            opt_state=sgd.init(start),
-            baseline=jnp.zeros(2),
-        )
-        state, _ = learner.update(
-            decoder,
-            sgd,
-            state,
-            fixed,
-            episodes,
-            scores,
-            objective=objective,
-            config=config,
-            group_size=groups.shape[1],
-            second_attempts=second_attempts,
-            turn_limit=world.limit,
-        )
-        return state.params["table"] - start["table"]
+        scores = functions.score(fixed, episodes)
+        state = start_state(table, objective)
+        for _ in range(count):
+            state, _ = functions.update(state, fixed, episodes, scores)
+        return state
 
-    batches = world.episodes(table, rewards, groups)
-    return np.asarray(jax.jit(jax.vmap(one))(batches), np.float64)
+    batches = world.episodes(
+        table, rewards, groups, second_attempts=second_attempts, plan=plan, shaping=shaping
+    )
+    return jax.jit(jax.vmap(one), compiler_options=QUICK)(batches)
+
+
+def ascents(world, table, reference, rewards, objective, groups, **options):
+    """The direction in which one `update` moves the table, for each batch of `updates`."""
+    states = updates(world, table, reference, rewards, objective, groups, **options)
+    return np.asarray(states.params["table"] - jnp.asarray(table, jnp.float32), np.float64)
+
+
+def batches(world, table, reference, plan, *, group_size, second_attempts=1):
+    """All batches that the policy may sample, i[M G], and the odds of each.
+
+    The rows of a batch are independent draws, except that branches share a first attempt.
+    Turns that are given were drawn from the reference.
+    """
+    outcomes, firsts = (
+        len(turn_outcomes(world.vocabulary, world.limit)),
+        group_size // second_attempts,
+    )
+    later = outcomes ** (world.turns - 1)
+    odds = np.exp(world.drawn_logprobs(table, reference, plan))
+    groups, chances = [], []
+    for y1 in product(range(outcomes), repeat=firsts):
+        for rest in product(range(later), repeat=group_size):
+            rows = [y1[i // second_attempts] * later + y for i, y in enumerate(rest)]
+            groups.append(rows)
+            chances.append(np.prod(odds[rows[::second_attempts], 0]) * np.prod(odds[rows, 1:]))
+    assert np.isclose(sum(chances), 1.0), "the batches don't cover all that can be sampled"
+    return np.array(groups), np.array(chances)
 
 
 def expected_ascent(
-    world, table, reference, rewards, objective, *, group_size=1, second_attempts=1
+    world,
+    table,
+    reference,
+    rewards,
+    objective,
+    *,
+    group_size=1,
+    second_attempts=1,
+    plan=None,
+    **options,
 ):
-    """The exact mean of `ascents` over what the policy would sample.
-
-    The rows of a batch are independent draws, except that branches share a first attempt.
-    """
-    firsts = group_size // second_attempts
-    outcomes = len(turn_outcomes(world.vocabulary, world.limit))
-    odds = np.exp(world.turn_logprobs(table))
-    groups, chances = [], []
-    for y1 in product(range(outcomes), repeat=firsts):
-        for y2 in product(range(outcomes), repeat=group_size):
-            rows = [y1[i // second_attempts] * outcomes + y for i, y in enumerate(y2)]
-            groups.append(rows)
-            chances.append(np.prod(odds[rows[::second_attempts], 0]) * np.prod(odds[rows, 1]))
-    moves = ascents(
-        world,
-        table,
-        reference,
-        rewards,
-        objective,
-        np.array(groups),
-        second_attempts=second_attempts,
-    )
-    assert np.isclose(sum(chances), 1.0), "the batches don't cover all that can be sampled"
-    return np.einsum("m,mcv->cv", np.array(chances), moves)
+    """The exact mean of `ascents` over what the policy would sample."""
+    plan, branches = plan or world.plan(), {"second_attempts": second_attempts}
+    groups, chances = batches(world, table, reference, plan, group_size=group_size, **branches)
+    options |= {"plan": plan, **branches}
+    moves = ascents(world, table, reference, rewards, objective, groups, **options)
+    return np.einsum("m,mcv->cv", chances, moves)

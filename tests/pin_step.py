@@ -16,13 +16,16 @@ import numpy as np
 
 from score_jax.model.decoder import Decoder
 from score_jax.records import Grade, Problem, Task
-from score_jax.rl import learner, objectives
+from score_jax.rl import coefficients, estimators, learner
+from score_jax.rl.dialogue import DialoguePlan, Encoder
+from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.keys import run_key
 from score_jax.rl.learner import LearnerConfig
+from score_jax.rl.metrics import flat
 from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig, make_optimizer
-from score_jax.rl.rollout import Sampler, collect_rollout
-from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
+from score_jax.rl.rollout import RolloutPrograms, collect_rollout
+from score_jax.rl.sampling import SamplingConfig, sample_dialogues
 from score_jax.types import TrainState
 from tests.guarded import guarded
 from tests.tiny import MODEL, random_params
@@ -34,6 +37,7 @@ SAMPLING = SamplingConfig(group_size=4, prompt_limit=4, turn_limit=5)
 LEARNER = LearnerConfig(microbatches=2, logits_chunk=3, baseline_decay=0.75)
 # Adam's first update tells little but signs unless epsilon is as large as the gradient.
 OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=0.1, clip_norm=2.0)
+ESTIMATOR = EstimatorConfig()
 STAGES = {
     "stage1": Objective(reward_weights=(0.0, 1.0), beta=(0.11, 0.01)),
     "stage2": Objective(reward_weights=(1.0, 1.0), beta=(0.05, 0.01), alpha=10.0),
@@ -54,15 +58,14 @@ class DigitChat:
     def encode_prompt(self, text):
         return [int(digit) for digit in text]
 
+    encode_plain = encode_instruction = encode_prompt
+
     def decode(self, ids):
         return "".join(map(str, ids))
 
 
-TEMPLATE = TurnTemplate(
-    stops=DigitChat.stops,
-    instruction=tuple(DigitChat().encode_prompt(TASK.instruction)),
-    turns=2,
-)
+PLAN = DialoguePlan().complete(2, SAMPLING.turn_limit)
+ENCODER = Encoder(chat=DigitChat(), tasks={"": TASK}, plan=PLAN, prompt_limit=4)
 
 
 class Parity:
@@ -90,31 +93,29 @@ def reference():
 
 def roll_out():
     """Eight graded dialogues on the device, and the reference's scores of them."""
-    draw = partial(sample_dialogues, DECODER, template=TEMPLATE, config=SAMPLING)
+    draw = partial(sample_dialogues, DECODER, plan=PLAN, stops=DigitChat.stops, config=SAMPLING)
     score = partial(
         learner.score_episodes,
         DECODER,
-        max_policy_tokens=2 * SAMPLING.turn_limit,
+        max_tokens=PLAN.drawn_tokens,
         config=LEARNER,
         keep_hidden=True,
     )
     return collect_rollout(
-        Sampler(
+        RolloutPrograms(
+            encoder=ENCODER,
             to_global=jax.device_put,
             own_rows=lambda rows: rows,
             prepare=lambda params: params,
             sample=guarded(jax.jit(draw)),
             score=guarded(jax.jit(score)),
         ),
-        DigitChat(),
-        TASK,
         Parity(),
         params=policy(),
         reference=reference(),
         key=run_key(SEED, "train", stage="pinned"),
         draws=DRAWS,
         problems=PROBLEMS,
-        prompt_limit=SAMPLING.prompt_limit,
     )
 
 
@@ -130,6 +131,7 @@ def learn(objective, rollout):
             params=params,
             opt_state=optimizer.init(params),
             baseline=jnp.zeros(2),
+            coefficients=coefficients.initial(objective),
         )
         state, metrics = learner.update(
             DECODER,
@@ -138,20 +140,17 @@ def learn(objective, rollout):
             base,
             rows,
             scores,
+            plan=PLAN,
             objective=objective,
+            estimator=ESTIMATOR,
             config=LEARNER,
-            group_size=SAMPLING.group_size,
-            second_attempts=SAMPLING.second_attempts,
-            turn_limit=SAMPLING.turn_limit,
         )
-        nothing = jnp.zeros(rows.rewards.shape)  # the KL enters no return here
-        parts = {
-            "returns": objectives.turn_returns(objective, rows.rewards, nothing),
-            "advantages": objectives.turn_advantages(
-                objective, rows.rewards, nothing, nothing[0], group_size=SAMPLING.group_size
-            ),
-            "weights": objectives.token_weights(objective, rows.turn, limit=SAMPLING.turn_limit),
-        }
+        groups = estimators.group_rows(rows.ids, rows.present, jnp.zeros(2))
+        returns, advantages = estimators.turn_advantages(
+            objective, ESTIMATOR, rows.rewards, groups, alpha=objective.alpha, roles=PLAN.roles
+        )
+        weights = estimators.token_weights(ESTIMATOR.length_norm, rows, PLAN)
+        parts = {"returns": returns, "advantages": advantages, "weights": weights}
         return state, metrics, parts
 
     return jax.device_get(run(policy(), reference(), rollout.episodes, rollout.scores))
@@ -160,8 +159,9 @@ def learn(objective, rollout):
 def of_rollout(rollout):
     """What is pinned of a rollout, row by row."""
     rows = jax.device_get(rollout.episodes)
-    fields = ("tokens", "turn", "length", "truncated", "draw", "logprobs", "rewards")
-    return {name: getattr(rows, name).tolist() for name in fields}
+    fields = ("tokens", "turn", "sampled", "length", "truncated", "logprobs", "rewards")
+    found = {name: getattr(rows, name).tolist() for name in fields}
+    return found | {"draw": rows.ids.draw.tolist()}
 
 
 def of_update(objective, rollout):
@@ -175,7 +175,7 @@ def of_update(objective, rollout):
         )
     }
     # Between sampler and learner there is nothing but rounding, which is no number to pin.
-    told = {name: x for name, x in metrics.items() if not name.startswith("mismatch/")}
+    told = {name: x for name, x in flat(metrics).items() if not name.startswith("mismatch/")}
     found = {
         **parts,
         "baseline": state.baseline,

@@ -10,7 +10,8 @@ import jaxtyping
 CHECKED = [
     f"score_jax.{name}"
     for name in (
-        "rl.logprobs", "rl.objectives", "rl.scoring", "rl.learner", "rl.sampling", "rl.sft",
+        "rl.logprobs", "rl.objectives", "rl.estimators", "rl.coefficients", "rl.mismatch",
+        "rl.keys", "rl.scoring", "rl.learner", "rl.sampling",
         "report.intervals", "model.attention", "model.layers", "model.decoder",
     )
 ]  # fmt: skip
@@ -23,11 +24,11 @@ with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
 
 VARIANTS = (
     {},
-    {"objective__kl": "k3", "learner__microbatches": 2},
-    {"objective__kl": "k2", "objective__normalise": True},
-    {"objective__kl": "reward", "objective__baseline": "running"},
-    {"objective__baseline": "batch", "objective__length_norm": "sequence", "lora__rank": 2},
-    {"objective__clip": 0.2, "learner__minibatches": 2},
+    {"estimator__kl": "k3", "learner__microbatches": 2},
+    {"estimator__kl": "k2", "estimator__normalise": "batch"},
+    {"estimator__kl": "reward", "estimator__baseline": "running"},
+    {"estimator__baseline": "batch", "estimator__length_norm": "sequence", "lora__rank": 2},
+    {"estimator__clip": 0.2, "learner__minibatches": 2},
 )
 
 

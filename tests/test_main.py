@@ -44,7 +44,7 @@ def saved(workdir):
 
 
 def assert_same_run(workdir, other):
-    """Bitwise the same checkpoints; the same lines but for what a clock says."""
+    """Bitwise the same checkpoints; the same lines and dialogues but for what a clock says."""
     ours, theirs = saved(workdir), saved(other)
     shared = sorted(set(ours) & set(theirs))  # one that a signal asked for displaces another
     assert shared[-1] == STEPS
@@ -52,12 +52,13 @@ def assert_same_run(workdir, other):
         state, extra, reward = ours[step]
         tiny_stages.assert_same_tree(state, theirs[step][0])
         assert (extra, reward) == theirs[step][1:]
-    for name in ("metrics", "transcripts"):
-        rows = [
-            tiny_stages.without_times(lines(folder / f"stage1/{name}.jsonl"))
-            for folder in (workdir, other)
-        ]
-        assert rows[0] == rows[1], name
+    rows = [
+        tiny_stages.without_times(lines(folder / "stage1/metrics.jsonl"))
+        for folder in (workdir, other)
+    ]
+    assert rows[0] == rows[1]
+    kept = [tiny_stages.kept_dialogues(folder / "stage1") for folder in (workdir, other)]
+    assert kept[0] == kept[1] and kept[0]
     evaluations = [
         json.loads((folder / "stage1/evaluation.json").read_text()) for folder in (workdir, other)
     ]
@@ -110,7 +111,7 @@ def test_sigterm_saves_and_says_so_in_one_line(interruptions):
 
 def test_a_rollout_is_kept_from_one_run_to_the_next(interruptions):
     _, told, (_, _, resumed) = interruptions
-    assert "kept" not in told[-1][3]
+    assert "saved rollout" not in told[-1][3]
     assert "goes on from the checkpoint of step 5 of 6" in resumed
     assert "uses the saved rollout of step 6" in resumed
 
@@ -167,7 +168,7 @@ REFUSED = {  # flags, and what stderr says, each in one line with exit code 2
     "a negative seed": ([STAGE2, "--config.seed=-1"], r"config.seed is -1; set a value in 0.."),
     "a seed too large": ([STAGE2, f"--config.seed={10**20}"], r"config.seed is 10{20}; set"),
     "out of the workdir": ([STAGE2, "--config.name=../x"], r"config.name is '../x'; it names a"),
-    "None of no field": ([STAGE2, "--config.objective.clop=None"], r"no field 'clop' .*\"clip\""),
+    "None of no field": ([STAGE2, "--config.estimator.clop=None"], r"no field 'clop' .*\"clip\""),
     "a circle": ([STAGE2, "--config.parent=configs/stage2.py"], r"circle: stage2 -> stage2"),
     "no such mode": ([STAGE2, "--mode=fly"], r"--mode=fly: value should be one of <train\|eval"),
     "no such flag": ([STAGE2, "--wrokdir=x"], r"flag 'wrokdir'. Did you mean: workdir"),
@@ -254,7 +255,7 @@ def test_a_parent_counts_from_the_folder_above_or_from_here_if_none_is_beside(
 @pytest.mark.parametrize(
     ("argv", "found"),
     [
-        (["--config.objective.clip=None"], {"objective.clip": None}),
+        (["--config.estimator.clip=None"], {"estimator.clip": None}),
         (["-config.model=None"], {"model": None}),
         (["--config.a=None", "--config.b.c=None"], {"a": None, "b.c": None}),
         (["--config.a=1", "--config.a=None"], {"a": None}),
@@ -293,7 +294,7 @@ def test_overrides_of_shared_fields_reach_the_parents_and_others_do_not():
         seed=5,
         evaluation__problems=4,
         data__count=64,
-        log__transcripts=1,
+        log__rollouts=1,
         steps=9,
         optimizer__learning_rate=0.5,
         objective__alpha=3.0,
@@ -304,7 +305,7 @@ def test_overrides_of_shared_fields_reach_the_parents_and_others_do_not():
         assert settings.seed == 5
         assert settings.evaluation.problems == 4
         assert dict(settings.data)["count"] == 64
-        assert settings.log.transcripts == 1
+        assert settings.log.rollouts == 1
     assert (second.settings.steps, first.settings.steps) == (9, 6)
     assert (second.settings.optimizer.learning_rate, second.settings.checkpoint.every) == (0.5, 3)
     assert (first.settings.optimizer.learning_rate, first.settings.checkpoint.every) == (1e-2, 2)

@@ -14,15 +14,16 @@ import pytest
 
 from configs import stage2
 from score_jax.data import sources
+from score_jax.main import resolve_stages
 from score_jax.model.decoder import Decoder, forward
 from score_jax.model.lora import LoraConfig, init_lora, merge
 from score_jax.rl import learner
-from score_jax.rl.mismatch import mismatch_metrics, mismatch_sums
-from score_jax.rl.rollout import encode_prompts
+from score_jax.rl.metrics import flat
+from score_jax.rl.mismatch import mismatch_metrics, mismatch_parts
 from score_jax.rl.scoring import score_tokens
 from score_jax.stages.build import Program, StagePrograms, build, load_reference
-from score_jax.stages.settings import parse
 from score_jax.stages.train import StageRun, TrainingError
+from score_jax.tasks import registry
 from tests.stage_configs import train
 from tests.tiny_stages import lines
 
@@ -34,15 +35,13 @@ def drawn(dtype):
     """A stage's programs, the base model, and 256 dialogues of two turns that it drew."""
     config = stage2.get_config()
     config.compute.dtype = dtype
-    programs = build(parse(config))
+    programs = build(resolve_stages(config, {})[-1].settings)
     settings, params = programs.settings, load_reference(programs)
     problems = sources.load(**dict(settings.data))[:64]
-    prompts = encode_prompts(
-        programs.chat, programs.task, np.arange(64), problems, settings.sampling.prompt_limit
-    )
-    sample = programs.sample(settings.sampling, 2)
+    rollouts = programs.rollout_programs({"": registry.get(settings.task)})
+    prompts = programs.to_global(rollouts.encoder.prompts(problems, np.arange(64)))
     key = jax.random.fold_in(jax.random.key(1), 0)
-    return programs, params, sample(programs.for_sampling(params), programs.to_global(prompts), key)
+    return programs, params, rollouts.sample(rollouts.prepare(params), prompts, key)
 
 
 def scored(decoder, params, episodes, positions=None):
@@ -51,18 +50,18 @@ def scored(decoder, params, episodes, positions=None):
     positions = jnp.broadcast_to(positions, episodes.tokens.shape)
     hidden, _ = forward(decoder, params, episodes.tokens, positions)
     return score_tokens(
-        decoder, params, hidden, episodes, max_policy_tokens=100, logits_chunk=128
+        decoder, params, hidden, episodes, max_tokens=100, logits_chunk=128
     ).logprobs
 
 
 def checked(dtype, rescored):
     """Checks a step whose learner has these log-probabilities, as training does."""
     programs, _, episodes = drawn(dtype)
-    sums = jax.jit(mismatch_sums, static_argnums=3)(episodes.logprobs, rescored, episodes.turn, 2)
+    parts = jax.jit(mismatch_parts, static_argnums=3)(episodes.logprobs, rescored, episodes.turn, 2)
     tokens = jnp.stack([(episodes.turn == turn).sum() for turn in (1, 2)]).astype(jnp.float32)
-    values = {"loss": 0.0, "gradient_norm": 0.0}
-    for name, of_turns in mismatch_metrics(sums, tokens, len(episodes.tokens)).items():
-        values |= {f"{name}/turn{turn}": float(x) for turn, x in enumerate(of_turns, 1)}
+    rows = jnp.full(2, float(len(episodes.tokens)))
+    found = flat(jax.device_get(mismatch_metrics(parts, tokens, rows)))
+    values = {"loss": 0.0, "gradient_norm": 0.0} | found
     stage = SimpleNamespace(programs=programs, last_saved=lambda: "nothing is saved")
     stage.mismatch_remedy = partial(StageRun.mismatch_remedy, stage)
     StageRun.check(stage, 3, values)
@@ -148,7 +147,7 @@ def test_the_advice_names_a_field_that_exists_and_helps():
         checked("bfloat16", scores)
     config = stage2.get_config()
     config.compute.dtype, config.mismatch_limit = "float32", 0.3
-    assert build(parse(config)).mismatch_limit == 0.3
+    assert build(resolve_stages(config, {})[-1].settings).mismatch_limit == 0.3
     with pytest.raises(TrainingError, match=r"In float32 this is a fault"):
         checked("float32", learner_scores("float32") - 0.2)
 

@@ -25,3 +25,5 @@ def test_contents_do_not_depend_on_where_a_file_lies():
     named = [Problem(id="q", prompt="?", location=location) for location in ("a:1", "b:9", "")]
     assert named[0].contents() == named[1].contents() == named[2].contents()
     assert named[0].contents() != Problem(id="r", prompt="?", location="a:1").contents()
+    again = [Problem(id=f"{f}/p:1#2", prompt="?", location=f"{f}/p:1") for f in "ab"]
+    assert again[0].contents() == again[1].contents() != here.contents()

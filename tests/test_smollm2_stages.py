@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from configs.presets import installed
+from score_jax.data import store
 from score_jax.main import load_config, resolve_stages
 from score_jax.model.decoder import Decoder
-from score_jax.stages.chain import load_policy
+from score_jax.stages.handoff import load_policy
 from tests.tiny_stages import ROOT
 
 pytestmark = pytest.mark.slow
@@ -54,8 +55,8 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def transcripts(run):
-    return [row for stage in STAGES for row in lines(run / stage / "transcripts.jsonl")]
+def dialogues(run):
+    return [kept for stage in STAGES for kept in store.read(run / stage / "rollouts")]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -68,18 +69,18 @@ def test_both_stages_take_two_steps_that_agree_with_their_sampler(run, stage):
 
 
 def test_most_attempts_end_in_a_number(run):
-    verdicts = [verdict for row in transcripts(run) for verdict in row["verdicts"]]
+    verdicts = [verdict for row in dialogues(run) for verdict in row.verdicts]
     assert len(verdicts) == 2 * 2 * 2 * 4  # stages, steps, turns, dialogues
     assert sum(verdict in ("correct", "wrong") for verdict in verdicts) > len(verdicts) / 2
 
 
 def test_attempts_read_like_answers_to_their_problems(run):
-    for row in transcripts(run):
-        for text in row["attempts"]:
+    for row in dialogues(run):
+        for text in row.attempts:
             assert text.strip() and "<|im_" not in text and "\ufffd" not in text
     taken_up = []
-    for row in transcripts(run):
-        texts = (row["prompt"], row["attempts"][0])
+    for row in dialogues(run):
+        texts = (row.prompt, row.attempts[0])
         given, used = (set(re.findall(r"\d+", text)) for text in texts)
         taken_up.append(bool(given & used))
     assert sum(taken_up) > len(taken_up) / 2, "attempts work with their problems' numbers"

@@ -17,9 +17,9 @@ PACKAGE = Path(score_jax.__file__).parent
 FLOORS = (  # a module imports from floors above this line only, or from its own folder
     {"types", "records", "checks"},
     {"text", "distributed"},
-    {"model", "report", "tasks"},
+    {"model", "tasks"},
     {"data"},
-    {"rl"},
+    {"rl", "report"},
     {"stages"},
     {"planning"},
     {"main", "grade"},

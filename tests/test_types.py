@@ -1,11 +1,12 @@
 """The records that cross borders hold what they should, and no more."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import numpy as np
 
-from score_jax.types import Episodes, Scores, TrainState
+from score_jax.types import Episodes, Ids, Scores, TrainState
 
 
 def test_pytrees_can_be_mapped_and_replaced():
@@ -18,10 +19,12 @@ def test_pytrees_can_be_mapped_and_replaced():
 def test_the_train_state_never_holds_the_reference():
     """An update is given the state to donate; the reference must outlive it."""
     names = {field.name for field in dataclasses.fields(TrainState)}
-    assert names == {"step", "params", "opt_state", "baseline"}
+    assert names == {"step", "params", "opt_state", "baseline", "coefficients"}
 
 
 def test_every_field_of_a_row_leads_with_the_batch():
     """So that rows can be split, dealt out and gathered without knowing the fields."""
-    for field in dataclasses.fields(Episodes):
-        assert str(field.type.dim_str).split()[0] == "B", field.name
+    own = [field for field in dataclasses.fields(Episodes) if field.name != "ids"]
+    for field in [*own, *dataclasses.fields(Ids)]:
+        kinds = [kind for kind in get_args(field.type) or (field.type,) if kind is not type(None)]
+        assert [str(kind.dim_str).split()[0] for kind in kinds] == ["B"], field.name

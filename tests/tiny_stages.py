@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base, stage1, stage2
+from score_jax.data import store
 
 ROOT = Path(__file__).parent.parent
 FILE = "tests/tiny_stages.py"
@@ -42,8 +43,7 @@ def get_config(name: str = "stage1") -> ConfigDict:
     config.evaluation.problems = 8
     config.evaluation.batch = 8
     config.evaluation.samples = 2
-    config.log.update({"transcripts": 2, "transcripts_every": 2, "tensorboard": False})
-    config.log.progress = False
+    config.log.update({"tensorboard": False, "progress": False})
     config.grading.workers = 1
     config.optimizer.learning_rate = 1e-2
     if name != "base":
@@ -108,6 +108,18 @@ def without_times(rows):
     """Metrics but for those that a clock makes."""
     clock = ("time/", "tokens_per_second/")
     return [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
+
+
+def kept_dialogues(folder, *without):
+    """The values of a stage's kept dialogues by column; arrays as lists of their exact numbers."""
+    return [
+        {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(dialogue).items()
+            if name not in without
+        }
+        for dialogue in store.read(folder / "rollouts")
+    ]
 
 
 def assert_same_tree(a, b):

@@ -32,9 +32,10 @@ def show(path: str, count: int) -> None:
         raise ValueError(f"--config is {file!r}; it must define get_config")
     config = get_config(argument) if argument else get_config()
     problems = sources.load(**config.data.to_dict())
-    task = registry.of_problems(problems, config.task)
+    tasks = registry.of_problems(problems, config.task)
     print(f"{len(problems)} problems")
     for problem in problems[:count]:
+        task = tasks[problem.task]
         print(f"\n=== {problem.id} ({task.name})\n{task.ask(problem)}")
         print(f"--- then\n{task.instruction}")
         print(f"--- gold\n{problem.answer or chr(10).join(problem.tests)}")

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from score_jax.records import Problem
+from score_jax.records import Part, Problem, WorkedDialogue
 
 TASK = "equations"
 COEFFICIENTS, SOLUTIONS, OFFSETS = range(2, 10), range(1, 30), range(1, 40)
@@ -126,22 +126,6 @@ def sample_texts(instruction: str) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of an attempt, and whether its tokens are trained on."""
-
-    text: str
-    learn: bool = True
-
-
-@dataclass(frozen=True)
-class WorkedDialogue:
-    """A worked example for supervised training; an attempt is a tuple of parts."""
-
-    prompt: str
-    attempts: tuple[tuple[Part, ...], ...]
-
-
 def near_miss(rng: np.random.Generator, x: int) -> int:
     """Draws a wrong guess near the solution: off by 1-3, by 1-12, or by about 10 or 20."""
     while True:
@@ -178,5 +162,6 @@ def dialogues(
         guess = equation.x if solved else near_miss(rng, equation.x)
         first = (Part("x="), Part(f"{guess}:", learn=solved), Part(equation.check(guess)))
         second = equation.careful(guess) if rng.random() < careful else equation.again(guess)
-        examples.append(WorkedDialogue(equation.text, (first, (Part(second),))))
+        problem = Problem(id=equation.text, prompt=equation.text, answer=f"x={equation.x}")
+        examples.append(WorkedDialogue(problem, (first, (Part(second),))))
     return examples

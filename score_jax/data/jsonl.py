@@ -9,8 +9,11 @@ from score_jax.text.json_lines import answer_and_tests, optional_text, texts, va
 FIELDS = ("id", "prompt", "answer", "tests", "shown", "task", "first_attempt")
 
 
-def rows(path: str | Path) -> Iterator[tuple[str, dict]]:
+def rows(path: str | Path, *, field: str = "data.path") -> Iterator[tuple[str, dict]]:
     """Yields each line's location ("file:line") and object; empty lines are skipped.
+
+    Args:
+      field: the config field that names the file, for messages.
 
     Raises:
       ValueError: the file is absent, or a line is not a JSON object.
@@ -29,7 +32,7 @@ def rows(path: str | Path) -> Iterator[tuple[str, dict]]:
                     )
                 yield location, row
     except OSError as error:
-        raise ValueError(f"data.path is {str(path)!r}; {error.strerror}") from error
+        raise ValueError(f"{field} is {str(path)!r}; {error.strerror}") from error
 
 
 def problem(location: str, row: Mapping, *, fields: Mapping[str, str], task: str) -> Problem:
@@ -58,8 +61,8 @@ def problem(location: str, row: Mapping, *, fields: Mapping[str, str], task: str
         raise ValueError(f"{location}: {name['id']!r} must be text or a number")
     if row.get(name["first_attempt"]) is not None:
         raise ValueError(
-            f"{location} has a first attempt in {name['first_attempt']!r}, which is not supported "
-            "yet; remove the field"
+            f"{location} has a first attempt in {name['first_attempt']!r}, where none is read; put "
+            "it into a file of its own (id, attempt), and name that in data.first_attempts"
         )
     answer, tests = answer_and_tests(location, row, fields)
     shown = texts(location, row, name["shown"])
@@ -104,14 +107,17 @@ def problems(
     return found
 
 
-def column(path: str | Path, name: str) -> dict[str, object]:
+def column(path: str | Path, name: str, *, field: str = "data.path") -> dict[str, object]:
     """Reads one field, such as pass rates, by problem id.
+
+    Args:
+      field: the config field that names the file, for messages.
 
     Raises:
       ValueError: a line has no id or no such field, or an id occurs twice.
     """
     found: dict[str, object] = {}
-    for location, row in rows(path):
+    for location, row in rows(path, field=field):
         if "id" not in row or name not in row:
             raise ValueError(f"{location} needs the fields 'id' and {name!r}")
         if str(row["id"]) in found:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from score_jax.checks import Natural, Seed, unmet
-from score_jax.data import jsonl, mixture, packaged
+from score_jax.data import attempts, jsonl, mixture, packaged
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
@@ -44,7 +44,9 @@ def load(
       parts: of a mixture: each has the arguments of `load` and a `weight`.
       pass_rates: a JSONL file (id, pass_rate) for the filter by difficulty.
       pass_rate_range: smallest and largest rate kept.
-      first_attempts: not supported yet; must be "".
+      first_attempts: a JSONL file (id, and attempt or tokens) or a folder of rollouts: attempts
+        that come with the problems; those without one are left out, those with several occur
+        as often.
       skip_long: not used here: `problem_sets`, which has the tokenizer, leaves out problems
         whose prompts exceed the limit.
       skip_bad: not used here: `problem_sets` leaves out problems whose gold answer the
@@ -53,10 +55,6 @@ def load(
     Raises:
       ValueError: a setting or the data is invalid; the message names field, file and line.
     """
-    if first_attempts:
-        raise ValueError(
-            f"data.first_attempts is {first_attempts!r}; it is not supported yet: leave it out"
-        )
     for field, hint, value in (("count", Natural, count), ("seed", Seed, seed)):
         if requirement := unmet(hint, value):
             raise ValueError(f"data.{field} is {value!r}; set {requirement}")
@@ -87,12 +85,15 @@ def load(
         raise ValueError(f"data.source is {source!r}; choose one of {', '.join(SOURCES)}")
     if task and source not in ("mixture", "procedural", "jsonl"):
         problems = _assigned(problems, task)
+    given = attempts.read(first_attempts, problems) if first_attempts else {}
     if pass_rates:
-        rates = jsonl.column(pass_rates, "pass_rate")
+        rates = jsonl.column(pass_rates, "pass_rate", field="data.pass_rates")
         lowest, highest = pass_rate_range
         problems = mixture.keep_by_pass_rate(problems, rates, lowest=lowest, highest=highest)
     if 0 < count < len(problems):
         problems = problems[:count]
+    if first_attempts:
+        problems = attempts.attach(problems, given, first_attempts)
     if not len(problems):
         raise ValueError(f"data.source {source!r} holds no problems")
     return problems

@@ -55,12 +55,13 @@ class Stream:
         self.begin = begin
         self.position = 0  # batches returned so far; setting it moves the stream
 
-    def next(self) -> tuple[np.ndarray, list[Problem]]:
-        """This host's rows of the next batch: ordinals of the draws, and their problems."""
+    def next(self) -> tuple[np.ndarray, list[int], list[Problem]]:
+        """This host's rows of the next batch: ordinals of the draws, indices and problems."""
         start = self.begin + self.position * self.batch
         draws = [start + row for row in self.rows]
         self.position += 1
-        return np.asarray(draws, np.int32), [self.problems[self.index(draw)] for draw in draws]
+        indices = [self.index(draw) for draw in draws]
+        return np.asarray(draws, np.int32), indices, [self.problems[i] for i in indices]
 
     def index(self, draw: int) -> int:
         """The index in the data set of a draw."""

@@ -19,7 +19,8 @@ from score_jax.planning.chips import GIB, parse_topology
 from score_jax.planning.examine import Examined, Plan, make_plan
 from score_jax.planning.tpu import topology_devices
 from score_jax.report.json_files import write_json
-from score_jax.stages.settings import Settings, TokenizerConfig, WeightsConfig
+from score_jax.stages.sections import TokenizerConfig, WeightsConfig
+from score_jax.stages.settings import Settings
 
 
 def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = False) -> bool:

@@ -11,6 +11,7 @@ from jax.errors import JaxRuntimeError
 from score_jax.planning import flops, hlo, roofline, step_programs, tpu, traffic
 from score_jax.planning.chips import Topology
 from score_jax.planning.step_programs import Call
+from score_jax.rl.sampling import segment_schedule
 from score_jax.stages.build import StagePrograms, build
 from score_jax.stages.settings import Settings
 
@@ -38,13 +39,9 @@ class Examined:
 
 def decode_steps(programs: StagePrograms) -> list[int]:
     """Iterations of each sampling loop if every turn reaches its limit."""
-    settings = programs.settings
-    ends = [
-        end
-        for end, _ in programs.turn_template(settings.objective.turns).segment_schedule(
-            settings.sampling
-        )
-    ]
+    settings, encoder = programs.settings, step_programs.encoder(programs)
+    schedule = segment_schedule(settings.plan, encoder.width, encoder.block, settings.sampling)
+    ends = [end for end, _ in schedule]
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -167,9 +164,9 @@ def useful_flops(programs: StagePrograms) -> float:
     settings, config = programs.settings, programs.decoder.config
     sampling = settings.sampling
     rows = settings.batch * sampling.group_size
-    length = programs.turn_template(settings.objective.turns).row_length(sampling)
+    length = step_programs.encoder(programs).row_length(sampling.row_limit)
     drawn = sum(decode_steps(programs))
-    policy = settings.objective.turns * sampling.turn_limit
+    policy = settings.plan.drawn_tokens
     prefill = flops.forward_flops(
         config, settings.batch * sampling.prompt_limit, sampling.prompt_limit / 2, 0
     )

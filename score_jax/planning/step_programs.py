@@ -6,10 +6,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from score_jax.distributed import sharding
+from score_jax.rl.dialogue import Encoder
 from score_jax.stages.build import Program, StagePrograms
+from score_jax.tasks import registry
 from score_jax.types import Prompts
 
 
@@ -45,15 +46,9 @@ def calls(programs: StagePrograms) -> list[Call]:
     """The programs of one training step, in the order in which they run."""
     settings, rows = programs.settings, sharding.rows(programs.mesh)
     state, reference = programs.abstract_state(), whole_model(programs)
-    problems, width = settings.batch, settings.sampling.prompt_limit
-    shapes: dict[str, Any] = {  # in place of the arrays of Prompts
-        "tokens": jax.ShapeDtypeStruct((problems, width), jnp.int32),
-        "length": jax.ShapeDtypeStruct((problems,), jnp.int32),
-        "draw": jax.ShapeDtypeStruct((problems,), jnp.int32),
-    }
-    prompts = placed(Prompts(**shapes), rows)
+    prompts = placed(abstract_prompts(programs), rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    sample = programs.sample(settings.sampling, settings.objective.turns)
+    sample = programs.sample(settings.sampling, settings.plan)
     sampled = placed(result(programs.reshard, reference), programs.sample_shardings)
     episodes = placed(result(sample, sampled, prompts, key), rows)
     scores = placed(result(programs.score, reference, episodes), rows)
@@ -68,6 +63,20 @@ def calls(programs: StagePrograms) -> list[Call]:
     if programs.merge is not None:
         found.insert(0, Call("merge", programs.merge, (reference, state.params), ("optimizer",)))
     return found
+
+
+def encoder(programs: StagePrograms) -> Encoder:
+    """What encodes problems of the stage's own task."""
+    settings = programs.settings
+    tasks = {"": registry.get(settings.task)}
+    return programs.encoder(settings.plan, settings.sampling.prompt_limit, tasks)
+
+
+def abstract_prompts(programs: StagePrograms) -> Prompts:
+    """Shapes of the prompts of one step."""
+    encode, problems = encoder(programs), programs.settings.batch
+    none = encode.prompts([], [])  # arrays of no rows
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((problems, *x.shape[1:]), x.dtype), none)
 
 
 def whole_model(programs: StagePrograms) -> Any:

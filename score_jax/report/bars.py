@@ -49,10 +49,11 @@ class Change:
     before: tuple[float, float, float]  # value, low, high
     after: tuple[float, float, float]
     gain: str  # text at the right end of the row
+    last: str = "second"  # word for the later attempt
 
 
 def change_chart(changes: Sequence[Change], *, title: str = "") -> Markup:
-    """Draws one row per model: the accuracy of the first attempt and that of the second."""
+    """Draws one row per model: the accuracy of the first attempt and that of the last."""
     left, row, width = 84, 34, 460
     height = row * len(changes) + 34
     bounds = [value for c in changes for triple in (c.before, c.after) for value in triple]
@@ -92,7 +93,7 @@ def _change_row(change: Change, y: float, across) -> str:
         )
     for name, x, colour, value in (
         ("first attempt", before, 1, change.before[0]),
-        ("second attempt", after, 2, change.after[0]),
+        (f"{change.last} attempt", after, 2, change.after[0]),
     ):
         parts.append(
             f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y}" r="5.5">'

@@ -8,23 +8,18 @@ measured under different protocols are refused, as their numbers can't be compar
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from score_jax.report.findings import last_turn
 from score_jax.report.intervals import Interval, mean_over_runs
 from score_jax.report.json_files import read_json
 from score_jax.text import terminal
 
-COLUMNS = {  # heading: metric
-    "@t1": "accuracy/turn1",
-    "@t2": "accuracy/turn2",
-    "Delta": "delta",
-    "i->c": "delta_i_to_c",
-    "c->i": "delta_c_to_i",
-}
-BOUNDED = ("@t2", "Delta")  # shown with their intervals in the row of a run
+CHANGES = {"Delta": "delta", "i->c": "delta_i_to_c", "c->i": "delta_c_to_i"}  # heading: metric
 DECODINGS = {"greedy": "greedy", "T=1": "sampled"}  # heading: key in evaluation.json
 CAPTION = (
     "In percent. Brackets are 95% intervals: over problems in the row of a run, over runs and "
@@ -45,6 +40,12 @@ def read_run(workdir: Path) -> dict[str, Any]:
         if found is not None:
             return found
     raise ValueError(f"{workdir} holds no evaluation.json; train it, or run --mode=evaluate")
+
+
+def columns_of(runs: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The columns by heading: as many accuracies as the runs have turns, then the changes."""
+    turns = range(1, max(last_turn(run) for run in runs) + 1)
+    return {f"@t{t}": f"accuracy/turn{t}" for t in turns} | (CHANGES if len(turns) > 1 else {})
 
 
 def check_protocols(runs: dict[Path, dict[str, Any]]) -> None:
@@ -84,12 +85,13 @@ def cell(metric: dict[str, float] | None, *, interval: bool) -> str:
     return f"{value} [{percent(metric['low'])}, {percent(metric['high'])}]" if interval else value
 
 
-def row(label: str, seed: str, model: dict[str, Any]) -> str:
-    """The table row of one model of one run."""
+def row(label: str, seed: str, model: dict[str, Any], columns: dict[str, str]) -> str:
+    """The table row of one model of one run; last accuracy and gain have their intervals."""
+    last = [name for name in columns.values() if name.startswith("accuracy/")][-1]
     cells = [
-        cell(model.get(decoding, {}).get(metric), interval=heading in BOUNDED)
+        cell(model.get(decoding, {}).get(metric), interval=metric in (last, "delta"))
         for decoding in DECODINGS.values()
-        for heading, metric in COLUMNS.items()
+        for metric in columns.values()
     ]
     return f"| {' | '.join([label, seed, *cells])} |"
 
@@ -97,10 +99,9 @@ def row(label: str, seed: str, model: dict[str, Any]) -> str:
 def by_problem(outcomes: list[str]) -> dict[str, np.ndarray]:
     """Each column's value for every problem, from the strings of `metrics.outcomes`."""
     correct = np.array([[[digit == "1" for digit in s] for s in o.split()] for o in outcomes])
-    first, last = correct[..., 0], correct[..., min(1, correct.shape[-1] - 1)]
-    values = {
-        "@t1": first,
-        "@t2": last,
+    first, last = correct[..., 0], correct[..., -1]
+    values = {f"@t{turn}": right for turn, right in enumerate(np.moveaxis(correct, -1, 0), 1)}
+    values |= {
         "Delta": last.astype(int) - first,
         "i->c": last & ~first,
         "c->i": first & ~last,
@@ -108,12 +109,12 @@ def by_problem(outcomes: list[str]) -> dict[str, np.ndarray]:
     return {heading: value.mean(1) for heading, value in values.items()}
 
 
-def mean_row(label: str, outcomes: list[dict[str, list[str]]]) -> str:
+def mean_row(label: str, outcomes: list[dict[str, list[str]]], columns: Iterable[str]) -> str:
     """The table row of the mean over runs."""
     cells = []
     for decoding in DECODINGS.values():
         runs = [by_problem(run[decoding]) for run in outcomes if decoding in run]
-        for heading in COLUMNS:
+        for heading in columns:
             found: Interval | None = None
             if len(runs) == len(outcomes):
                 found = mean_over_runs(np.stack([run[heading] for run in runs]))
@@ -130,17 +131,18 @@ def table(workdirs: list[Path]) -> str:
     read = {workdir: read_run(workdir) for workdir in workdirs}
     check_protocols(read)
     runs = list(read.values())
-    headings = ["model", "seed", *(f"{name} {c}" for name in DECODINGS for c in COLUMNS)]
+    columns = columns_of(runs)
+    headings = ["model", "seed", *(f"{name} {c}" for name in DECODINGS for c in columns)]
     lines = [CAPTION, "", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
-    lines += [row("base", "", runs[0]["models"]["base"])]
+    lines += [row("base", "", runs[0]["models"]["base"], columns)]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         groups[run["stage"]].append(run)
     for stage, members in groups.items():
         for run in members:
-            lines.append(row(stage, str(run["training_seed"]), run["models"][stage]))
+            lines.append(row(stage, str(run["training_seed"]), run["models"][stage], columns))
         if len(members) > 1:
-            lines.append(mean_row(stage, [run["outcomes"][stage] for run in members]))
+            lines.append(mean_row(stage, [run["outcomes"][stage] for run in members], columns))
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ UNCHANGED = 0.05  # share of changed answers below which the policy hardly corre
 FLAT = 0.01  # accuracy; a smaller delta does not count as self-correction
 TRUNCATED = 0.10  # share of truncated attempts above which lengths and rewards are distorted
 UNGRADED = 0.01  # share of timeouts and crashes above which they distort the rewards
+DECODINGS = ("greedy", "sampled")
 NO_SIGNAL = 0.02  # accuracy below which rewards give no useful gradient
 
 
@@ -75,13 +76,35 @@ def interval_of(
     return found if complete else None
 
 
+def turns_of(measured: Mapping[str, Any], name: str = "accuracy") -> list[int]:
+    """The turns, from 1, that have a metric "name/turn<t>" among the keys."""
+    keys = [key.removeprefix(f"{name}/turn") for key in measured if key.startswith(f"{name}/turn")]
+    return sorted(int(key) for key in keys if key.isdigit())
+
+
+def last_turn(evaluation: Mapping[str, Any]) -> int:
+    """The last turn with an accuracy, of any model and decoding; 0: there is none."""
+    found = [
+        turn
+        for measured in evaluation.get("models", {}).values()
+        for decoding in DECODINGS
+        for turn in turns_of(measured.get(decoding) or {})
+    ]
+    return max(found, default=0)
+
+
+def last_attempts(turns: int) -> str:
+    """What the last attempts of dialogues of so many turns are called."""
+    return "last attempts" if turns > 2 else "second attempts"
+
+
 def headline(run: Run) -> Headline:
-    """States whether second attempts help, from the last evaluation or else from training."""
+    """States whether later attempts help, from the last evaluation or else from training."""
     stage = run.evaluated
     if stage is not None:
         evaluation = stage.evaluation
         trained = trained_model(evaluation)
-        for decoding in ("greedy", "sampled"):
+        for decoding in DECODINGS:
             delta = interval_of(evaluation, trained, "delta", decoding)
             if delta is not None:
                 return _measured_headline(evaluation, trained, delta, decoding)
@@ -101,11 +124,14 @@ def _measured_headline(
         verb, tone = f"change little: {points(delta['value'])} points {bounds}", "flat"
     problems = evaluation.get("problems")
     where = f"{problems:,} held-out problems" if isinstance(problems, int) else "held-out problems"
-    last = interval_of(evaluation, trained, "accuracy/turn2", decoding)
-    text = f"Second attempts {verb} on {where}"
+    turn = last_turn(evaluation) or 2
+    attempts, key = last_attempts(turn), f"accuracy/turn{turn}"
+    last = interval_of(evaluation, trained, key, decoding)
+    text = f"{attempts.capitalize()} {verb} on {where}"
     if last:
         value, low, high = (points(last[part], signed=False) for part in ("value", "low", "high"))
-        text = f"Second attempts are right in {value}% [{low}, {high}] of {where}; they {verb}"
+        share = f"{value}% [{low}, {high}] of {where}"
+        text = f"{attempts.capitalize()} are right in {share}; they {verb}"
     base = interval_of(evaluation, "base", "delta", decoding) if trained != "base" else None
     if base is not None:
         lost = base["value"] < 0 and points(base["value"]) != "0.0"
@@ -116,12 +142,12 @@ def _measured_headline(
     if first and last:
         rise = f"{points(first['value'], signed=False)}% to {points(last['value'], signed=False)}%"
         context.append(f"accuracy from {rise} between the attempts")
-    before = interval_of(evaluation, "base", "accuracy/turn2", decoding)
+    before = interval_of(evaluation, "base", key, decoding)
     if last and before and base is not None:
         gap = last["value"] - before["value"]
         side = "above" if gap >= 0 else "below"
         far = points(abs(gap), signed=False)
-        context.append(f"second attempts are {far} points {side} the base model's")
+        context.append(f"{attempts} are {far} points {side} the base model's")
     return Headline(text=text + ".", context="; ".join(context) + ".", tone=tone)
 
 
@@ -129,12 +155,13 @@ def _training_headline(run: Run) -> Headline:
     stage = next(stage for stage in reversed(run.stages) if stage.rows or stage.evaluation)
     step = f" at step {stage.rows[-1]['step']:g}" if stage.rows else ""
     text = f"No held-out measurement yet: {stage_label(stage.name)} is{step or ' under way'}."
-    first, last = _late(stage, "accuracy/turn1"), _late(stage, "accuracy/turn2")
+    turns = _turns(stage, "accuracy") or [1, 2]
+    first, last = (_late(stage, f"accuracy/turn{turn}") for turn in (turns[0], turns[-1]))
     context = "Held-out numbers appear here when a stage has been evaluated."
-    if first is not None and last is not None:
+    if first is not None and last is not None and len(turns) > 1:
         context = (
-            f"On recent training problems first attempts are right in {first:.1%}, second "
-            f"attempts in {last:.1%}. {context}"
+            f"On recent training problems first attempts are right in {first:.1%}, "
+            f"{last_attempts(turns[-1])} in {last:.1%}. {context}"
         )
     return Headline(text=text, context=context, tone="flat")
 
@@ -157,7 +184,7 @@ def _stage_alarms(stage: StageRecord) -> Iterator[Finding]:
             text=f"First at step {lost[0]:g}, {len(lost)} steps in all. The parameters after that "
             "are unusable; resume from an earlier checkpoint with a lower learning rate.",
         )
-    right = [_late(stage, f"accuracy/turn{turn}") for turn in (1, 2)]
+    right = [_late(stage, f"accuracy/turn{turn}") for turn in _turns(stage, "accuracy")]
     if any(share is not None for share in right) and max(s or 0.0 for s in right) < NO_SIGNAL:
         unread = _late(stage, "verdict/unparsable")
         seen = "" if unread is None else f" No answer can be read from {unread:.0%} of them."
@@ -188,11 +215,12 @@ def _training_collapse(stage: StageRecord) -> Iterator[Finding]:
         return
     early = _early(stage, "answer_changed")
     fell = early is not None and early >= 2 * UNCHANGED
+    attempts = last_attempts(max(_turns(stage, "accuracy"), default=2))
     trend = f"fell from {early:.1%} to {changed:.1%}" if fell else f"is {changed:.1%}"
     yield Finding(
         level="alarm",
-        title=f"{stage_label(stage.name)}: second attempts collapsed into copies",
-        text=f"The share of changed answers {trend} while the gain of the second attempt is "
+        title=f"{stage_label(stage.name)}: {attempts} collapsed into copies",
+        text=f"The share of changed answers {trend} while the gain of the {attempts} is "
         f"{points(delta)} points. The policy puts its best answer first and repeats it. Usual "
         "remedies: Stage I before Stage II, a larger beta on turn 1, a larger alpha.",
     )
@@ -253,11 +281,12 @@ def _evaluation_alarms(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
     if flat and changed is not None and changed["value"] < UNCHANGED:
         yield Finding(
             level="alarm",
-            title=f"{name}: held-out second attempts are copies",
+            title=f"{name}: held-out {last_attempts(last_turn(evaluation))} are copies",
             text=f"{changed['value']:.1%} of final answers change. Any rise in accuracy comes "
             "from the first attempt, not from self-correction.",
         )
-    for turn in range(1, 11):
+    greedy = evaluation.get("models", {}).get(trained, {}).get("greedy") or {}
+    for turn in turns_of(greedy, "truncated"):
         cut = interval_of(evaluation, trained, f"truncated/turn{turn}")
         if cut and cut["value"] > TRUNCATED:
             yield Finding(
@@ -268,9 +297,7 @@ def _evaluation_alarms(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _turns(stage: StageRecord, name: str) -> list[int]:
-    keys = {key for row in stage.rows for key in row if key.startswith(f"{name}/turn")}
-    numbers = [key.removeprefix(f"{name}/turn") for key in keys]
-    return sorted(int(number) for number in numbers if number.isdigit())
+    return turns_of(dict.fromkeys(key for row in stage.rows for key in row), name)
 
 
 def _late(stage: StageRecord, key: str) -> float | None:

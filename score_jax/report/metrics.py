@@ -44,6 +44,10 @@ class Attempts:
                 raise ValueError(f"attempts.{name} has shape {array.shape}; correct has {shape}")
             object.__setattr__(self, name, array)
 
+    def select(self, problems: Sequence[int]) -> "Attempts":
+        """The attempts at some of the problems."""
+        return Attempts(**{f.name: getattr(self, f.name)[problems] for f in fields(self)})
+
 
 def group_attempts(transcripts: Sequence[Transcript]) -> Attempts:
     """Groups transcripts by problem; the k-th transcript of a problem is its sample k.
@@ -80,10 +84,11 @@ def measure(attempts: Attempts, *, seed: int, resamples: int = 2000) -> dict[str
     """Measures a model's attempts.
 
     Keys, for every turn t: `accuracy reward length truncated verdict/<verdict>`, each
-    followed by `/turn<t>`. From turn 1 to turn 2: `delta delta_i_to_c delta_c_to_i`
-    (shares of all attempts), `fix_rate` P(right 2 | wrong 1), `break_rate`
-    P(wrong 2 | right 1), `answer_changed`, `edit_distance_ratio`; from turn t - 1 to a
-    later turn t the same keys with the suffix `/turn<t>`.
+    followed by `/turn<t>`. From the first turn to the last: `delta delta_i_to_c
+    delta_c_to_i` (shares of all attempts), `fix_rate` P(right at last | wrong at first),
+    `break_rate` P(wrong at last | right at first), `answer_changed`,
+    `edit_distance_ratio`. With more than two turns the same from turn t - 1 to turn t, as
+    `step_<key>/turn<t>`.
 
     Intervals are Wilson's where a problem has one sample and the measurement is a
     proportion, otherwise percentiles of a bootstrap over problems.
@@ -105,8 +110,8 @@ def outcomes(attempts: Attempts) -> list[str]:
     ]
 
 
-def edit_distance_ratios(texts: Any, turn: int = 2) -> Float[np.ndarray, "N S"]:
-    """Computes how much attempt `turn` differs from the one before: 0 for a copy, at most 1.
+def edit_distance_ratios(texts: Any, before: int = 1, after: int = 2) -> Float[np.ndarray, "N S"]:
+    """Computes how much one turn's attempt differs from another's: 0 for a copy, at most 1.
 
     Levenshtein's distance in characters over the sum of both lengths, so two texts of
     one length that share nothing are at 0.5.
@@ -115,10 +120,10 @@ def edit_distance_ratios(texts: Any, turn: int = 2) -> Float[np.ndarray, "N S"]:
     """
     texts = np.asarray(texts, dtype=object)
 
-    def ratio(before: str, after: str) -> float:
-        return Levenshtein.distance(before, after) / max(1, len(before) + len(after))
+    def ratio(old: str, new: str) -> float:
+        return Levenshtein.distance(old, new) / max(1, len(old) + len(new))
 
-    pairs = zip(texts[..., turn - 2].flat, texts[..., turn - 1].flat, strict=True)
+    pairs = zip(texts[..., before - 1].flat, texts[..., after - 1].flat, strict=True)
     return np.array([ratio(*pair) for pair in pairs]).reshape(texts.shape[:-1])
 
 
@@ -209,40 +214,52 @@ def _votes(attempts: Attempts, dialogues: int, turns: slice) -> Float[np.ndarray
     return shares / votes
 
 
+def share_rate(flags: np.ndarray, among: np.ndarray | None = None) -> Rate:
+    """The share of attempts with a flag, of all or of some, as sums per problem."""
+    whole = np.ones_like(flags) if among is None else among
+    counts = whole.sum(axis=1, dtype=float)
+    return Rate(flags.sum(axis=1, dtype=float), counts, (0, 1), proportion=True)
+
+
+def mean_rate(values: np.ndarray, bounds: tuple[float, float] | None = None) -> Rate:
+    """The mean over attempts, as sums per problem."""
+    return Rate(
+        values.sum(axis=1, dtype=float), np.full(len(values), float(values.shape[1])), bounds
+    )
+
+
 def metric_rates(attempts: Attempts) -> dict[str, Rate]:
     """Every metric of `measure` as sums and counts per problem; a new metric is added here."""
-    problems, samples, turns = attempts.correct.shape
-    every = np.full(problems, float(samples))
-
-    def share(flags: np.ndarray, among: np.ndarray | None = None) -> Rate:
-        whole = every if among is None else among.sum(axis=1, dtype=float)
-        return Rate(flags.sum(axis=1, dtype=float), whole, (0, 1), proportion=True)
-
-    def mean(values: np.ndarray, bounds: tuple[float, float] | None = None) -> Rate:
-        return Rate(values.sum(axis=1, dtype=float), every, bounds)
-
+    turns = attempts.correct.shape[2]
     rates = {}
     for turn in range(1, turns + 1):
         index = (..., turn - 1)
-        rates[f"accuracy/turn{turn}"] = share(attempts.correct[index])
-        rates[f"reward/turn{turn}"] = mean(attempts.rewards[index])
-        rates[f"length/turn{turn}"] = mean(attempts.lengths[index])
-        rates[f"truncated/turn{turn}"] = share(attempts.truncated[index])
+        rates[f"accuracy/turn{turn}"] = share_rate(attempts.correct[index])
+        rates[f"reward/turn{turn}"] = mean_rate(attempts.rewards[index])
+        rates[f"length/turn{turn}"] = mean_rate(attempts.lengths[index])
+        rates[f"truncated/turn{turn}"] = share_rate(attempts.truncated[index])
         for verdict in VERDICTS:
-            rates[f"verdict/{verdict}/turn{turn}"] = share(attempts.verdicts[index] == verdict)
-    for turn in range(2, turns + 1):
-        suffix = "" if turn == 2 else f"/turn{turn}"
-        before, after = attempts.correct[..., turn - 2], attempts.correct[..., turn - 1]
-        answers = attempts.extracted[..., turn - 2 : turn]
-        rates |= {
-            f"delta{suffix}": mean(after.astype(int) - before, (-1, 1)),
-            f"delta_i_to_c{suffix}": share(~before & after),
-            f"delta_c_to_i{suffix}": share(before & ~after),
-            f"fix_rate{suffix}": share(~before & after, among=~before),
-            f"break_rate{suffix}": share(before & ~after, among=before),
-            f"answer_changed{suffix}": share(answers[..., 0] != answers[..., 1]),
-            f"edit_distance_ratio{suffix}": mean(
-                edit_distance_ratios(attempts.texts, turn), (0, 1)
-            ),
-        }
+            rates[f"verdict/{verdict}/turn{turn}"] = share_rate(attempts.verdicts[index] == verdict)
+    if turns > 1:
+        rates |= change_rates(attempts, 1, turns, "{}")
+    for turn in range(2, turns + 1) if turns > 2 else ():
+        rates |= change_rates(attempts, turn - 1, turn, f"step_{{}}/turn{turn}")
     return rates
+
+
+def change_rates(attempts: Attempts, before: int, after: int, name: str) -> dict[str, Rate]:
+    """What changed from one turn to another, from 1; `name` formats the metrics' names."""
+    old, new = attempts.correct[..., before - 1], attempts.correct[..., after - 1]
+    answers = attempts.extracted[..., before - 1], attempts.extracted[..., after - 1]
+    rates = {
+        "delta": mean_rate(new.astype(int) - old, (-1, 1)),
+        "delta_i_to_c": share_rate(~old & new),
+        "delta_c_to_i": share_rate(old & ~new),
+        "fix_rate": share_rate(~old & new, among=~old),
+        "break_rate": share_rate(old & ~new, among=old),
+        "answer_changed": share_rate(answers[0] != answers[1]),
+        "edit_distance_ratio": mean_rate(
+            edit_distance_ratios(attempts.texts, before, after), (0, 1)
+        ),
+    }
+    return {name.format(key): rate for key, rate in rates.items()}

@@ -18,7 +18,14 @@ import jinja2
 from score_jax.report import panels
 from score_jax.report.charts import show
 from score_jax.report.dialogues import OUTCOMES, Card, column_of, make_cards
-from score_jax.report.findings import find_alarms, headline, stage_label, trained_model
+from score_jax.report.findings import (
+    find_alarms,
+    headline,
+    last_attempts,
+    last_turn,
+    stage_label,
+    trained_model,
+)
 from score_jax.report.workdir import Run, read_run, transcript_of
 
 CARDS_PER_OUTCOME = 12
@@ -59,10 +66,13 @@ def render(run: Run, *, title: str) -> str:
         headline=headline(run),
         alarms=find_alarms(run),
         evaluation=evaluation,
-        five=panels.MAIN_METRICS,
+        headings=panels.main_metrics(evaluation),
+        last=last_attempts(last_turn(evaluation)).split()[0],
         results=panels.results(evaluation),
         changes=panels.change_charts(evaluation),
         details=panels.details(evaluation),
+        by_task=panels.by_task(evaluation),
+        steps=panels.steps(evaluation),
         attempts_chart=panels.attempts_chart(evaluation),
         main_charts=main,
         more_charts=more,

@@ -1,10 +1,11 @@
 """Builds the tables and charts of a run's report.
 
-The tables come from evaluations: five metrics per model, each with its interval. The
+The tables come from evaluations: the accuracy of each attempt and what changed from the first
+to the last, per model, each with its interval. The
 curves come from the stages' training metrics, one stage after the other on one axis.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +14,21 @@ from markupsafe import Markup
 
 from score_jax.report.bars import Change, change_chart, histogram_chart
 from score_jax.report.charts import Band, Series, line_chart, show, smooth
-from score_jax.report.findings import interval_of, points, stage_label
+from score_jax.report.findings import (
+    interval_of,
+    last_attempts,
+    last_turn,
+    points,
+    stage_label,
+)
 from score_jax.report.workdir import Run, StageRecord
 
-MAIN_METRICS = {
-    "accuracy/turn1": "Acc@t1",
-    "accuracy/turn2": "Acc@t2",
-    "delta": "Δ",
-    "delta_i_to_c": "Δ i→c",
-    "delta_c_to_i": "Δ c→i",
-}
+CHANGES = {"delta": "Δ", "delta_i_to_c": "Δ i→c", "delta_c_to_i": "Δ c→i"}
 DECODINGS = {"greedy": "Greedy", "sampled": "Sampled"}
 SHARES = ("accuracy", "delta", "fix_", "break_", "answer_", "truncated", "verdict")
 CHARTS = {  # title: (what it shows, metrics; a name that ends in "/" is a prefix)
     "Accuracy": ("attempts that are right", ("accuracy/",)),
-    "Gain": ("accuracy at turn 2 minus turn 1", ("delta", "delta/")),
+    "Gain": ("accuracy of the last attempt minus the first", ("delta",)),
     "Fixed and broken": ("share of all attempts", ("delta_i_to_c", "delta_c_to_i")),
     "Answer changed": ("near 0: collapse", ("answer_changed",)),
     "KL to the base model": ("nats per attempt", ("kl/",)),
@@ -41,7 +42,7 @@ PHASED = ("time/", "tokens_per_second/", "mfu/")
 NAMES = {
     "delta_i_to_c": "wrong to right",
     "delta_c_to_i": "right to wrong",
-    "delta": "turn 2 - turn 1",
+    "delta": "last - first",
     "answer_changed": "answer changed",
     "mfu": "MFU",
 }
@@ -57,13 +58,24 @@ class Chart:
     legend: tuple[tuple[str, int, str], ...] = ()
 
 
+def main_metrics(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics of the main table with their headings: as many accuracies as there are turns."""
+    turns = range(1, (last_turn(evaluation) or 2) + 1)
+    return {f"accuracy/turn{t}": f"Acc@t{t}" for t in turns} | (CHANGES if len(turns) > 1 else {})
+
+
+def metric_of(key: str) -> str:
+    """A metric's name without what it is measured on: a task, or one step between two turns."""
+    return (key.split("/", 2)[2] if key.startswith("task/") else key).removeprefix("step_")
+
+
 def cell(interval: Mapping[str, float] | None, key: str) -> dict[str, str]:
     """Formats one measurement for a table: its value, its bounds, and "good", "bad" or ""."""
     if interval is None:
         return {"text": "–", "bounds": "", "tone": ""}
     value, low, high = (float(interval[bound]) for bound in ("value", "low", "high"))
-    if key.startswith(SHARES):
-        signed = key == "delta" or key.startswith("delta/")
+    if metric_of(key).startswith(SHARES):
+        signed = metric_of(key).split("/")[0] == "delta"
         texts = [points(value, signed=signed)]
         texts += [points(number, signed=False) for number in (low, high)]
         tone = ("good" if low > 0 else "bad" if high < 0 else "") if signed else ""
@@ -74,14 +86,14 @@ def cell(interval: Mapping[str, float] | None, key: str) -> dict[str, str]:
     return {"text": texts[0], "bounds": f"[{texts[1]}, {texts[2]}]", "tone": tone}
 
 
-def results(evaluation: Mapping[str, Any]) -> list[tuple[str, list]]:
-    """Per decoding, its title and one row of the five metrics per model."""
-    tables = []
+def results(evaluation: Mapping[str, Any], metrics: Iterable[str] = ()) -> list[tuple[str, list]]:
+    """Per decoding, its title and one row per model of the metrics; (): the main ones."""
+    tables, metrics = [], list(metrics or main_metrics(evaluation))
     for decoding, title in DECODINGS.items():
         rows = [
             (
                 stage_label(model),
-                [cell(interval_of(evaluation, model, key, decoding), key) for key in MAIN_METRICS],
+                [cell(interval_of(evaluation, model, key, decoding), key) for key in metrics],
             )
             for model, measured in evaluation.get("models", {}).items()
             if measured.get(decoding)
@@ -92,36 +104,73 @@ def results(evaluation: Mapping[str, Any]) -> list[tuple[str, list]]:
 
 
 def details(evaluation: Mapping[str, Any]) -> list[tuple[str, list[str], list]]:
-    """Per decoding, its title, model names, and one row for each metric not in FIVE."""
-    tables = []
+    """Per decoding, its title, model names, and one row for each metric not in `results`."""
+    tables, main = [], main_metrics(evaluation)
     for decoding, title in DECODINGS.items():
         models = [name for name, m in evaluation.get("models", {}).items() if m.get(decoding)]
         keys = dict.fromkeys(key for m in models for key in evaluation["models"][m][decoding])
         rows = [
             (key, [cell(interval_of(evaluation, model, key, decoding), key) for model in models])
             for key in keys
-            if key not in MAIN_METRICS
+            if key not in main
         ]
         if rows:
             tables.append((title, [stage_label(model) for model in models], rows))
     return tables
 
 
+def by_task(evaluation: Mapping[str, Any]) -> list[tuple[str, list]]:
+    """The tables of `results` for each task, where an evaluation mixes several."""
+    models = {name: m.get("by_task") or {} for name, m in evaluation.get("models", {}).items()}
+    names = {task for modes in models.values() for found in modes.values() for task in found}
+
+    def of(task: str) -> dict[str, Any]:
+        return {
+            model: {mode: found[task] for mode, found in modes.items() if task in found}
+            for model, modes in models.items()
+        }
+
+    metrics = main_metrics(evaluation)
+    return [(task, results({"models": of(task)}, metrics)) for task in sorted(names)]
+
+
+def steps(evaluation: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list]]]:
+    """What each attempt gained over the one before, where there are more than two.
+
+    Returns:
+      The headings; and per decoding, its title and one row of gains per model.
+    """
+    turns = range(2, last_turn(evaluation) + 1)
+    if len(turns) < 2:
+        return [], []
+    tables = []
+    for decoding, title in DECODINGS.items():
+        rows = []
+        for model, measured in evaluation.get("models", {}).items():
+            keys = [f"step_delta/turn{turn}" for turn in turns]
+            cells = [cell(interval_of(evaluation, model, key, decoding), key) for key in keys]
+            rows += [(stage_label(model), cells)] if measured.get(decoding) else []
+        tables += [(title, rows)] if rows else []
+    return [f"Δ {turn - 1}→{turn}" for turn in turns], tables
+
+
 def change_charts(evaluation: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """Draws, per decoding, each model's accuracy at turn 1 and at turn 2."""
-    charts = []
+    """Draws, per decoding, each model's accuracy at the first turn and at the last."""
+    charts, last = [], last_turn(evaluation) or 2
     for decoding, title in DECODINGS.items():
         changes = []
         for model in evaluation.get("models", {}):
             found = [
-                interval_of(evaluation, model, f"accuracy/turn{turn}", decoding) for turn in (1, 2)
+                interval_of(evaluation, model, f"accuracy/turn{turn}", decoding)
+                for turn in (1, last)
             ]
             triples = [(i["value"], i["low"], i["high"]) for i in found if i]
-            if len(triples) == 2:
+            if len(triples) == 2 and last > 1:
                 before, after = triples
                 gain = points(after[0] - before[0])
                 name = stage_label(model)
-                changes.append(Change(name=name, before=before, after=after, gain=gain))
+                word = last_attempts(last).split()[0]
+                changes.append(Change(name=name, before=before, after=after, gain=gain, last=word))
         if changes:
             charts.append((title, change_chart(changes, title=f"{title}: accuracy per attempt")))
     return charts
@@ -131,7 +180,8 @@ def attempts_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     """Draws accuracy per turn; None where no model was evaluated for more than two turns."""
     series = []
     for index, model in enumerate(evaluation.get("models", {})):
-        found = [interval_of(evaluation, model, f"accuracy/turn{t}") for t in range(1, 11)]
+        turns = range(1, last_turn(evaluation) + 1)
+        found = [interval_of(evaluation, model, f"accuracy/turn{turn}") for turn in turns]
         curve = [(turn, i["value"]) for turn, i in enumerate(found, start=1) if i]
         if len(curve) > 2:
             xs, ys = [float(turn) for turn, _ in curve], [value for _, value in curve]
@@ -163,9 +213,10 @@ def curves(run: Run) -> tuple[list[Chart], list[Chart]]:
     rest: dict[str, list[str]] = {}
     for key in keys:
         if key not in shown:
-            rest.setdefault(key.split("/")[0], []).append(key)
-    titles = {name: NAMES.get(name) or name.replace("_", " ").capitalize() for name in rest}
-    more = [_curve(run, titles[name], "", found) for name, found in rest.items()]
+            parts = key.split("/")  # a task's accuracies are a group, and its rewards another
+            rest.setdefault("/".join(parts[: 3 if parts[0] == "task" else 1]), []).append(key)
+    units = {name.split("/")[0]: unit for stage in run.stages for name, unit in stage.units.items()}
+    more = [_curve(run, _group_title(n), units.get(n, ""), found) for n, found in rest.items()]
     return [c for c in main if c], [c for c in more if c]
 
 
@@ -181,7 +232,7 @@ def _curve(run: Run, title: str, note: str, keys: Sequence[str]) -> Chart | None
             if np.isfinite(values).any():
                 lines[key].append(([start + step for step in steps], values))
         start += logged[-1]
-    percent = all(key.startswith(SHARES) for key in keys)
+    percent = all(metric_of(key).startswith(SHARES) for key in keys)
     drawn = [(key, segments) for key, segments in lines.items() if segments][:8]
     if not drawn:
         return None
@@ -194,7 +245,15 @@ def _curve(run: Run, title: str, note: str, keys: Sequence[str]) -> Chart | None
     return Chart(title=title, note=note, svg=svg, legend=legend)
 
 
+def _group_title(name: str) -> str:
+    if name.startswith("task/"):
+        _, task, metric = name.split("/")
+        return f"{metric.capitalize()} on {task}"
+    return NAMES.get(name) or name.replace("_", " ").capitalize()
+
+
 def _series_name(key: str) -> str:
+    key = metric_of(key) if key.startswith("task/") else key
     name = NAMES.get(key) or key.split("/", 1)[-1].replace("_", " ").replace("/", " ")
     return name.replace("turn", "turn ") if name.startswith("turn") and name[4:].isdigit() else name
 

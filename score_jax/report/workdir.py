@@ -7,18 +7,18 @@ unreadable becomes a line in `Run.missing` instead of an error.
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 from score_jax.checks import check_recorded_names
+from score_jax.data import store
 from score_jax.records import Transcript
 
-KEPT_TRANSCRIPTS = 24  # latest training dialogues read per stage
+READ_STEPS, READ_ROWS = 3, 8  # training dialogues read per stage: of the latest steps, each
 PURPOSE = {
     "metrics.jsonl": "no curves",
     "evaluation.json": "no held-out measurements",
-    "transcripts.jsonl": "no training dialogues",
     "config.json": "no config",
 }
 
@@ -33,6 +33,7 @@ class StageRecord:
     evaluation: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     handoff: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)  # of metrics, by name without turn
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of a metric, where the run logged it."""
@@ -98,24 +99,42 @@ def _read_stage(folder: Path, missing: list[str]) -> StageRecord:
             missing.append(f"{name}/{file} is missing: {purpose}")
     lines = _read_lines(folder / "metrics.jsonl", missing)
     rows = {row["step"]: row for row in map(_numbers, lines) if "step" in row}
-    read = [transcript_of(line) for line in _read_lines(folder / "transcripts.jsonl", missing)]
     config = _read_object(folder / "config.json", missing)
     check_recorded_names(config, folder / "config.json")
     return StageRecord(
         name=name,
         rows=tuple(rows[step] for step in sorted(rows)),
-        transcripts=tuple(t for t in read if t is not None)[-KEPT_TRANSCRIPTS:],
+        transcripts=_read_dialogues(folder, missing),
         evaluation=_read_object(folder / "evaluation.json", missing),
         config=config,
         handoff=_read_object(folder / "handoff.json", missing),
+        units=_read_object(folder / "units.json", missing),
     )
 
 
+def _read_dialogues(folder: Path, missing: list[str]) -> tuple[Transcript, ...]:
+    """Dialogues of the latest steps that were kept, evenly spread over each step's rows."""
+    rollouts = folder / "rollouts"
+    steps = store.steps(rollouts)[-READ_STEPS:]
+    if not steps:
+        missing.append(f"{folder.name}/rollouts is missing: no training dialogues")
+    found: list[Transcript] = []
+    for step in steps:
+        rows = list(store.read(rollouts, steps=[step], log=missing.append))
+        count = min(READ_ROWS, len(rows))
+        found += [store.transcript(rows[i * len(rows) // count]) for i in range(count)]
+    return tuple(found)
+
+
 def transcript_of(line: dict[str, Any]) -> Transcript | None:
-    """Reads a stored transcript; None if a field is missing. Unknown fields are ignored."""
-    names = [f.name for f in fields(Transcript)]
-    if not all(name in line for name in names):
+    """Reads a stored transcript; None if a field is missing that has no default.
+
+    Unknown fields are ignored.
+    """
+    required = [f.name for f in fields(Transcript) if f.default is MISSING]
+    if not all(name in line for name in required):
         return None
+    names = [f.name for f in fields(Transcript) if f.name in line]
     values = {k: tuple(line[k]) if isinstance(line[k], list) else line[k] for k in names}
     return Transcript(**cast(dict[str, Any], values))
 

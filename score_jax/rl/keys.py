@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from score_jax.types import Ids
+
 # What dialogues are drawn for; two purposes draw different tokens where all else is equal.
 Purpose = Literal["train", "evaluate", "collect", "ask"]
 
@@ -41,25 +43,17 @@ def run_key(seed: int, purpose: Purpose, *, stage: str = "", round: int = 0) -> 
     return jax.random.fold_in(key, round)
 
 
-def row_keys(
-    key: Key[Array, ""], draws: Int[Array, "P"], *, group_size: int, second_attempts: int = 1
-) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
+def row_keys(key: Key[Array, ""], ids: Ids) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
     """Keys of each row's first attempt and of its later ones.
 
     Args:
       key: of `run_key`.
-      draws: ordinals of the problems in the run's stream.
-      group_size: G, dialogues per draw; row p * G + g is sample g of draw p.
-      second_attempts: adjacent samples that share their first attempt.
     """
-    sample = jnp.arange(group_size)
 
     def fold(draw: Array, sample: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, draw), sample)
 
-    keys = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))
-    first = keys(draws, sample // second_attempts * second_attempts)
-    return first.reshape(-1), keys(draws, sample).reshape(-1)
+    return jax.vmap(fold)(ids.draw, ids.attempt), jax.vmap(fold)(ids.draw, ids.sample)
 
 
 def token_keys(

@@ -1,35 +1,42 @@
-"""The learner: reference scores, the shaped policy gradient, one update.
+"""The learner: reference scores, the shaped policy gradient or a likelihood, one update.
 
 A batch's loss is one weighted sum over tokens, with the denominators of the whole batch, so
-splitting it into minibatches, microbatches or device shards does not change it.
+splitting it into minibatches, microbatches or device shards does not change it. Reinforcement
+and supervised learning differ by the advantages and weights of the tokens alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from score_jax.checks import Count, Decay, check_fields
+from score_jax.checks import Count, Decay, Share, check_fields
 from score_jax.model.decoder import Decoder
-from score_jax.rl import logprobs
-from score_jax.rl.mismatch import importance_weights, mismatch_metrics, mismatch_sums
-from score_jax.rl.objectives import (
-    Objective,
+from score_jax.rl import coefficients, metrics
+from score_jax.rl.coefficients import CoefficientsConfig
+from score_jax.rl.dialogue import DialoguePlan
+from score_jax.rl.estimators import (
+    EstimatorConfig,
+    Groups,
+    group_rows,
+    kl_terms,
     policy_loss,
     token_weights,
     turn_advantages,
-    turn_log_ratio,
-    turn_returns,
+    turn_means,
 )
+from score_jax.rl.logprobs import spread_to_tokens, sum_by_turn
+from score_jax.rl.metrics import Metric, largest, mean, total
+from score_jax.rl.mismatch import importance_weights, mismatch_metrics, mismatch_parts
+from score_jax.rl.objectives import Objective
 from score_jax.rl.scoring import hidden_states, score_tokens
-from score_jax.types import Batch, Episodes, Params, Scores, TokenScores, TrainState
+from score_jax.types import Batch, Episodes, Params, Scores, TrainState
 
-Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Array]]]
+Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Metric]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +44,14 @@ class LearnerConfig:
     """How a batch is split to save memory, and how many updates use it."""
 
     microbatches: Count = 1  # parts of a minibatch whose gradients are accumulated
-    minibatches: Count = 1  # updates per rollout; above 1 needs objective.clip
+    minibatches: Count = 1  # updates per rollout; above 1 needs estimator.clip
     logits_chunk: Count = 128  # positions per row whose logits are held at a time
     baseline_decay: Decay = (
         0.9  # of the running baseline, per rollout; 0: only the last rollout counts
     )
+    # Supervised only: gradients are taken a random step away, of this share of each tensor's
+    # norm, another one for every update; it favours wide optima.
+    weight_noise: Share = 0.0
 
     def __post_init__(self):
         check_fields(self, "learner")
@@ -64,22 +74,27 @@ def score_episodes(
     params: Params,
     episodes: Episodes,
     *,
-    max_policy_tokens: int,
+    max_tokens: int,
     config: LearnerConfig,
     keep_hidden: bool,
 ) -> Scores:
-    """The reference's scores of sampled dialogues; needs no rewards."""
+    """The reference's scores of dialogues; needs no rewards.
+
+    Args:
+      max_tokens: that are scored in a row, at most.
+      keep_hidden: keep the hidden states instead, of which the update makes the exact KL.
+    """
 
     def one(part: Episodes) -> Scores:
         hidden = hidden_states(decoder, params, part.tokens)
-        if keep_hidden:  # the update computes the exact KL, since it needs the policy
+        if keep_hidden:
             return Scores(logprobs=jnp.zeros(part.turn.shape), hidden=hidden)
         scores = score_tokens(
             decoder,
             params,
             hidden,
             part,
-            max_policy_tokens=max_policy_tokens,
+            max_tokens=max_tokens,
             logits_chunk=config.logits_chunk,
         )
         return Scores(logprobs=scores.logprobs, hidden=None)
@@ -96,92 +111,69 @@ def all_trained(params: Params, _: Params) -> Params:
     return params
 
 
-def kl_terms(
-    objective: Objective, scores: TokenScores, batch: Batch
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """The per-token KL loss of the objective, and the estimate that is logged."""
-    if objective.kl == "exact":
-        return scores.kl, scores.kl
-    own = batch.episodes.turn > 0
-    policy = jnp.where(own, scores.logprobs, 0.0)
-    reference = jnp.where(own, batch.scores.logprobs, 0.0)
-    estimate = logprobs.k3(policy, reference)
-    losses = {"k2": logprobs.k2(policy, reference), "k3": estimate}
-    return losses.get(objective.kl, jnp.zeros_like(policy)), estimate
-
-
 def batch_loss(
     decoder: Decoder,
     params: Params,
     reference_params: Params,
     batch: Batch,
     *,
-    objective: Objective,
-    max_policy_tokens: int,
+    estimator: EstimatorConfig,
+    max_tokens: int,
     logits_chunk: int,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted sum of the token losses of rows, and sums for the metrics."""
+) -> tuple[Float[Array, ""], dict[str, Metric]]:
+    """The weighted sum of the token losses of rows, and their part of the metrics."""
     episodes = batch.episodes
     hidden = hidden_states(decoder, params, episodes.tokens)
     reference = None
-    if objective.kl == "exact":
-        assert batch.scores.hidden is not None, "exact KL needs the reference's hidden states"
+    if batch.scores is not None and batch.scores.hidden is not None:
         reference = (reference_params, batch.scores.hidden)
     scores = score_tokens(
         decoder,
         params,
         hidden,
         episodes,
-        max_policy_tokens=max_policy_tokens,
+        max_tokens=max_tokens,
         logits_chunk=logits_chunk,
         reference=reference,
     )
-    kl_loss, kl_estimate = kl_terms(objective, scores, batch)
-    beta = logprobs.spread_to_tokens(
-        jnp.broadcast_to(jnp.asarray(objective.beta), episodes.rewards.shape), episodes.turn
-    )
+    kl_loss, kl_estimate = kl_terms(estimator.kl, scores, batch)
     before = batch.logprobs
     if before is None:
         before = jax.lax.stop_gradient(scores.logprobs)
-    cap = objective.importance_cap
-    assert cap != "auto", "an objective is resolved before it is built into a program"
+    cap = estimator.importance_cap
+    assert cap != "auto", "an estimator is resolved before it is built into a program"
     importance, capped = importance_weights(before, episodes.logprobs, cap)
-    token_loss = policy_loss(objective, scores.logprobs, before, batch.advantages)
-    loss = jnp.sum(batch.weights * (importance * token_loss + beta * kl_loss))
+    token_loss = policy_loss(estimator.clip, scores.logprobs, before, batch.advantages)
+    loss = jnp.sum(batch.weights * (importance * token_loss + batch.beta * kl_loss))
 
-    turn, turns = episodes.turn, objective.turns
+    turns = episodes.rewards.shape[1]
+    drawn = jnp.where(episodes.sampled, episodes.turn, 0)
+    owner = jnp.where(episodes.sampled | episodes.trained, episodes.turn, 0)
+    tokens = sum_by_turn(jnp.ones(owner.shape), owner, turns).sum(0)
+    rows = episodes.present.sum(0).astype(jnp.float32)
     return loss, {
-        "loss": loss,
-        "kl": logprobs.sum_by_turn(kl_estimate, turn, turns).sum(0),
-        "entropy": logprobs.sum_by_turn(scores.entropy, turn, turns).sum(0),
-        "capped": logprobs.sum_by_turn(capped, turn, turns).sum(0),
-        **mismatch_sums(episodes.logprobs, before, turn, turns),
-    }
-
-
-def accumulate(total: dict[str, Array], part: dict[str, Array]) -> dict[str, Array]:
-    """Adds sums; of maxima it keeps the larger."""
-    return {
-        name: jnp.maximum(total[name], part[name]) if name.endswith("_max") else total[name] + value
-        for name, value in part.items()
+        "loss": total(loss),
+        "kl": mean(sum_by_turn(kl_estimate, drawn, turns).sum(0), rows, "nats"),
+        "entropy": mean(sum_by_turn(scores.entropy, owner, turns).sum(0), tokens, "nats"),
+        "importance_capped": mean(sum_by_turn(capped, drawn, turns).sum(0), tokens),
+        **mismatch_parts(episodes.logprobs, before, drawn, turns),
     }
 
 
 def accumulated_gradient(
     loss: Loss, params: Params, batch: Any, microbatches: int
-) -> tuple[Params, dict[str, Array]]:
-    """Gradient and metric sums of a batch, one microbatch in memory at a time."""
+) -> tuple[Params, dict[str, Metric]]:
+    """Gradient and metrics of a batch, one microbatch in memory at a time."""
     gradient_of = jax.grad(loss, has_aux=True)
     parts = split_rows(batch, microbatches)
 
-    def add(total: tuple, part: Any) -> tuple[tuple, None]:
-        gradient, sums = gradient_of(params, part)
-        return (jax.tree.map(jnp.add, total[0], gradient), accumulate(total[1], sums)), None
+    def add(so_far: tuple, part: Any) -> tuple[tuple, None]:
+        gradient, found = gradient_of(params, part)
+        return (jax.tree.map(jnp.add, so_far[0], gradient), metrics.merge((so_far[1], found))), None
 
-    first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(gradient_of, params, first)
+    shapes, found = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, parts)[0]
+    return jax.lax.scan(add, (zeros, metrics.empty(found)), parts)[0]
 
 
 def running_mean(
@@ -199,6 +191,116 @@ def running_mean(
     return jnp.where(step > 0, average / (1 - decay ** jnp.maximum(step, 1)), 0.0)
 
 
+def random_move(params: Params, key: Key[Array, ""], share: float) -> Params:
+    """Parameters a random step away.
+
+    Args:
+      share: length of each tensor's step, of the tensor's own norm (in expectation).
+
+    Source: LPF-SGD, arXiv:2201.08025, with one random step per update and tensors as filters.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten(
+        leaf + share * jnp.sqrt(jnp.mean(leaf**2)) * jax.random.normal(own, leaf.shape)
+        for own, leaf in zip(keys, leaves, strict=True)
+    )
+
+
+def descend(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    reference_params: Params,
+    batch: Batch,
+    *,
+    estimator: EstimatorConfig,
+    config: LearnerConfig,
+    max_tokens: int,
+    seed: int = 0,
+    compose: Compose = all_trained,
+) -> tuple[TrainState, dict[str, Metric]]:
+    """Learns from a batch: each minibatch gives one update.
+
+    Args:
+      seed: of the random steps of config.weight_noise.
+
+    Returns:
+      The state with new parameters, and the metrics of the loss.
+    """
+
+    def loss(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Metric]]:
+        return batch_loss(
+            decoder,
+            compose(params, reference_params),
+            reference_params,
+            part,
+            estimator=estimator,
+            max_tokens=max_tokens,
+            logits_chunk=config.logits_chunk,
+        )
+
+    def one_minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], dict]:
+        params, opt_state = carry
+        place = params
+        if config.weight_noise:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            place = random_move(params, key, config.weight_noise)
+        gradient, found = accumulated_gradient(loss, place, part, config.microbatches)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        found["gradient_norm"] = mean(optax.tree.norm(gradient), jnp.ones(()))
+        found["loss"] = mean(found["loss"].total, jnp.ones(()))
+        return (optax.apply_updates(params, updates), opt_state), found
+
+    # A minibatch's loss is a mean over its own rows.
+    batch = batch.replace(weights=batch.weights * config.minibatches)
+    (params, opt_state), found = jax.lax.scan(
+        one_minibatch, (state.params, state.opt_state), split_rows(batch, config.minibatches)
+    )
+    parts = [jax.tree.map(lambda x, n=n: x[n], found) for n in range(config.minibatches)]
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return state, metrics.merge(parts)
+
+
+def imitate(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    reference_params: Params,
+    episodes: Episodes,
+    *,
+    config: LearnerConfig,
+    max_tokens: int,
+    seed: int = 0,
+    compose: Compose = all_trained,
+) -> tuple[TrainState, dict[str, Metric]]:
+    """Supervised learning: one update on the trained tokens of rows, each with advantage 1.
+
+    Returns:
+      The new state, and the loss in nats per token over the whole batch.
+    """
+    trained = episodes.trained.astype(jnp.float32)
+    batch = Batch(
+        episodes=episodes,
+        advantages=trained,
+        weights=trained / jnp.maximum(trained.sum(), 1.0),
+        beta=jnp.zeros(trained.shape),
+    )
+    state, found = descend(
+        decoder,
+        optimizer,
+        state,
+        reference_params,
+        batch,
+        estimator=EstimatorConfig(),
+        config=config,
+        max_tokens=max_tokens,
+        seed=seed,
+        compose=compose,
+    )
+    return state, {name: found[name] for name in ("loss", "gradient_norm", "entropy")}
+
+
 def update(
     decoder: Decoder,
     optimizer: optax.GradientTransformation,
@@ -207,16 +309,20 @@ def update(
     episodes: Episodes,
     scores: Scores,
     *,
+    plan: DialoguePlan,
     objective: Objective,
+    estimator: EstimatorConfig,
     config: LearnerConfig,
-    group_size: int,
-    second_attempts: int,
-    turn_limit: int,
+    schedule: CoefficientsConfig = coefficients.CONSTANT,
+    steps: int = 1,
     compose: Compose = all_trained,
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, dict[str, Metric]]:
     """Learns from one rollout: advantages of the whole batch, then each minibatch once.
 
     Args:
+      plan: complete; as the rows were drawn.
+      schedule: moves alpha and beta, which `state` carries.
+      steps: rollouts of the whole stage, for the schedule.
       compose: makes the policy of what is trained and the reference; with an adapter
         (model.lora.attach) that is not the whole model.
 
@@ -224,110 +330,109 @@ def update(
       The new state, and metrics per turn: kl (nats per turn), entropy (nats per
       token), return, advantage_std, mismatch_metrics between sampler and learner.
     """
-    turns = objective.turns
-    max_policy_tokens = min(turns * turn_limit, episodes.tokens.shape[1])
-    before, kl = None, jnp.zeros_like(episodes.rewards)
-    if objective.kl == "reward" or config.minibatches > 1:  # needed before the loss finds them
+    turns, now = plan.turns, state.coefficients
+    before, penalty = None, jnp.zeros_like(episodes.rewards)
+    if estimator.kl == "reward" or config.minibatches > 1:  # needed before the loss finds them
         policy = compose(state.params, reference_params)
-        score = partial(
-            score_episodes,
+        before = score_episodes(
             decoder,
-            max_policy_tokens=max_policy_tokens,
+            policy,
+            episodes,
+            max_tokens=plan.drawn_tokens,
             config=config,
             keep_hidden=False,
-        )
-        before = score(policy, episodes).logprobs
-        kl = turn_log_ratio(episodes.replace(logprobs=before), scores.logprobs, turns)
-    running = running_mean(state.baseline, state.step, config.baseline_decay)
-    advantages = turn_advantages(
+        ).logprobs
+    if estimator.kl == "reward":
+        assert before is not None, "computed above"
+        penalty = now.beta * sum_by_turn(before - scores.logprobs, episodes.turn, turns)
+    if episodes.shaping is not None:
+        penalty = penalty - episodes.shaping
+    groups = group_rows(
+        episodes.ids,
+        episodes.present,
+        running_mean(state.baseline, state.step, config.baseline_decay),
+    )
+    returns, advantages = turn_advantages(
         objective,
+        estimator,
         episodes.rewards,
-        kl,
-        running,
-        group_size=group_size,
-        second_attempts=second_attempts,
+        groups,
+        alpha=now.alpha,
+        penalty=penalty,
+        roles=plan.roles,
     )
     batch = Batch(
         episodes=episodes,
+        advantages=spread_to_tokens(advantages, episodes.turn),
+        weights=token_weights(estimator.length_norm, episodes, plan),
+        beta=spread_to_tokens(jnp.broadcast_to(now.beta, returns.shape), episodes.turn),
         scores=scores,
-        advantages=logprobs.spread_to_tokens(advantages, episodes.turn),
-        # A minibatch's loss is a mean over its own rows.
-        weights=token_weights(objective, episodes.turn, limit=turn_limit) * config.minibatches,
         logprobs=before,
     )
-
-    def loss(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
-        return batch_loss(
-            decoder,
-            compose(params, reference_params),
-            reference_params,
-            part,
-            objective=objective,
-            max_policy_tokens=max_policy_tokens,
-            logits_chunk=config.logits_chunk,
-        )
-
-    def one_minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], dict]:
-        params, opt_state = carry
-        gradient, sums = accumulated_gradient(loss, params, part, config.microbatches)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        sums["gradient_norm"] = optax.tree.norm(gradient)
-        return (optax.apply_updates(params, updates), opt_state), sums
-
-    (params, opt_state), sums = jax.lax.scan(
-        one_minibatch, (state.params, state.opt_state), split_rows(batch, config.minibatches)
+    state, found = descend(
+        decoder,
+        optimizer,
+        state,
+        reference_params,
+        batch,
+        estimator=estimator,
+        config=config,
+        max_tokens=plan.drawn_tokens,
+        compose=compose,
     )
-    returns = turn_returns(objective, episodes.rewards, kl).mean(0)
+    mean_return = turn_means(returns, episodes.present)
+    kl = found["kl"].total / jnp.maximum(found["kl"].count, 1.0)
     decay = config.baseline_decay
     state = state.replace(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        baseline=decay * state.baseline + (1 - decay) * returns,
+        baseline=decay * state.baseline + (1 - decay) * mean_return,
+        coefficients=coefficients.advance(
+            schedule, objective, now, step=state.step, steps=steps, kl=kl, returns=mean_return
+        ),
     )
-    metrics = summarise(sums, episodes, returns, advantages)
-    if objective.importance_cap is None:
-        metrics = {k: v for k, v in metrics.items() if not k.startswith("importance_capped/")}
-    return state, metrics
+    told = summarise(found, episodes, returns, advantages, groups, plan)
+    names = ["loss", "gradient_norm", "kl", "entropy"]
+    names += ["importance_capped"] if estimator.importance_cap is not None else []
+    told |= {name: found[name] for name in names}
+    return state, told | {"alpha": largest(now.alpha), "beta": largest(now.beta)}
 
 
 def summarise(
-    sums: dict[str, Array],
+    found: dict[str, Metric],
     episodes: Episodes,
-    returns: Float[Array, "R"],
+    returns: Float[Array, "B R"],
     advantages: Float[Array, "B R"],
-) -> dict[str, Array]:
-    """Metrics of one update, by name and turn."""
-    rows, turns = episodes.rewards.shape
-    lengths = logprobs.sum_by_turn(jnp.ones(episodes.turn.shape), episodes.turn, turns)
-    tokens = jnp.maximum(lengths.sum(0), 1.0)
-    whole = {  # over the minibatches
-        name: part.max(0) if name.endswith("_max") else part.sum(0) for name, part in sums.items()
+    groups: Groups,
+    plan: DialoguePlan,
+) -> dict[str, Metric]:
+    """Metrics of a rollout; of the turns that its rows have."""
+    present = episodes.present
+    drawn = jnp.where(episodes.sampled, episodes.turn, 0)
+    lengths = sum_by_turn(jnp.ones(drawn.shape), drawn, plan.turns)
+    tokens, rows = lengths.sum(0), present.sum(0).astype(jnp.float32)
+
+    def share(values: Array) -> Metric:
+        return mean(jnp.where(present, values, 0).sum(0), rows)
+
+    right = (episodes.rewards >= 1.0) & present
+    answers = jnp.asarray([role == "answer" for role in plan.roles]) & present
+    final = plan.turns - 1 - jnp.argmax(answers[:, ::-1], axis=1)
+    last = jnp.take_along_axis(right, final[:, None], axis=1)[:, 0]
+    first, dialogues = right[:, 0], jnp.maximum(present.any(1).sum(), 1)
+    differs = episodes.rewards[:, None, :] != episodes.rewards[None, :, :]  # B B R
+    signal = (groups.problem[..., None] & present[None] & differs).any(1)
+    alone = (groups.problem & present.any(1)[None]).sum(1) == 1
+    spread = jnp.sqrt(turn_means(jnp.square(advantages - turn_means(advantages, present)), present))
+    return {
+        "delta": mean((last.astype(float) - first).sum(), dialogues),
+        "delta_i_to_c": mean((last & ~first).sum(), dialogues),
+        "delta_c_to_i": mean((first & ~last).sum(), dialogues),
+        "alone": mean((alone & present.any(1)).sum(), dialogues),
+        "no_signal": share(~signal),
+        "accuracy": share(right),
+        "reward": share(episodes.rewards),
+        "return": share(returns),
+        "advantage_std": largest(spread),
+        "length": share(lengths),
+        "truncated": share(episodes.truncated),
+        **mismatch_metrics(found, tokens, rows),
     }
-    right = episodes.rewards >= 1.0
-    first, last = right[:, 0], right[:, -1]
-    metrics = {
-        "loss": sums["loss"].mean(),
-        "gradient_norm": sums["gradient_norm"].mean(),
-        "mismatch/max": whole["mismatch_max"].max(),
-        "mismatch/mean": whole["mismatch_sum"].sum() / tokens.sum(),
-        "delta": last.mean() - first.mean(),
-        "delta_i_to_c": (last & ~first).mean(),
-        "delta_c_to_i": (first & ~last).mean(),
-    }
-    per_turn = {
-        "accuracy": right.mean(0),
-        "reward": episodes.rewards.mean(0),
-        "return": returns,
-        "kl": whole["kl"] / rows,
-        "entropy": whole["entropy"] / tokens,
-        "advantage_std": advantages.std(0),
-        "length": lengths.mean(0),
-        "truncated": episodes.truncated.mean(0),
-        "importance_capped": whole["capped"] / tokens,
-        **mismatch_metrics(whole, lengths.sum(0), rows),
-    }
-    for name, values in per_turn.items():
-        for turn in range(turns):
-            metrics[f"{name}/turn{turn + 1}"] = values[turn]
-    return metrics

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from score_jax.rl.logprobs import k3, sum_by_turn, turn_mask
+from score_jax.rl.metrics import Metric, largest, mean, total
 
 ImportanceCap = float | Literal["auto"] | None
 
@@ -45,44 +46,49 @@ def importance_weights(
     return jnp.minimum(ratio, cap), (ratio > cap).astype(jnp.float32)
 
 
-def mismatch_sums(
+def mismatch_parts(
     sampler: Float[Array, "B T"], learner: Float[Array, "B T"], turn: Int[Array, "B T"], turns: int
-) -> dict[str, Array]:
-    """Sums by turn, maxima by turn, and counts above EDGES, to be added up over a batch."""
+) -> dict[str, Metric]:
+    """What `mismatch_metrics` is made of, by turn, to be merged over a batch.
+
+    Args:
+      turn: of sampled tokens, 0 at all others.
+    """
     own = turn > 0
     sampler, learner = jnp.where(own, sampler, 0.0), jnp.where(own, learner, 0.0)
     mismatch = jnp.abs(sampler - learner)
     by_turn = jnp.where(turn_mask(turn, turns) > 0, mismatch[:, None, :], 0.0)  # B R T
     above = by_turn[..., None] > EDGES  # B R T E, never held: compared and counted in one go
     return {
-        "mismatch_sum": by_turn.sum((0, 2)),
-        "mismatch_max": by_turn.max((0, 2)),
-        "mismatch_above": above.sum((0, 2), dtype=jnp.int32),
-        "mismatch_kl": sum_by_turn(k3(sampler, learner), turn, turns).sum(0),
+        "mismatch/sum": total(by_turn.sum((0, 2)), "nats"),
+        "mismatch/max": largest(by_turn.max((0, 2)), "nats"),
+        "mismatch/above": total(above.sum((0, 2), dtype=jnp.int32)),
+        "mismatch/kl": total(sum_by_turn(k3(sampler, learner), turn, turns).sum(0), "nats"),
     }
 
 
 def mismatch_metrics(
-    sums: dict[str, Array], tokens: Float[Array, "R"], rows: int
-) -> dict[str, Float[Array, "R"]]:
-    """The mismatch of each turn in nats.
+    parts: dict[str, Metric], tokens: Float[Array, "R"], rows: Float[Array, "R"]
+) -> dict[str, Metric]:
+    """The mismatch of each turn.
 
     Args:
-      sums: of `mismatch_sums`, over all parts.
-      tokens: the policy's tokens in each turn.
+      parts: of `mismatch_parts`, over the whole batch.
+      tokens: that were sampled in each turn.
+      rows: that have each turn.
 
     Returns:
       mean; trimmed, the mean of all tokens but the largest, which stops a run; p99.9,
       the percentile to within 10% below 10 nats; max; and kl, an estimate of
       KL(sampler || learner) of a whole turn.
     """
-    total, largest = sums["mismatch_sum"], sums["mismatch_max"]
-    within = sums["mismatch_above"] <= TAIL * tokens[:, None]  # R E, False then True
+    summed, worst = parts["mismatch/sum"].total, parts["mismatch/max"].total
+    within = parts["mismatch/above"].total <= TAIL * tokens[:, None]  # R E, False then True
     tail = jnp.where(within.any(1), jnp.asarray(EDGES)[jnp.argmax(within, axis=1)], jnp.inf)
     return {
-        "mismatch/mean": total / jnp.maximum(tokens, 1.0),
-        "mismatch/trimmed": (total - largest) / jnp.maximum(tokens - 1.0, 1.0),
-        "mismatch/p99.9": jnp.minimum(tail, largest),
-        "mismatch/max": largest,
-        "mismatch/kl": sums["mismatch_kl"] / rows,
+        "mismatch/mean": mean(summed, tokens, "nats"),
+        "mismatch/trimmed": mean(summed - worst, jnp.maximum(tokens - 1.0, 0.0), "nats"),
+        "mismatch/p99.9": largest(jnp.minimum(tail, worst), "nats"),
+        "mismatch/max": largest(worst, "nats"),
+        "mismatch/kl": mean(parts["mismatch/kl"].total, rows, "nats"),
     }

@@ -5,19 +5,24 @@ reference model, which needs no rewards.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+from jaxtyping import Array, Key
 
 from score_jax.distributed import processes
 from score_jax.distributed.sharding import local_rows
-from score_jax.records import UNGRADED, VERDICTS, Grade, Problem, Task, Transcript
+from score_jax.records import UNGRADED, VERDICTS, Grade, Problem, Transcript
+from score_jax.rl.dialogue import Encoder
+from score_jax.rl.metrics import Metric, mean
+from score_jax.rl.sampling import Sampler
+from score_jax.tasks.grading.judgement import grade_judgement
 from score_jax.text.chat import Chat
-from score_jax.types import Episodes, Params, Prompts, Scores
+from score_jax.types import Episodes, Params, Scores
 
 
 class PendingGrades(Protocol):
@@ -43,38 +48,11 @@ class Graded:
     """This host's rows of a rollout as texts and grades."""
 
     attempts: list[tuple[str, ...]]  # per row, one text per turn
-    grades: list[tuple[Grade, ...]]  # per row, one grade per turn
+    grades: list[tuple[Grade | None, ...]]  # per row, one grade per turn; None: it lacks the turn
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per phase
 
 
-def encode_prompts(
-    chat: Chat, task: Task, draws: np.ndarray, problems: Sequence[Problem], limit: int
-) -> Prompts:
-    """Encodes problems, with their ordinals in the stream, as right-padded rows.
-
-    Raises:
-      ValueError: a prompt is longer than the limit.
-    """
-    tokens = np.zeros((len(problems), limit), np.int32)
-    lengths = np.zeros(len(problems), np.int32)
-    for row, problem in enumerate(problems):
-        ids = chat.encode_prompt(task.ask(problem))
-        if len(ids) > limit:
-            raise ValueError(
-                f"sampling.prompt_limit is {limit}; problem {problem.id!r} has {len(ids)} tokens: "
-                "raise the limit or leave the problem out"
-            )
-        tokens[row, : len(ids)] = ids
-        lengths[row] = len(ids)
-    columns: dict[str, Any] = {  # numpy until they are made global
-        "tokens": tokens,
-        "length": lengths,
-        "draw": np.asarray(draws, np.int32),
-    }
-    return Prompts(**columns)
-
-
-def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str, ...]]:
+def attempt_texts(chat: Chat, episodes: Episodes) -> list[tuple[str, ...]]:
     """Each row's attempts as text, up to the first stop token, which is left out."""
     tokens, turn = np.asarray(episodes.tokens), np.asarray(episodes.turn)
     stops = frozenset(chat.stops)
@@ -84,54 +62,85 @@ def attempt_texts(chat: Chat, episodes: Episodes, turns: int) -> list[tuple[str,
 
     texts = []
     for row, owner in zip(tokens, turn, strict=True):
-        turns_ids = (row[owner == number].tolist() for number in range(1, turns + 1))
+        numbers = range(1, episodes.present.shape[1] + 1)
+        turns_ids = (row[owner == number].tolist() for number in numbers)
         texts.append(tuple(chat.decode(list(takewhile(going_on, ids))) for ids in turns_ids))
     return texts
 
 
-def group_by_row(values: Sequence, turns: int) -> list[tuple]:
-    """Splits a flat list into tuples of `turns` values, one per row."""
-    return [tuple(values[i : i + turns]) for i in range(0, len(values), turns)]
-
-
-def reward_array(grades: Sequence[Sequence[Grade]]) -> np.ndarray:
+def reward_array(grades: Sequence[Sequence[Grade | None]]) -> np.ndarray:
     """Rewards f32[B R]."""
-    return np.asarray([[grade.reward for grade in row] for row in grades], np.float32)
+    return np.asarray([[g.reward if g else 0.0 for g in row] for row in grades], np.float32)
+
+
+def repetitions(grades: Sequence[Sequence[Grade | None]], roles: Sequence[str]) -> np.ndarray:
+    """1.0 where a turn's final answer is one that its dialogue has given before: f32[B R]."""
+
+    def row(turns: Sequence[Grade | None]) -> list[float]:
+        own = zip(turns, roles, strict=True)
+        answers = [turn.extracted if turn and role == "answer" else None for turn, role in own]
+        return [float(a is not None and a in answers[:n]) for n, a in enumerate(answers)]
+
+    return np.asarray([row(turns) for turns in grades], np.float32)
+
+
+def graded_columns(
+    grades: Sequence[Sequence[Grade | None]], roles: Sequence[str], repeat_penalty: float
+) -> dict[str, np.ndarray]:
+    """The fields of Episodes that follow from grades."""
+    columns = {"rewards": reward_array(grades)}
+    if repeat_penalty:
+        columns["shaping"] = -repeat_penalty * repetitions(grades, roles)
+    return columns
 
 
 def grade_rollout(
-    chat: Chat,
-    task: Task,
+    encoder: Encoder,
     grader: Grader,
     problems: Sequence[Problem],
     episodes: Episodes,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Graded:
-    """Grades every turn of this host's rows.
+    """Grades every turn of this host's rows, each by its problem's own task.
 
     In a turn that was cut, only a final answer that is complete before the cut counts.
 
     Args:
-      problems: one per group of G adjacent rows.
+      problems: one per row.
       episodes: numpy arrays.
       meanwhile: is called while the grades are computed.
     """
     start = time.monotonic()
-    turns = episodes.rewards.shape[1]
-    group_size = len(episodes.tokens) // len(problems)
-    attempts = attempt_texts(chat, episodes, turns)
-    items = [
-        (problems[row // group_size], text) for row, texts in enumerate(attempts) for text in texts
-    ]
-    pending = grader.submit(task.name, items, np.asarray(episodes.truncated).ravel().tolist())
+    attempts = attempt_texts(encoder.chat, episodes)
+    answers: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (row, turn) by task
+    for row, turn in np.argwhere(episodes.present).tolist():
+        if encoder.plan.roles[turn] == "answer":
+            answers[encoder.task(problems[row]).name].append((row, turn))
+    pending = {
+        name: grader.submit(
+            name,
+            [(problems[row], attempts[row][turn]) for row, turn in places],
+            [bool(episodes.truncated[place]) for place in places],
+        )
+        for name, places in answers.items()
+    }
     meanwhile()
-    grades = group_by_row(pending.result(), turns)
-    return Graded(attempts=attempts, grades=grades, seconds={"grade": time.monotonic() - start})
+    table: list[list[Grade | None]] = [[None] * encoder.plan.turns for _ in problems]
+    for name, places in answers.items():
+        for (row, turn), grade in zip(places, pending[name].result(), strict=True):
+            table[row][turn] = grade
+    answered = [list(row) for row in table]
+    for row, turn in np.argwhere(episodes.present).tolist():
+        if encoder.plan.roles[turn] == "verify":
+            judged = next(grade for grade in reversed(answered[row][:turn]) if grade)
+            table[row][turn] = grade_judgement(attempts[row][turn], judged)
+    seconds = {"grade": time.monotonic() - start}
+    return Graded(attempts=attempts, grades=[tuple(row) for row in table], seconds=seconds)
 
 
 def merge_grades(
-    parts: Sequence[tuple[Sequence[int], Sequence[tuple[Grade, ...]]]],
-) -> dict[int, tuple[Grade, ...]]:
+    parts: Sequence[tuple[Sequence[int], Sequence[tuple[Grade | None, ...]]]],
+) -> dict[int, tuple[Grade | None, ...]]:
     """Chooses one grade for each turn of each row, where several hosts hold the row.
 
     Hosts that split a model between them (`tensor`) grade the same answers, and one may time
@@ -144,19 +153,23 @@ def merge_grades(
     Returns:
       The grades of every row, by row index.
     """
-    found: dict[int, tuple[Grade, ...]] = {}
+
+    def open_case(grade: Grade | None) -> bool:
+        return grade is not None and grade.verdict in UNGRADED
+
+    found: dict[int, tuple[Grade | None, ...]] = {}
     for rows, graded in parts:
         for row, grades in zip(rows, graded, strict=True):
             known = found.get(row, grades)
             found[row] = tuple(
-                b if a.verdict in UNGRADED and b.verdict not in UNGRADED else a
+                b if open_case(a) and not open_case(b) else a
                 for a, b in zip(known, grades, strict=True)
             )
     return found
 
 
 def transcripts(
-    task: Task,
+    encoder: Encoder,
     problems: Sequence[Problem],
     episodes: Episodes,
     graded: Graded,
@@ -164,37 +177,66 @@ def transcripts(
     step: int,
     rows: Sequence[int],
 ) -> list[Transcript]:
-    """Transcripts of the given rows; `episodes` are numpy arrays."""
-    group_size = len(graded.attempts) // len(problems)
-    turns = range(1, episodes.rewards.shape[1] + 1)
+    """Transcripts of the given rows, of the turns that they have.
+
+    Args:
+      problems: one per row.
+      episodes: numpy arrays.
+    """
     out = []
     for row in rows:
-        problem, grades = problems[row // group_size], graded.grades[row]
+        problem = problems[row]
+        turns = np.flatnonzero(episodes.present[row]).tolist()
+        grades = [grade for grade in graded.grades[row] if grade is not None]
         out.append(
             Transcript(
                 step=step,
                 problem=problem.id,
-                prompt=task.ask(problem),
+                task=encoder.task(problem).name,
+                prompt=encoder.task(problem).ask(problem),
                 answer=problem.answer,
-                attempts=graded.attempts[row],
+                attempts=tuple(graded.attempts[row][turn] for turn in turns),
                 verdicts=tuple(grade.verdict for grade in grades),
                 rewards=tuple(grade.reward for grade in grades),
-                lengths=tuple(int((episodes.turn[row] == turn).sum()) for turn in turns),
-                truncated=tuple(bool(cut) for cut in episodes.truncated[row]),
+                lengths=tuple(int((episodes.turn[row] == turn + 1).sum()) for turn in turns),
+                truncated=tuple(bool(episodes.truncated[row, turn]) for turn in turns),
                 extracted=tuple(grade.extracted for grade in grades),
             )
         )
     return out
 
 
-def grading_metrics(graded: Graded) -> dict[str, float]:
-    """Shares of verdicts over all turns, and the share of rows whose final answer changed."""
-    counts = Counter(grade.verdict for row in graded.grades for grade in row)
-    total = max(1, sum(counts.values()))
-    metrics = {f"verdict/{verdict}": counts[verdict] / total for verdict in VERDICTS}
-    changed = [row[0].extracted != row[-1].extracted for row in graded.grades]
-    metrics["answer_changed"] = float(np.mean(changed))
-    return metrics
+def grading_metrics(
+    encoder: Encoder, problems: Sequence[Problem], graded: Graded
+) -> dict[str, Metric]:
+    """Verdicts over all turns, changed answers, and where tasks are mixed, numbers by task.
+
+    Args:
+      problems: one per row.
+    """
+    verdicts = [grade.verdict for row in graded.grades for grade in row if grade is not None]
+    roles = encoder.plan.roles
+    answers = [
+        [grade for grade, role in zip(row, roles, strict=True) if grade and role == "answer"]
+        for row in graded.grades
+    ]
+    changed = [row[0].extracted != row[-1].extracted for row in answers if row]
+    found = {
+        f"verdict/{verdict}": mean(float(verdicts.count(verdict)), float(len(verdicts)))
+        for verdict in VERDICTS
+    }
+    found["answer_changed"] = mean(float(sum(changed)), float(len(changed)))
+    names = sorted({task.name for task in encoder.tasks.values()})
+    for name in names if len(names) > 1 else ():
+        rows_of_all = zip(graded.grades, problems, strict=True)
+        own = [grades for grades, problem in rows_of_all if encoder.task(problem).name == name]
+        there = np.asarray([[float(g is not None) for g in row] for row in own])
+        shape = (-1, encoder.plan.turns)
+        right = reward_array(own).reshape(shape) >= 1.0
+        counts = there.reshape(shape).sum(0)
+        found[f"task/{name}/accuracy"] = mean(right.sum(0, dtype=float), counts)
+        found[f"task/{name}/reward"] = mean(reward_array(own).reshape(shape).sum(0), counts)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,34 +244,44 @@ class Rollout:
     """Graded dialogues on the devices, and the same rows on this host."""
 
     episodes: Episodes  # global device arrays, rewards set
-    scores: Scores
+    scores: Scores | None  # None: the rollout is not learnt from
     local: Episodes  # this host's rows as numpy
+    problems: list[Problem]  # of this host's rows
     graded: Graded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class RolloutPrograms:
     """The device programs of a rollout, and the transfers between host and devices."""
 
+    encoder: Encoder
     to_global: Callable  # this host's rows -> global arrays
     own_rows: Callable  # rows that all hosts hold -> the part of this host
     prepare: Callable[[Params], Params]  # params -> params as `sample` takes them
-    sample: Callable[..., Episodes]  # (prepared params, prompts, key)
-    score: Callable[..., Scores]  # (reference_params, episodes)
+    sample: Sampler
+    score: Callable[..., Scores | None]  # (reference_params, episodes)
+    repeat_penalty: float = 0.0  # of the objective
+
+
+def problems_of_rows(
+    draws: np.ndarray, problems: Sequence[Problem], episodes: Episodes
+) -> list[Problem]:
+    """The problem of each row, found by its draw."""
+    by_draw = dict(zip(np.asarray(draws).tolist(), problems, strict=True))
+    return [by_draw[draw] for draw in np.asarray(episodes.ids.draw).tolist()]
 
 
 def collect_rollout(
-    sampler: Sampler,
-    chat: Chat,
-    task: Task,
+    programs: RolloutPrograms,
     grader: Grader,
     *,
     params: Params,
     reference: Params,
-    key: object,
+    key: Key[Array, ""],
     draws: np.ndarray,
     problems: Sequence[Problem],
-    prompt_limit: int,
+    indices: Sequence[int] | np.ndarray | None = None,
+    policy_step: int = 0,
     begin: Callable[[str], None] = lambda phase: None,
 ) -> Rollout:
     """Samples, grades and scores one batch of problems.
@@ -237,33 +289,37 @@ def collect_rollout(
     Args:
       key: of `keys.run_key`.
       draws: ordinals of the problems in the run's stream.
+      indices: of the problems in their data set.
+      policy_step: updates of the policy so far.
       begin: is called with the name of each phase.
     """
     start = time.monotonic()
     begin("sample")
-    prompts = encode_prompts(chat, task, draws, problems, prompt_limit)
-    episodes = sampler.sample(sampler.prepare(params), sampler.to_global(prompts), key)
+    prompts = programs.encoder.prompts(problems, draws, indices=indices, policy_step=policy_step)
+    episodes = programs.sample(programs.prepare(params), programs.to_global(prompts), key)
     local = local_rows(episodes)
+    row_problems = problems_of_rows(draws, problems, local)
     sampled = time.monotonic()
-    scores: list[Scores] = []
+    scores: list[Scores | None] = []
     begin("grade")
     graded = grade_rollout(
-        chat,
-        task,
+        programs.encoder,
         grader,
-        problems,
+        row_problems,
         local,
-        meanwhile=lambda: scores.append(sampler.score(reference, episodes)),
+        meanwhile=lambda: scores.append(programs.score(reference, episodes)),
     )
     begin("share verdicts")
-    rows = sampler.own_rows(np.arange(len(episodes.tokens))).tolist()
+    rows = programs.own_rows(np.arange(len(episodes.tokens))).tolist()
     merged = merge_grades(processes.all_gather_objects((rows, graded.grades)))
     seconds = {"sample": sampled - start, **graded.seconds}
     graded = replace(graded, grades=[merged[row] for row in rows], seconds=seconds)
-    rewards = reward_array(graded.grades)
+    roles = programs.encoder.plan.roles
+    columns = graded_columns(graded.grades, roles, programs.repeat_penalty)
     return Rollout(
-        episodes=episodes.replace(rewards=sampler.to_global(rewards)),
+        episodes=episodes.replace(**programs.to_global(columns)),
         scores=scores[0],
-        local=local.replace(rewards=rewards),
+        local=local.replace(**columns),
+        problems=row_problems,
         graded=graded,
     )

@@ -1,13 +1,13 @@
-"""Scores of sampled tokens under a model: log-probability, entropy, exact KL.
+"""Scores of tokens under a model: log-probability, entropy, exact KL.
 
-They are taken at the policy's own tokens only, a chunk of positions at a time, each
+They are taken at sampled and trained tokens only, a chunk of positions at a time, each
 chunk recomputed in the backward pass: `[B T V]` never exists, and neither prompt nor
 instruction positions are expanded.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from score_jax.model.decoder import Decoder, forward, output_table, vocabulary_logits
 from score_jax.rl.logprobs import entropy, exact_kl, log_softmax, select_logprob
@@ -22,17 +22,18 @@ def hidden_states(
     return forward(decoder, params, tokens, positions)[0]
 
 
-def policy_positions(
-    turn: Int[Array, "B T"], max_policy_tokens: int, logits_chunk: int
+def scored_positions(
+    scored: Bool[Array, "B T"], max_tokens: int, logits_chunk: int
 ) -> Int[Array, "C B c"]:
-    """Where the policy's tokens stand, first to last, then other positions, in chunks.
+    """Where scored tokens stand, first to last, then other positions, in chunks.
 
     Args:
-      most: tokens that the policy can have in a row.
+      max_tokens: that are scored in a row, at most.
     """
-    logits_chunk = min(logits_chunk, max_policy_tokens)
-    order = jnp.argsort(turn == 0, axis=1, stable=True)
-    chunks = -(-max_policy_tokens // logits_chunk)
+    max_tokens = min(max_tokens, scored.shape[1])
+    logits_chunk = min(logits_chunk, max_tokens)
+    order = jnp.argsort(~scored, axis=1, stable=True)
+    chunks = -(-max_tokens // logits_chunk)
     padding = max(0, chunks * logits_chunk - order.shape[1])
     order = jnp.pad(order, ((0, 0), (0, padding)))[:, : chunks * logits_chunk]
     return order.reshape(order.shape[0], chunks, logits_chunk).swapaxes(0, 1)
@@ -44,11 +45,11 @@ def score_tokens(
     hidden: Float[Array, "B T D"],
     episodes: Episodes,
     *,
-    max_policy_tokens: int,
+    max_tokens: int,
     logits_chunk: int,
     reference: tuple[Params, Float[Array, "B T D"]] | None = None,
 ) -> TokenScores:
-    """Log-probability, entropy and, with a reference, exact KL at the policy's tokens."""
+    """Log-probability, entropy and, with a reference, exact KL of sampled and trained tokens."""
 
     table = output_table(decoder, params)  # here, so that it is not moved for every chunk
     base = None if reference is None else (output_table(decoder, reference[0]), reference[1])
@@ -68,14 +69,15 @@ def score_tokens(
             kl = exact_kl(logprobs, expand(*base, at))
         return chosen, entropy(logprobs), kl
 
-    at = policy_positions(episodes.turn, max_policy_tokens, logits_chunk)
+    scored = episodes.sampled | episodes.trained
+    at = scored_positions(scored, max_tokens, logits_chunk)
     parts = jax.lax.map(lambda at: one_chunk(table, hidden, at), at)
     flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
     rows = jnp.arange(flat.shape[0])[:, None]
 
     def spread(part: Float[Array, "C B c"]) -> Float[Array, "B T"]:
-        own = jnp.take_along_axis(episodes.turn, flat, axis=1) > 0
+        own = jnp.take_along_axis(scored, flat, axis=1)
         values = jnp.where(own, part.swapaxes(0, 1).reshape(flat.shape), 0.0)
-        return jnp.zeros(episodes.turn.shape).at[rows, flat].add(values)
+        return jnp.zeros(scored.shape).at[rows, flat].add(values)
 
     return TokenScores(*(spread(part) for part in parts))

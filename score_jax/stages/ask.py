@@ -1,108 +1,27 @@
-"""Interactive mode: prints a model's attempts at one problem while they are decoded.
+"""Interactive mode: a model's attempts at a problem, with the changes between them.
 
-One dialogue on one process, token by token. The KV cache is carried from turn to turn as
-in training. Prompt and instruction are prefilled in blocks of a fixed length, so that
-two programs are compiled (a block and a single token) for prompts of any length.
+The dialogue is drawn by the sampling program of evaluation, for one problem.
 """
 
+import dataclasses
 import difflib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from score_jax.distributed.sharding import TRAIN_RULES
-from score_jax.model.decoder import Decoder, write_cache
+from score_jax.distributed.sharding import local_rows, row_shards
 from score_jax.records import Problem
-from score_jax.rl.keys import row_keys, run_key, token_keys
-from score_jax.stages.build import StagePrograms
+from score_jax.rl.keys import run_key
+from score_jax.rl.rollout import attempt_texts
+from score_jax.stages.build import StagePrograms, greedy_sampling
 from score_jax.tasks import registry
-from score_jax.types import Cache, Params
+from score_jax.types import Params
 
-BLOCK = 64  # tokens of a prefill block
+BLOCK = 64  # prompts are padded to multiples of it, so that few programs are compiled
 
 RESET, FAINT, REMOVED, ADDED = "\x1b[0m", "\x1b[2m", "\x1b[31;9m", "\x1b[32m"
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=4)
-def feed(
-    decoder: Decoder, params: Params, tokens: jax.Array, start: jax.Array, cache: Cache
-) -> tuple[jax.Array, Cache]:
-    """Prefills one block; returns next-token logits [T, V] and the cache with the block in it."""
-    positions = start[:, None] + jnp.arange(tokens.shape[1])
-
-    def run(model: Decoder) -> tuple[jax.Array, Cache]:
-        hidden, new = model(tokens, positions, cache)
-        return model.logits(hidden), new
-
-    outputs: Any = decoder.apply({"params": params}, method=run)
-    logits, new = outputs
-    return logits[0], write_cache(cache, new, start)
-
-
-@dataclass
-class InteractiveDialogue:
-    """Decoding state of one dialogue: KV cache, length, and logits of the next token."""
-
-    decoder: Decoder
-    params: Params
-    slots: int  # capacity of the cache, in tokens
-    length: int = 0  # tokens written to the cache
-    logits: Any = None  # of the next token
-    cache: Any = field(default=None, repr=False)
-
-    def __post_init__(self):
-        config = self.decoder.config
-        shape = (config.layers, 1, config.kv_heads, self.slots, config.head_dim)
-        zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
-        self.cache = Cache(keys=zeros, values=jnp.copy(zeros))
-
-    def read(self, ids: Sequence[int]) -> None:
-        """Appends tokens to the dialogue and updates cache, length and logits."""
-        width = 1 if len(ids) == 1 else BLOCK
-        for offset in range(0, len(ids), width):
-            block = ids[offset : offset + width]
-            # Padding lies behind the dialogue's end: the causal mask hides it until later
-            # tokens overwrite it.
-            tokens = np.zeros((1, width), np.int32)
-            tokens[0, : len(block)] = block
-            start = jnp.asarray([self.length])
-            logits, self.cache = feed(
-                self.decoder, self.params, jnp.asarray(tokens), start, self.cache
-            )
-            self.logits = logits[len(block) - 1]
-            self.length += len(block)
-
-    def draw(
-        self, key: jax.Array, turn: int, *, stops: Sequence[int], limit: int, temperature: float
-    ) -> Iterator[int]:
-        """Samples one turn and yields its tokens, without the stop token that ends it.
-
-        Args:
-          key: the sampling key of this row, from `keys.row_keys`.
-          turn: number of the turn, from 1.
-          limit: most tokens of the turn.
-          temperature: 0 decodes greedily.
-        """
-        for _ in range(limit):
-            if temperature == 0:
-                token = int(jnp.argmax(self.logits))
-            else:
-                (token_key,) = token_keys(key, key, jnp.asarray([turn]), jnp.asarray([self.length]))
-                token = int(jax.random.categorical(token_key, self.logits / temperature))
-            self.read([token])
-            if token in stops:
-                return
-            yield token
-        self.read([stops[0]])  # a truncated turn is closed by a stop token, as in training
 
 
 def ask(
@@ -126,47 +45,24 @@ def ask(
     Returns:
       The text of each attempt.
     """
-    settings, chat = programs.settings, programs.chat
-    limit, turns = settings.sampling.turn_limit, settings.evaluation.turns
-    problem = Problem(id="ask", prompt=prompt)
-    task = registry.of_problems([problem], settings.task)
-    prompt_ids = chat.encode_prompt(task.ask(problem))
-    instruction_ids = chat.encode_instruction(task.instruction)
-    slots = len(prompt_ids) + turns * (limit + 1) + (turns - 1) * len(instruction_ids) + BLOCK
-    attempts: list[str] = []
-    with jax.set_mesh(programs.mesh), nn.logical_axis_rules(TRAIN_RULES):
-        dialogue = InteractiveDialogue(programs.decoder, params, slots)
-        key, _ = row_keys(run_key(seed, "ask"), jnp.zeros(1, jnp.int32), group_size=1)
-        for turn in range(1, turns + 1):
-            dialogue.read(prompt_ids if turn == 1 else instruction_ids)
-            if turn > 1:
-                write(f"\n{faint(task.instruction, colour)}\n")
-            write(f"\n{faint(f'attempt {turn}', colour)}\n")
-            tokens = dialogue.draw(
-                key, turn, stops=chat.stops, limit=limit, temperature=temperature
-            )
-            attempts.append(stream(tokens, chat.decode, write))
+    settings, plan = programs.settings, programs.settings.measured_plan
+    problem, task = Problem(id="ask", prompt=prompt), registry.get(settings.task)
+    length = len(programs.chat.encode_prompt(task.ask(problem)))
+    encoder = programs.encoder(plan, -(-length // BLOCK) * BLOCK, {"": task})
+    sampling = dataclasses.replace(greedy_sampling(settings), temperature=temperature, row_limit=0)
+    shards = row_shards(programs.mesh)  # each draws the same dialogue
+    prompts = programs.to_global(encoder.prompts([problem] * shards, [0] * shards))
+    sample = programs.sample(sampling, plan)
+    episodes = local_rows(sample(programs.for_sampling(params), prompts, run_key(seed, "ask")))
+    attempts = list(attempt_texts(programs.chat, episodes)[0])
+    for turn, attempt in enumerate(attempts, 1):
+        if turn > 1:
+            instruction = plan.instructions[turn - 1] or task.instruction
+            write(f"\n{faint(instruction, colour)}\n")
+        write(f"\n{faint(f'attempt {turn}', colour)}\n{attempt}\n")
     for before, after in itertools.pairwise(attempts):
         write(f"\n{faint('change', colour)}\n{mark_change(before, after, colour=colour)}\n")
     return attempts
-
-
-def stream(
-    tokens: Iterator[int], decode: Callable[[Sequence[int]], str], write: Callable[[str], Any]
-) -> str:
-    """Decodes and writes tokens as they arrive, whole characters only; returns the text."""
-    ids: list[int] = []
-    written = ""
-    for token in tokens:
-        ids.append(token)
-        text = decode(ids)
-        # U+FFFD at the end: the bytes of a character are split over this token and the next.
-        if not text.endswith("\ufffd") and text.startswith(written):
-            write(text[len(written) :])
-            written = text
-    text = decode(ids)
-    write(text.removeprefix(written) + "\n")
-    return text
 
 
 def faint(text: str, colour: bool) -> str:

@@ -3,10 +3,9 @@
 Training, evaluation and planning all use the programs made here.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,12 +20,13 @@ from score_jax.model import lora
 from score_jax.model.decoder import Decoder, compute_params
 from score_jax.model.weights import embedded, load
 from score_jax.records import Task
-from score_jax.rl.learner import all_trained, score_episodes, update
+from score_jax.rl import coefficients
+from score_jax.rl.dialogue import DialoguePlan, Encoder
+from score_jax.rl.learner import all_trained, imitate, score_episodes, update
 from score_jax.rl.mismatch import MISMATCH_LIMITS
 from score_jax.rl.optimizer import make_optimizer
-from score_jax.rl.rollout import Sampler
-from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
-from score_jax.rl.sft import supervised_update
+from score_jax.rl.rollout import RolloutPrograms
+from score_jax.rl.sampling import SamplingConfig, sample_dialogues
 from score_jax.stages.base_model import load_chat, model_config
 from score_jax.stages.settings import Settings
 from score_jax.tasks import registry
@@ -71,19 +71,19 @@ class StagePrograms:
     mesh: Mesh
     decoder: Decoder
     chat: Chat
-    task: Task
-    measured_task: Task  # of evaluation
     init_params: Program  # (key) -> params of the whole model
     init_adapter: Program | None  # () -> an adapter that changes nothing; None: no adapter
     merge: Program | None  # (reference params, adapter) -> params of the whole model
     init_state: Program  # (trained parameters) -> fresh TrainState
     score: Program  # (reference params, episodes) -> Scores
     update: Program  # (state donated, reference params, episodes, scores) -> state, metrics
-    sft_update: Program  # (state donated, episodes) -> state, metrics
+    sft_update: Program  # (state donated, reference params, episodes) -> state, metrics
     state_shardings: TrainState
     model_shardings: Params  # of the whole model, also where only an adapter is trained
     sample_shardings: Params
     gathered_shardings: Params  # intermediate: model_shardings -> these -> sample_shardings
+    # Made so far, so that each is compiled once, also where a copy has other evaluation settings.
+    samplers: dict[tuple[SamplingConfig, DialoguePlan], Program] = field(default_factory=dict)
 
     @property
     def mismatch_limit(self) -> float:
@@ -125,45 +125,38 @@ class StagePrograms:
             return params
         return self.reshard(params)
 
-    @cached_property
-    def samplers(self) -> dict[tuple[SamplingConfig, TurnTemplate], Program]:
-        """Sampling programs made so far, so that each is compiled once."""
-        return {}
+    def sample(self, config: SamplingConfig, plan: DialoguePlan) -> Program:
+        """The sampling program (params of `for_sampling`, prompts, key) -> Episodes."""
+        if (config, plan) not in self.samplers:
+            self.samplers[config, plan] = self.make_sampler(config, plan)
+        return self.samplers[config, plan]
 
-    def sample(self, config: SamplingConfig, turns: int, task: Task | None = None) -> Program:
-        """The sampling program (params of `for_sampling`, prompts, key) -> Episodes.
-
-        Args:
-          task: its instruction is put between the turns; None: the stage's task.
-        """
-        template = self.turn_template(turns, task)
-        if (config, template) not in self.samplers:
-            self.samplers[config, template] = self.make_sampler(config, template)
-        return self.samplers[config, template]
-
-    def make_sampler(self, config: SamplingConfig, template: TurnTemplate) -> Program:
+    def make_sampler(self, config: SamplingConfig, plan: DialoguePlan) -> Program:
         """Jits the sampling program."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
-        draw = partial(sample_dialogues, self.decoder, template=template, config=config)
+        draw = partial(
+            sample_dialogues, self.decoder, plan=plan, stops=self.chat.stops, config=config
+        )
         jitted = jax.jit(
             draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
         )
         return Program(jitted, self.mesh, sharding.SAMPLE_RULES)
 
-    def turn_template(self, turns: int, task: Task | None = None) -> TurnTemplate:
-        """The turn template of a task's dialogues; None: of the stage's task."""
-        instruction = tuple(self.chat.encode_instruction((task or self.task).instruction))
-        return TurnTemplate(stops=self.chat.stops, instruction=instruction, turns=turns)
+    def encoder(self, plan: DialoguePlan, prompt_limit: int, tasks: Mapping[str, Task]) -> Encoder:
+        """What encodes problems of these tasks as the rows of a plan."""
+        return Encoder(chat=self.chat, tasks=tasks, plan=plan, prompt_limit=prompt_limit)
 
-    def sampler(self) -> Sampler:
-        """The programs that a training rollout runs."""
+    def rollout_programs(self, tasks: Mapping[str, Task]) -> RolloutPrograms:
+        """The programs that a training rollout of problems of these tasks runs."""
         settings = self.settings
-        return Sampler(
+        return RolloutPrograms(
+            encoder=self.encoder(settings.plan, settings.sampling.prompt_limit, tasks),
             to_global=self.to_global,
             own_rows=self.own_rows,
             prepare=self.for_sampling,
-            sample=self.sample(settings.sampling, settings.objective.turns),
+            sample=self.sample(settings.sampling, settings.plan),
             score=self.score,
+            repeat_penalty=settings.objective.repeat_penalty,
         )
 
     def to_global(self, rows: Any) -> Any:
@@ -197,6 +190,7 @@ def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainSta
         "params": sharding.parameter_shardings(state.params, mesh),
         "opt_state": sharding.parameter_shardings(state.opt_state, mesh, constants=1),
         "baseline": whole,
+        "coefficients": jax.tree.map(lambda _: whole, state.coefficients),
     }
     return TrainState(**shardings)
 
@@ -237,6 +231,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
             params=trained,
             opt_state=optimizer.init(trained),
             baseline=jnp.zeros(settings.objective.turns),
+            coefficients=coefficients.initial(settings.objective),
         )
 
     whole_model = jax.eval_shape(init_boxed, jax.random.key(0))
@@ -245,70 +240,85 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
     boxed = jax.eval_shape(adapter.init) if adapter else whole_model
     shardings = state_shardings(boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
-    sampling, turns = settings.sampling, settings.objective.turns
-    max_policy_tokens = int(min(turns * sampling.turn_limit, sampling.row_limit or math.inf))
 
     def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
         return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)
 
-    score = partial(
-        score_episodes,
-        decoder,
-        max_policy_tokens=max_policy_tokens,
-        config=settings.learner,
-        keep_hidden=settings.objective.kl == "exact",
-    )
-    learn = partial(
-        update,
-        decoder,
-        optimizer,
-        objective=settings.objective.resolved(config.dtype),
-        config=settings.learner,
-        group_size=settings.sampling.group_size,
-        second_attempts=settings.sampling.second_attempts,
-        turn_limit=settings.sampling.turn_limit,
-        compose=adapter.attach if adapter else all_trained,
-    )
-    sft = supervised_function(settings, decoder, optimizer, max_policy_tokens)
+    functions = learner_functions(settings, decoder, optimizer, adapter)
     programs = StagePrograms(
         settings=settings,
         mesh=mesh,
         decoder=decoder,
         chat=chat,
-        task=registry.get(settings.task),
-        measured_task=registry.get(settings.measured_task),
         init_params=program(init_params, whole, model),
         init_adapter=program(lambda: nn.unbox(adapter.init()), (), shardings.params)
         if adapter
         else None,
         merge=program(adapter.merge, (model, shardings.params), model) if adapter else None,
         init_state=program(init_state, (shardings.params,), shardings),
-        score=program(score, (model, rows), rows),
-        update=program(learn, (shardings, model, rows, rows), (shardings, whole), donate_argnums=0),
-        sft_update=program(sft, (shardings, rows), (shardings, whole), donate_argnums=0),
+        score=program(functions.score, (model, rows), rows),
+        update=program(
+            functions.update, (shardings, model, rows, rows), (shardings, whole), donate_argnums=0
+        ),
+        sft_update=program(
+            functions.imitate, (shardings, model, rows), (shardings, whole), donate_argnums=0
+        ),
         state_shardings=shardings,
         model_shardings=model,
         **sampling_shardings(whole_model, mesh),
     )
-    check_lengths(programs)
+    tasks = (settings.task, settings.measured_task)
+    check_lengths(programs, *({"": registry.get(task)} for task in tasks))
     return programs
 
 
-def supervised_function(
+@dataclass(frozen=True)
+class LearnerFunctions:
+    """The learner's functions of arrays alone; their arguments are those of StagePrograms."""
+
+    score: Callable
+    update: Callable
+    imitate: Callable
+
+
+def learner_functions(
     settings: Settings,
     decoder: Decoder,
     optimizer: optax.GradientTransformation,
-    max_policy_tokens: int,
-) -> Callable:
-    """The update of supervised training: (state, episodes) -> state, metrics."""
-    return partial(
-        supervised_update,
-        decoder,
-        optimizer,
-        config=settings.learner,
-        max_policy_tokens=max_policy_tokens,
-        noise=settings.practice.weight_noise,
-        seed=settings.seed,
+    adapter: "AdapterFunctions | None",
+) -> LearnerFunctions:
+    """Binds all settings of the learner."""
+    plan, estimator = settings.plan, settings.estimator.resolved(decoder.config.dtype)
+    compose = adapter.attach if adapter else all_trained
+    return LearnerFunctions(
+        score=partial(
+            score_episodes,
+            decoder,
+            max_tokens=plan.drawn_tokens,
+            config=settings.learner,
+            keep_hidden=estimator.kl == "exact",
+        ),
+        update=partial(
+            update,
+            decoder,
+            optimizer,
+            plan=plan,
+            objective=settings.objective,
+            estimator=estimator,
+            config=settings.learner,
+            schedule=settings.coefficients,
+            steps=settings.steps,
+            compose=compose,
+        ),
+        imitate=partial(
+            imitate,
+            decoder,
+            optimizer,
+            config=settings.learner,
+            max_tokens=sum(plan.limits),
+            seed=settings.seed,
+            compose=compose,
+        ),
     )
 
 
@@ -368,13 +378,13 @@ def check_rows(settings: Settings, mesh: Mesh) -> None:
         )
 
 
-def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
+def greedy_sampling(settings: Settings) -> SamplingConfig:
     """The sampling config of greedy evaluation.
 
     config.sampling.row_limit holds for the turns of training, or for two; with more turns there
     is no such limit.
     """
-    sampling = settings.sampling
+    sampling, turns = settings.sampling, settings.evaluation.turns
     limit = sampling.row_limit if turns <= max(2, settings.objective.turns) else 0
     return replace(
         sampling,
@@ -386,24 +396,35 @@ def greedy_sampling(settings: Settings, turns: int) -> SamplingConfig:
     )
 
 
-def check_lengths(programs: StagePrograms) -> None:
+def check_lengths(
+    programs: StagePrograms, trained: Mapping[str, Task], measured: Mapping[str, Task]
+) -> None:
     """Checks that the longest dialogues of training and evaluation fit the model's context.
 
+    Args:
+      trained: tasks of the training problems, whose instructions stand between the turns.
+      measured: of the evaluation's.
+
     Raises:
-      ValueError: they are longer than max_position_embeddings.
+      ValueError: they are longer than max_position_embeddings, or row_limit leaves no room for
+        a turn.
     """
     settings, longest = programs.settings, programs.decoder.config.max_length
-    asked, turns = registry.get(settings.measured_task), settings.evaluation.turns
-    rows = (
-        ("objective", programs.turn_template(settings.objective.turns), settings.sampling),
-        ("evaluation", programs.turn_template(turns, asked), greedy_sampling(settings, turns)),
-    )
-    for name, template, sampling in rows:
-        length = template.row_length(sampling)
+    for name, plan, sampling, tasks in (
+        ("objective", settings.plan, settings.sampling, trained),
+        ("evaluation", settings.measured_plan, greedy_sampling(settings), measured),
+    ):
+        encoder = programs.encoder(plan, sampling.prompt_limit, tasks)
+        length = encoder.row_length(sampling.row_limit)
+        if length <= encoder.width:
+            raise ValueError(
+                f"sampling.row_limit is {sampling.row_limit}, but what {name}'s rows begin with "
+                f"may take {encoder.width} tokens already; raise it, or set 0"
+            )
         if longest is not None and length > longest:
             raise ValueError(
                 f"sampling.prompt_limit is {sampling.prompt_limit} and sampling.turn_limit "
-                f"{sampling.turn_limit}, so that {name}.turns {template.turns} may take {length} "
+                f"{sampling.turn_limit}, so that {name}.turns {plan.turns} may take {length} "
                 f"tokens, but the model's longest text (max_position_embeddings) has {longest}; "
                 "lower one of them, or set sampling.row_limit"
             )

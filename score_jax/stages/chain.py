@@ -1,9 +1,10 @@
 """Runs a chain of stages (base model -> Stage I -> Stage II), each in a folder of the workdir."""
 
+import dataclasses
 import importlib.metadata
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,39 @@ from score_jax.data.stream import Stream
 from score_jax.distributed import processes, sharding
 from score_jax.distributed.signals import StopRequest, stop_on_signals
 from score_jax.distributed.watchdog import Watchdog
-from score_jax.model.weights import embedded, export
+from score_jax.model.weights import export
 from score_jax.model.weights.stops import save_stops
-from score_jax.records import Problem
+from score_jax.records import Problem, Task
 from score_jax.report import page
-from score_jax.report.json_files import read_json, write_json
-from score_jax.stages import ask, evaluate, problem_sets
+from score_jax.report.json_files import write_json
+from score_jax.stages import ask, evaluate, examples
 from score_jax.stages.build import StagePrograms, load_reference
-from score_jax.stages.checkpoint import Checkpoints, fingerprint
+from score_jax.stages.collect import collect
 from score_jax.stages.handoff import (
     StageConfig,
     check_contents,
     check_folder,
     config_fields,
     describe_policy,
-    describe_selection,
     describe_stale,
     draws_before,
-    format_selection,
+    has_checkpoint,
     is_finished,
     load_parent_policy,
     load_policy,
     open_checkpoints,
-    selected_step,
 )
 from score_jax.stages.log import Log
+from score_jax.stages.measure import evaluate_selected, evaluate_stage, open_pool, parent_folder
 from score_jax.stages.preflight import (
     CheckedStage,
     check_disk_space,
     check_stage,
-    select_and_log,
     try_row,
 )
 from score_jax.stages.problem_sets import ProblemSet
-from score_jax.stages.protocol import digest
 from score_jax.stages.settings import Settings
-from score_jax.stages.train import StageRun, rl_step, sft_step, start_state
+from score_jax.stages.train import StageRun, StepFunction, rl_step, sft_step, start_state
 from score_jax.tasks.grading.pool import Pool
 from score_jax.types import Params
 
@@ -93,14 +91,17 @@ def run_mode(
             counts = {name: stage.counts() for name, stage in checked.items()}
             if processes.is_first():
                 write_json(workdir / "run.json", record | {"problems": counts})
-            for index, stage in enumerate(stages):
-                parent = stages[index - 1] if index else None
-                train_stage(
-                    stage, parent, checked.get(stage.settings.name), workdir, request, watchdog
-                )
+            for stage in stages:
+                run = collect_stage if stage.settings.program == "collect" else train_stage
+                run(stage, checked.get(stage.settings.name), workdir, request, watchdog)
+        elif mode == "collect":
+            stage = collecting(last, workdir)
+            checked = check_stages([stage], workdir, watchdog)
+            collect_stage(stage, checked.get(stage.settings.name), workdir, request, watchdog)
         else:
-            evaluate_stage(last, stages, workdir)
-    if last.settings.program == "rl" and processes.is_first():
+            evaluate_stage(last, workdir)
+    has_base = last.settings.program == "rl" or last.settings.weights.source != "random"
+    if mode != "collect" and has_base and processes.is_first():
         print(f"report: {page.write_report(workdir)}")
     processes.barrier()  # no host may exit while the first is still writing
 
@@ -140,13 +141,61 @@ def check_stages(
         check_folder(stage, workdir / name)
         if not is_finished(stage, workdir / name):
             checked[name] = check_stage(stage.settings, workdir)
-    check_disk_space([stage.programs for stage in checked.values()], workdir)
+    check_disk_space(list(checked.values()), workdir)
     return checked
+
+
+def collecting(stage: StageConfig, workdir: Path) -> StageConfig:
+    """The stage that keeps rollouts of another one's policy, for --mode=collect."""
+    name = f"{stage.settings.name}_collected"
+    settings = dataclasses.replace(stage.settings, name=name, program="collect")
+    trained = processes.broadcast_from_first(has_checkpoint(workdir / stage.settings.name))
+    policy = stage.settings.name if trained else f"the base model ({stage.settings.name} is none)"
+    processes.log(f"[{name}] collects from {policy}")
+    return StageConfig(settings=settings, config=stage.config, parent=stage if trained else None)
+
+
+def collect_stage(
+    stage: StageConfig,
+    checked: CheckedStage | None,
+    workdir: Path,
+    request: StopRequest,
+    watchdog: Watchdog,
+) -> None:
+    """Keeps graded rollouts of the policy that a stage starts from; nothing is learnt.
+
+    Args:
+      checked: from the preflight; None: the stage is finished.
+    """
+    settings, folder = stage.settings, workdir / stage.settings.name
+    if checked is None:
+        processes.log(f"[{settings.name}] already finished: {folder}")
+        return
+    programs = checked.programs
+    sharding.warm_up_collectives(programs.mesh)
+    reference = load_reference(programs)
+    check_contents(programs, reference, checked.training.problems, folder, None)
+    write_config_and_tokenizer(stage, programs, folder)
+    params = reference
+    if stage.parent is not None:
+        trained = load_parent_policy(stage.parent, folder, workdir)
+        params = programs.policy(trained, reference)
+    stream = open_stream(programs, checked.training.problems, 0)
+    with open_pool(settings, [checked.training.tasks]) as pool:
+        collect(
+            programs,
+            programs.rollout_programs(checked.training.tasks),
+            stream,
+            pool,
+            params=params,
+            folder=folder,
+            request=request,
+            watchdog=watchdog,
+        )
 
 
 def train_stage(
     stage: StageConfig,
-    parent: StageConfig | None,
     checked: CheckedStage | None,
     workdir: Path,
     request: StopRequest,
@@ -155,10 +204,9 @@ def train_stage(
     """Trains and evaluates one stage, from its newest checkpoint if it has one.
 
     Args:
-      parent: the stage to start from; None: the base model.
       checked: from the preflight; None: the stage is finished.
     """
-    settings = stage.settings
+    settings, parent = stage.settings, stage.parent
     folder = workdir / settings.name
     watchdog.enter_phase(f"start of {settings.name}")
     if parent is not None and (note := describe_stale(parent, folder, workdir)):
@@ -183,7 +231,9 @@ def train_stage(
             return programs.fresh(reference)
         return load_parent_policy(parent, folder, workdir)
 
-    with open_checkpoints(settings, folder) as checkpoints, open_pool(programs) as pool:
+    sets = [checked.training, checked.evaluation, *checked.more.values()]
+    tasks = [asked.tasks for asked in sets]
+    with open_checkpoints(settings, folder) as checkpoints, open_pool(settings, tasks) as pool:
         messages: list[str] = []  # the log opens later: it needs the step that is restored here
         state, progress = start_state(programs, checkpoints, initial_params, messages.append)
         if parent is None and not progress.position:
@@ -208,7 +258,7 @@ def train_stage(
                 request=request,
                 watchdog=watchdog,
                 measure=open_validation(programs, checked.validation, reference, pool),
-            ).run(sft_step if settings.program == "supervised" else rl_step(programs.sampler()))
+            ).run(step_function(programs, checked.training.tasks, workdir))
         evaluate_selected(
             checked,
             checkpoints,
@@ -220,54 +270,23 @@ def train_stage(
         )
 
 
+def step_function(
+    programs: StagePrograms, tasks: Mapping[str, Task], workdir: Path
+) -> StepFunction:
+    """The training step of a stage's program, on problems of these tasks."""
+    settings = programs.settings
+    if settings.program == "rl":
+        return rl_step(programs.rollout_programs(tasks))
+    encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, tasks)
+    return sft_step(examples.load(settings, encoder, workdir))
+
+
 def write_config_and_tokenizer(stage: StageConfig, programs: StagePrograms, folder: Path) -> None:
     """Writes config.json, tokenizer and stop ids to the stage's folder, on the first host."""
     if processes.is_first():
         write_json(folder / "config.json", config_fields(stage.config))
         programs.chat.tokenizer.save(folder / "tokenizer")
         save_stops(folder / "tokenizer", programs.chat.stops)
-
-
-def evaluate_selected(
-    checked: CheckedStage,
-    checkpoints: Checkpoints,
-    folder: Path,
-    parent: Path | None,
-    *,
-    reference: Params,
-    pool: Pool,
-    watchdog: Watchdog,
-) -> None:
-    """Evaluates a finished stage's selected checkpoint; a supervised stage also writes it out.
-
-    Args:
-      folder: of the stage.
-      parent: folder of the parent stage; None: there is none.
-    """
-    programs, settings = checked.programs, checked.programs.settings
-    step = selected_step(settings, checkpoints)
-    assert step is not None, f"{folder} has no final checkpoint after its last step"
-    selection = describe_selection(settings, checkpoints, step)
-    processes.log(f"[{settings.name}] {format_selection(selection)}")
-    trained = checkpoints.restore_params(step, programs.abstract_state())
-    params = programs.policy(trained, reference)
-    if settings.program == "supervised":
-        gathered = sharding.whole(params)
-        if processes.is_first():
-            config = programs.decoder.config
-            embedded.save(folder / "embedded", gathered, config, programs.chat.tokenizer)
-    watchdog.enter_phase(f"evaluation of {settings.name}")
-    evaluate_models(
-        programs,
-        checked.evaluation,
-        folder,
-        parent,
-        reference,
-        params,
-        step,
-        pool,
-        selection=selection,
-    )
 
 
 def open_stream(programs: StagePrograms, problems: Sequence[Problem], begin: int) -> Stream:
@@ -303,115 +322,9 @@ def open_validation(
 
     def measure(trained: Params, step: int) -> dict[str, float]:
         policy = programs.policy(trained, reference)
-        return evaluate.validate(programs, policy, validation.problems, pool, step=step)
+        return evaluate.validate(programs, policy, validation, pool, step=step)
 
     return measure
-
-
-def parent_folder(parent: StageConfig | None, workdir: Path) -> Path | None:
-    """The parent's folder in the workdir; None without a parent."""
-    return None if parent is None else workdir / parent.settings.name
-
-
-def open_pool(programs: StagePrograms) -> Pool:
-    """Starts the grading workers and tests them on the tasks' examples with known verdicts."""
-    pool = problem_sets.open_pool(programs.settings.grading)
-    for task in {task.name: task for task in (programs.task, programs.measured_task)}.values():
-        pool.self_test(task, [])
-    return pool
-
-
-def evaluate_models(
-    programs: StagePrograms,
-    evaluation: ProblemSet,
-    folder: Path,
-    parent: Path | None,
-    reference: Params,
-    params: Params,
-    step: int,
-    pool: Pool,
-    *,
-    file: str = "evaluation.json",
-    selection: dict[str, Any] | None = None,
-    log: Callable[[str], None] = processes.log,
-) -> None:
-    """Measures the base model and the policy on held-out problems and writes the results.
-
-    Measurements of the parent by the same protocol are reused. Finished dialogues are saved
-    in the folder `measuring`, so that an interrupted evaluation can be resumed.
-
-    Args:
-      folder: of the stage.
-      parent: folder of the parent stage; None: there is none.
-      params: of the policy; `reference` itself if the stage has no checkpoint.
-      step: of the policy's checkpoint.
-      file: name of the results in `folder`.
-      selection: from `handoff.describe_selection`.
-    """
-    problems, name, path = evaluation.problems, programs.settings.name, folder / file
-    protocol = evaluate.evaluation_protocol(programs, problems)
-    base_checksum = int(fingerprint(reference))
-    models = {} if parent is None else evaluate.read_measurements(parent, protocol, base_checksum)
-    partial = folder / "measuring"
-
-    def measure(model: str, params: Params, step: int) -> dict[str, Any]:
-        key = digest([protocol["hash"], int(fingerprint(params)), step])
-        return evaluate.measure_model(
-            programs, params, problems, pool, step=step, name=model, partial_folder=partial / key
-        )
-
-    if "base" not in models and programs.settings.program == "rl":
-        models["base"] = measure("base", reference, 0)
-    if params is reference and "base" in models:  # nothing was trained
-        models[name] = models["base"]
-    else:
-        models[name] = measure(name, params, step)
-    if processes.is_first():
-        evaluate.write_evaluation(
-            path,
-            programs,
-            models,
-            step=step,
-            protocol=protocol,
-            reference=base_checksum,
-            left_out=evaluation.left_out(),
-            selection=selection,
-        )
-        shutil.rmtree(partial, ignore_errors=True)
-    processes.barrier()  # another host may be the next to read the file
-    for model in models:
-        log(f"[{name}] {evaluate.summary_line(model, models[model])}")
-    left_out = sum(map(len, evaluation.left_out().values()))
-    counts = f"{len(problems)} problems" + (f" ({left_out} left out)" if left_out else "")
-    log(f"[{name}] evaluation of step {step} on {counts}: {path}")
-
-
-def evaluate_stage(stage: StageConfig, stages: list[StageConfig], workdir: Path) -> None:
-    """Measures a stage's policy and the base model on the task of config.evaluation.
-
-    Results on another task than that of the stage's config.json go to evaluation_<task>.json.
-    """
-    loaded = load_policy(stage, workdir)
-    folder = workdir / stage.settings.name
-    config = read_json(folder / "config.json") or {}
-    task = stage.settings.measured_task
-    recorded_task = config.get("evaluation.task") or config.get("task", task)
-    name = "evaluation" if recorded_task == task else f"evaluation_{task}"
-    parent = parent_folder(stages[-2] if len(stages) > 1 else None, workdir)
-    spec = problem_sets.evaluation_spec(stage.settings)
-    evaluation = select_and_log(loaded.programs, spec, workdir)
-    with open_pool(loaded.programs) as pool:
-        evaluate_models(
-            loaded.programs,
-            evaluation,
-            folder,
-            parent,
-            loaded.reference,
-            loaded.params,
-            loaded.step,
-            pool,
-            file=f"{name}.json",
-        )
 
 
 def export_stage(stage: StageConfig, workdir: Path) -> None:

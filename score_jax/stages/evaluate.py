@@ -6,7 +6,7 @@ the parent's evaluation.json are reused if protocol and base model are the same.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ from score_jax.distributed import processes
 from score_jax.distributed.sharding import local_rows, own_rows, row_shards
 from score_jax.records import UNGRADED, Problem, Task, Transcript
 from score_jax.report import metrics
+from score_jax.report.intervals import Interval
 from score_jax.report.json_files import read_json, write_json
+from score_jax.rl.dialogue import Encoder
 from score_jax.rl.keys import run_key
-from score_jax.rl.rollout import Grader, encode_prompts, grade_rollout, reward_array, transcripts
+from score_jax.rl.rollout import Grader, grade_rollout, transcripts
 from score_jax.rl.sampling import SamplingConfig
 from score_jax.stages import protocol as protocols
 from score_jax.stages import saved_evaluation
 from score_jax.stages.build import StagePrograms, greedy_sampling
+from score_jax.stages.problem_sets import ProblemSet
 from score_jax.stages.settings import Settings
 from score_jax.tasks.grading.agreement import one_spelling
 from score_jax.types import Episodes, Params
 
+MEASURED = ("step", "greedy", "sampled", "by_task")
 MAX_TRANSCRIPTS = 40  # dialogues per model in evaluation.json, for the report
 
 
@@ -40,19 +44,17 @@ def first_rows(episodes: Episodes, count: int) -> Episodes:
 def sample_attempts(
     programs: StagePrograms,
     params: Params,
-    problems: Sequence[Problem],
+    asked: ProblemSet,
     grader: Grader,
     *,
     sampling: SamplingConfig,
     step: int,
-    task: Task | None = None,
     partial_file: Path | None = None,
     label: str = "",
 ) -> list[Transcript]:
     """Samples and grades dialogues on all problems; all hosts must call.
 
     Args:
-      task: of the problems; None: the evaluation's.
       partial_file: dialogues are appended to it and read from it when an interrupted
         evaluation is resumed; None: they are not saved.
       label: name of the measurement on the progress bar; "": no progress bar.
@@ -64,19 +66,19 @@ def sample_attempts(
     dialogues = saved_evaluation.read(partial_file) if partial_file else {}
     if partial_file:
         saved_evaluation.write(partial_file, dialogues)
-    remaining = [index for index in range(len(problems)) if index not in dialogues]
-    config = programs.settings.evaluation
+    count = len(asked.problems)
+    remaining = [index for index in range(count) if index not in dialogues]
     shards = row_shards(programs.mesh)
-    batch = -(-min(config.batch, len(problems)) // shards) * shards
-    params, task = programs.for_sampling(params), task or programs.measured_task
-    with progress_bar(programs.settings, label, len(problems), len(dialogues)) as bar:
+    batch = -(-min(programs.settings.evaluation.batch, count) // shards) * shards
+    params, encoder = programs.for_sampling(params), encoder_of(programs, asked)
+    with progress_bar(programs.settings, label, count, len(dialogues)) as bar:
         for start in range(0, len(remaining), batch):
             indices = remaining[start : start + batch]
             batch_dialogues = sample_batch(
                 programs,
+                encoder,
                 params,
-                task,
-                problems,
+                asked.problems,
                 grader,
                 indices,
                 sampling=sampling,
@@ -87,7 +89,12 @@ def sample_attempts(
                 saved_evaluation.add(partial_file, indices, batch_dialogues)
             dialogues |= dict(zip(indices, batch_dialogues, strict=True))
             bar.update(len(indices))
-    return [record for index in range(len(problems)) for record in dialogues[index]]
+    return [record for index in range(count) for record in dialogues[index]]
+
+
+def encoder_of(programs: StagePrograms, asked: ProblemSet) -> Encoder:
+    """What encodes held-out problems as the rows of the evaluation's plan."""
+    return programs.encoder(programs.settings.measured_plan, asked.prompt_limit, asked.tasks)
 
 
 def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
@@ -105,8 +112,8 @@ def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
 
 def sample_batch(
     programs: StagePrograms,
+    encoder: Encoder,
     params: Params,
-    task: Task,
     problems: Sequence[Problem],
     grader: Grader,
     indices: Sequence[int],
@@ -127,26 +134,21 @@ def sample_batch(
     """
     local_batch = own_rows(programs.mesh, batch)
     local_indices = [indices[row] for row in local_batch if row < len(indices)]
-    local_problems = [problems[index] for index in local_indices]
-    padding = len(local_batch) - len(local_indices)
-    prompts = encode_prompts(
-        programs.chat,
-        task,
-        np.asarray(local_indices + [indices[0]] * padding),
-        local_problems + [problems[indices[0]]] * padding,
-        sampling.prompt_limit,
-    )
-    config = programs.settings.evaluation
-    sample, key = programs.sample(sampling, config.turns, task), run_key(config.seed, "evaluate")
+    padding = [indices[0]] * (len(local_batch) - len(local_indices))
+    asked = local_indices + padding
+    prompts = encoder.prompts([problems[index] for index in asked], asked, policy_step=step)
+    sample = programs.sample(sampling, encoder.plan)
+    key = run_key(programs.settings.evaluation.seed, "evaluate")
     episodes = local_rows(sample(params, programs.to_global(prompts), key))
-    local_records: list[Transcript] = []
-    if local_problems:
-        unpadded = first_rows(episodes, len(local_problems) * sampling.group_size)
-        graded = grade_rollout(programs.chat, task, grader, local_problems, unpadded)
-        unpadded = unpadded.replace(rewards=reward_array(graded.grades))
-        rows = range(len(graded.attempts))
-        local_records = transcripts(task, local_problems, unpadded, graded, step=step, rows=rows)
     size = sampling.group_size
+    local_records: list[Transcript] = []
+    if local_indices:
+        unpadded = first_rows(episodes, len(local_indices) * size)
+        rows = [problems[draw] for draw in unpadded.ids.draw.tolist()]
+        graded = grade_rollout(encoder, grader, rows, unpadded)
+        local_records = transcripts(
+            encoder, rows, unpadded, graded, step=step, rows=range(len(rows))
+        )
     records = merge_hosts(processes.all_gather_objects((local_indices, local_records)), size)
     return [records[i * size : (i + 1) * size] for i in range(len(indices))]
 
@@ -179,7 +181,7 @@ def count_ungraded(record: Transcript) -> int:
 def measure_model(
     programs: StagePrograms,
     params: Params,
-    problems: Sequence[Problem],
+    asked: ProblemSet,
     grader: Grader,
     *,
     step: int,
@@ -195,7 +197,7 @@ def measure_model(
         protocol; None: they are not saved.
     """
     config = programs.settings.evaluation
-    greedy = greedy_sampling(programs.settings, config.turns)
+    greedy = greedy_sampling(programs.settings)
     modes = {"greedy": greedy}
     if config.samples:
         modes["sampled"] = dataclasses.replace(
@@ -206,7 +208,7 @@ def measure_model(
         records = sample_attempts(
             programs,
             params,
-            problems,
+            asked,
             grader,
             sampling=sampling,
             step=step,
@@ -214,11 +216,15 @@ def measure_model(
             label=f"{name} {mode}".strip(),
         )
         attempts = with_one_spelling(
-            metrics.group_attempts(records), programs.measured_task, grader
+            metrics.group_attempts(records), [asked.tasks[p.task] for p in asked.problems], grader
         )
-        values = metrics.measure(attempts, seed=config.seed)
         measured["outcomes"][mode] = metrics.outcomes(attempts)
-        measured[mode] = {key: value and dataclasses.asdict(value) for key, value in values.items()}
+        measured[mode] = as_json(metrics.measure(attempts, seed=config.seed))
+        if len(asked.by_task) > 1:
+            measured.setdefault("by_task", {})[mode] = {
+                name: as_json(metrics.measure(attempts.select(own), seed=config.seed))
+                for name, own in asked.by_task.items()
+            }
         if mode == "greedy":
             edges, counts = (
                 metrics.edit_distance_histogram(attempts.texts) if config.turns > 1 else ([], [])
@@ -233,48 +239,51 @@ def measure_model(
     return measured
 
 
-def with_one_spelling(attempts: metrics.Attempts, task: Task, grader: Grader) -> metrics.Attempts:
+def as_json(values: Mapping[str, Interval | None]) -> dict[str, Any]:
+    """Intervals as JSON values."""
+    return {key: value and dataclasses.asdict(value) for key, value in values.items()}
+
+
+def with_one_spelling(
+    attempts: metrics.Attempts, tasks: Sequence[Task], grader: Grader
+) -> metrics.Attempts:
     """Replaces equal answers to a problem (1/2 and 0.5) by one spelling; all hosts must call.
 
     Majority votes and the counts of changed answers compare text. The first host's grader
     decides for all hosts.
+
+    Args:
+      tasks: one per problem.
     """
-    spelled = None
-    if processes.is_first():
-        spelled = one_spelling(
-            lambda items: grader.submit(task.name, items, ()).result(),
+    spelled: list[Any] = [None] * len(tasks)
+    for task in {task.name: task for task in tasks if processes.is_first()}.values():
+        own = [index for index, other in enumerate(tasks) if other.name == task.name]
+        answers = one_spelling(
+            lambda items, name=task.name: grader.submit(name, items, ()).result(),
             task,
             [
-                list(zip(answers.flat, verdicts.flat, strict=True))
-                for answers, verdicts in zip(attempts.extracted, attempts.verdicts, strict=True)
+                list(zip(attempts.extracted[n].flat, attempts.verdicts[n].flat, strict=True))
+                for n in own
             ],
         )
-    spelled = np.array(processes.broadcast_from_first(spelled), object).reshape(
-        attempts.extracted.shape
-    )
-    return dataclasses.replace(attempts, extracted=spelled)
+        for index, spelling in zip(own, answers, strict=True):
+            spelled[index] = spelling
+    extracted = np.array(processes.broadcast_from_first(spelled), object)
+    return dataclasses.replace(attempts, extracted=extracted.reshape(attempts.extracted.shape))
 
 
-def evaluation_protocol(programs: StagePrograms, problems: Sequence[Problem]) -> dict[str, Any]:
+def evaluation_protocol(programs: StagePrograms, asked: ProblemSet) -> dict[str, Any]:
     """The protocol of a stage's evaluation; equal protocols give comparable numbers."""
-    sampling = greedy_sampling(programs.settings, programs.settings.evaluation.turns)
-    return protocols.describe(programs, problems, sampling)
+    encoder = encoder_of(programs, asked)
+    return protocols.describe(programs, encoder, asked.problems, greedy_sampling(programs.settings))
 
 
 def validate(
-    programs: StagePrograms,
-    params: Params,
-    problems: Sequence[Problem],
-    grader: Grader,
-    *,
-    step: int,
+    programs: StagePrograms, params: Params, asked: ProblemSet, grader: Grader, *, step: int
 ) -> dict[str, float]:
     """Greedy accuracy of each turn on validation problems, by metric name."""
-    turns = programs.settings.evaluation.turns
-    sampling = greedy_sampling(programs.settings, turns)
-    records = sample_attempts(
-        programs, params, problems, grader, sampling=sampling, step=step, task=programs.task
-    )
+    sampling = greedy_sampling(programs.settings)
+    records = sample_attempts(programs, params, asked, grader, sampling=sampling, step=step)
     accuracy = np.mean([[verdict == "correct" for verdict in r.verdicts] for r in records], axis=0)
     return {f"validation/accuracy/turn{n}": float(share) for n, share in enumerate(accuracy, 1)}
 
@@ -309,14 +318,14 @@ def write_evaluation(
         "step": step,
         "seed": programs.settings.evaluation.seed,
         "training_seed": programs.settings.seed,
-        "task": programs.measured_task.name,
+        "task": protocol["task"],
         "problems": protocol["problems"],
         "left_out": left_out,
         "protocol": protocol,
         "reference": reference,
         "selection": selection or {},
         "models": {
-            name: {key: values[key] for key in ("step", "greedy", "sampled") if key in values}
+            name: {key: values[key] for key in MEASURED if key in values}
             for name, values in models.items()
         },
         "outcomes": pick("outcomes"),
@@ -327,18 +336,19 @@ def write_evaluation(
 
 
 def read_measurements(
-    folder: Path, protocol: dict[str, Any], reference: int
+    path: Path, protocol: dict[str, Any], reference: int
 ) -> dict[str, dict[str, Any]]:
     """Reads the measurements in another stage's evaluation.json.
 
     Args:
+      path: of the file.
       reference: checksum of the base model's parameters.
 
     Returns:
       Results as of `measure_model` by the model's name; empty if protocol or base model
       differ, or there is no evaluation.json.
     """
-    saved = processes.broadcast_from_first(read_json(folder / "evaluation.json"))
+    saved = processes.broadcast_from_first(read_json(path))
     if saved is None or saved.get("protocol") != protocol or saved.get("reference") != reference:
         return {}
     return {
@@ -351,10 +361,9 @@ def read_measurements(
 def summary_line(name: str, measured: dict[str, Any]) -> str:
     """Formats a model's greedy accuracies and delta with its interval, in percent."""
     greedy = measured["greedy"]
+    turns = [turn for turn in range(1, 11) if greedy.get(f"accuracy/turn{turn}")]
     text = ", ".join(
-        f"{label} {100 * greedy[key]['value']:.1f}"
-        for label, key in (("t1", "accuracy/turn1"), ("t2", "accuracy/turn2"))
-        if greedy.get(key)
+        f"t{turn} {100 * greedy[f'accuracy/turn{turn}']['value']:.1f}" for turn in turns
     )
     delta = greedy.get("delta")
     if not delta:

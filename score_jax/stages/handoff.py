@@ -12,12 +12,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_jax.checks import check_recorded_names
+from score_jax.data import store
 from score_jax.distributed import processes, sharding
 from score_jax.records import Problem
 from score_jax.report.json_files import read_json, write_json
-from score_jax.stages import identity
+from score_jax.stages import identity, rollouts
 from score_jax.stages.build import StagePrograms, build, load_reference
 from score_jax.stages.checkpoint import Checkpoints, StorageError
+from score_jax.stages.collect import missing_steps
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
@@ -41,6 +43,7 @@ class StageConfig:
 
     settings: Settings
     config: ConfigDict
+    parent: "StageConfig | None" = None  # that it starts from; None: the base model
 
 
 def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
@@ -59,7 +62,7 @@ def selected_step(settings: Settings, checkpoints: Checkpoints) -> int | None:
     steps = checkpoints.steps()
     if not steps or steps[-1] < settings.steps:
         return None
-    if settings.checkpoint.select == "last":
+    if settings.selects == "last":
         return steps[-1]
     best = checkpoints.best()
     if best is None:
@@ -74,7 +77,7 @@ def describe_selection(settings: Settings, checkpoints: Checkpoints, step: int) 
     """How a stage's checkpoint was selected, as handoff.json and evaluation.json store it."""
     extra = checkpoints.extra(checkpoints.steps()[-1])
     return {
-        "by": settings.checkpoint.select,
+        "by": settings.selects,
         "step": step,
         "score": checkpoints.score(step),
         "candidates": extra["candidates"],
@@ -94,7 +97,7 @@ def format_selection(selection: dict[str, Any]) -> str:
 
 
 def check_folder(stage: StageConfig, folder: Path, *, policy_only: bool = False) -> None:
-    """Compares a config with the config.json of a folder that has checkpoints.
+    """Compares a config with the config.json of a folder that a stage has begun.
 
     Args:
       policy_only: compare only POLICY_FIELDS, instead of all but MUTABLE_FIELDS.
@@ -103,7 +106,7 @@ def check_folder(stage: StageConfig, folder: Path, *, policy_only: bool = False)
       ValueError: a field differs, or has been renamed since the folder was begun.
     """
     recorded = read_json(folder / "config.json")
-    if recorded is None or not has_checkpoint(folder):
+    if recorded is None or not has_begun(stage.settings, folder):
         return
     check_recorded_names(recorded, folder / "config.json")
     current = config_fields(stage.config)
@@ -127,6 +130,12 @@ def check_folder(stage: StageConfig, folder: Path, *, policy_only: bool = False)
 def has_checkpoint(folder: Path) -> bool:
     """Whether a stage's folder has a checkpoint to resume from."""
     return any((folder / "checkpoints").glob("[0-9]*"))
+
+
+def has_begun(settings: Settings, folder: Path) -> bool:
+    """Whether a stage's folder has what the same stage must go on from."""
+    collected = settings.program == "collect" and bool(store.steps(folder / rollouts.NAME))
+    return collected or has_checkpoint(folder)
 
 
 def without_path_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def check_contents(
     policy = {part: current[part] for part in identity.POLICY_PARTS}
     if parent_folder is not None:
         identity.check_fingerprints(policy, parent_folder, programs.settings)
-    if processes.broadcast_from_first(has_checkpoint(folder)):
+    if processes.broadcast_from_first(has_begun(programs.settings, folder)):
         identity.check_fingerprints(current, folder, programs.settings)
     identity.record(folder, current, programs.settings)
 
@@ -185,6 +194,8 @@ def config_fields(config: ConfigDict) -> dict[str, Any]:
 
 def is_finished(stage: StageConfig, folder: Path) -> bool:
     """Whether a stage is trained, and evaluated at its selected checkpoint; all hosts must call."""
+    if stage.settings.program == "collect":
+        return not missing_steps(folder, stage.settings)
     evaluation = read_json(folder / "evaluation.json")
     evaluated = evaluation is not None and (folder / "checkpoints").exists()
     if not processes.broadcast_from_first(evaluated):

@@ -1,4 +1,4 @@
-"""Logs of a stage: metrics.jsonl, transcripts.jsonl, TensorBoard, wandb, a progress bar.
+"""Logs of a stage: metrics.jsonl, TensorBoard, wandb, a progress bar.
 
 Only the first host writes. On resume, lines of steps that will be run again are deleted,
 so that a resumed run ends with the same files as an uninterrupted one.
@@ -8,19 +8,18 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from score_jax.records import Transcript
+from score_jax.report.json_files import write_json
 
-# Metrics on the progress bar, by their label on it.
-PROGRESS_METRICS = {"t1": "accuracy/turn1", "t2": "accuracy/turn2", "loss": "loss"}
+ACCURACY = re.compile(r"accuracy/turn(\d+)")
 
 
 def cut_after(path: Path, step: int) -> None:
@@ -35,6 +34,13 @@ def cut_after(path: Path, step: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
+
+
+def progress(values: Mapping[str, float]) -> dict[str, str]:
+    """What stands on the progress bar: each turn's accuracy as t1, t2 and so on, and the loss."""
+    turns = {int(m[1]): name for name in values if (m := ACCURACY.fullmatch(name))}
+    shown = {f"t{turn}": turns[turn] for turn in sorted(turns)} | {"loss": "loss"}
+    return {short: f"{values[name]:.3f}" for short, name in shown.items() if name in values}
 
 
 class Log:
@@ -60,20 +66,19 @@ class Log:
           wandb: project name; "": no wandb.
         """
         self.write = write
+        self.folder = folder
+        self.known_units: dict[str, str] = {}
         self.stage = stage
-        self.files = {}
+        self.file: Any = None
         self.board: Any = None
         self.wandb: Any = None
         self.bar: Any = None
         if not write:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        # metrics.jsonl counts finished steps; a transcript counts the updates before it was
-        # sampled, which is one less.
-        for name, last in (("metrics", step), ("transcripts", step - 1)):
-            path = folder / f"{name}.jsonl"
-            cut_after(path, last)
-            self.files[name] = path.open("a", encoding="utf-8")
+        path = folder / "metrics.jsonl"
+        cut_after(path, step)
+        self.file = path.open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -96,37 +101,33 @@ class Log:
         if not self.write:
             return
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
-        self.append("metrics", record)
+        self.append(record)
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
-        shown = {
-            short: f"{values[name]:.3f}"
-            for short, name in PROGRESS_METRICS.items()
-            if name in values
-        }
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.set_postfix(progress(values), refresh=False)
         self.bar.update(1)
 
-    def transcripts(self, records: Sequence[Transcript]) -> None:
-        """Appends dialogues to transcripts.jsonl."""
-        for record in records if self.write else ():
-            self.append("transcripts", asdict(record))
+    def units(self, units: Mapping[str, str]) -> None:
+        """Keeps the units of metrics in units.json, for those who draw them."""
+        if not self.write or units.items() <= self.known_units.items():
+            return
+        self.known_units |= units
+        write_json(self.folder / "units.json", self.known_units)
 
-    def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Appends one JSON line to the file `name` and flushes it to the operating system.
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Appends one JSON line to metrics.jsonl and flushes it to the operating system.
 
         Raises:
           OSError: the line could not be written; the error names the file.
         """
-        file = self.files[name]
         try:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
         except OSError as error:
-            raise OSError(error.errno, error.strerror, file.name) from error
+            raise OSError(error.errno, error.strerror, self.file.name) from error
 
     def message(self, message: str) -> None:
         """Prints one line to stderr, above the progress bar."""
@@ -135,9 +136,9 @@ class Log:
 
     def sync(self) -> None:
         """Forces written lines to disk (fsync); called before a checkpoint is saved."""
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        if self.file is not None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def __enter__(self) -> "Log":
         return self
@@ -147,9 +148,9 @@ class Log:
 
     def close(self) -> None:
         """Closes files, TensorBoard, wandb and the progress bar."""
-        for file in self.files.values():
+        if self.file is not None:
             with suppress(OSError):  # each line was flushed, so `append` has raised it already
-                file.close()
+                self.file.close()
         if self.board is not None:
             self.board.close()
         if self.wandb is not None:

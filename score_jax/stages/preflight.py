@@ -19,7 +19,8 @@ from score_jax.distributed import processes, sharding
 from score_jax.rl.keys import run_key
 from score_jax.rl.learner import score_episodes
 from score_jax.rl.rollout import Grader, collect_rollout
-from score_jax.stages.build import Program, StagePrograms, build
+from score_jax.stages import examples
+from score_jax.stages.build import Program, StagePrograms, build, check_lengths
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.problem_sets import (
     ProblemSet,
@@ -44,11 +45,13 @@ class CheckedStage:
     training: ProblemSet
     validation: ProblemSet | None  # None: no validation during training
     evaluation: ProblemSet
+    more: dict[str, ProblemSet]  # of evaluation.sets
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Numbers of problems per set, as run.json stores them."""
         sets = (self.training, self.validation, self.evaluation)
-        return {problems.part: problems.counts() for problems in sets if problems is not None}
+        counts = {problems.part: problems.counts() for problems in sets if problems is not None}
+        return counts | {name: problems.counts() for name, problems in self.more.items()}
 
 
 def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
@@ -58,19 +61,36 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
       ValueError: the stage can't finish with this config; the message says what to change.
     """
     programs = build(settings)
-    return CheckedStage(
+    if settings.program == "supervised":
+        encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, {})
+        examples.load(settings, encoder, workdir)
+    checked = CheckedStage(
         programs=programs,
         training=select_and_log(programs, training_spec(settings), workdir),
         validation=select_and_log(programs, validation_spec(settings), workdir)
         if settings.evaluation.every
         else None,
         evaluation=select_and_log(programs, evaluation_spec(settings), workdir),
+        more={
+            name: select_and_log(programs, evaluation_spec(own), workdir, name)
+            for name, own in settings.measured_sets.items()
+        },
     )
+    check_lengths(programs, checked.training.tasks, checked.evaluation.tasks)
+    return checked
 
 
-def select_and_log(programs: StagePrograms, spec: ProblemSetSpec, workdir: Path) -> ProblemSet:
-    """Loads and checks one set of problems and logs its counts; raises as `select` does."""
+def select_and_log(
+    programs: StagePrograms, spec: ProblemSetSpec, workdir: Path, name: str = ""
+) -> ProblemSet:
+    """Loads and checks one set of problems and logs its counts; raises as `select` does.
+
+    Args:
+      name: of a set of evaluation.sets.
+    """
     settings = programs.settings
+    if name:
+        spec = dataclasses.replace(spec, part=f"evaluation ({name})")
     progress = settings.log.progress and processes.is_first()
     problems = select(spec, programs.chat, settings.grading, workdir, progress=progress)
     processes.log(f"[{settings.name}] {problems.describe()}")
@@ -83,21 +103,46 @@ def state_bytes(programs: StagePrograms) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def check_disk_space(stages: Sequence[StagePrograms], workdir: Path) -> None:
+TOKEN_BYTES = 14  # of the columns of data.store.SCHEMA, before compression
+
+
+def rollout_bytes(programs: StagePrograms, training: ProblemSet) -> int:
+    """The most bytes that a stage's kept rollouts take on the disk, uncompressed."""
+    settings, kept = programs.settings, programs.settings.log
+    rows = settings.batch * settings.sampling.group_size
+    count = rows if kept.rollouts < 0 else min(rows, kept.rollouts)
+    steps = -(-settings.steps // kept.rollouts_every)
+    if settings.program == "supervised":
+        return 0
+    encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, training.tasks)
+    return steps * count * encoder.row_length(settings.sampling.row_limit) * TOKEN_BYTES
+
+
+def check_disk_space(checked: Sequence[CheckedStage], workdir: Path) -> None:
     """Checks that the disk has space for the checkpoints still to be written.
+
+    What rollouts may take at most is told where it matters, and refuses nothing.
 
     Raises:
       StorageError: it has not; the message gives the free and the needed space.
     """
-    need = 0
+    need, stages = 0, [stage.programs for stage in checked]
     for programs in stages:
         settings = programs.settings
+        if settings.program == "collect":
+            continue
         existing = len(list((workdir / settings.name / "checkpoints").glob("[0-9]*")))
         total = -(-settings.steps // settings.checkpoint.every)
         # On disk at a time: the latest ones, the best, and the one being written.
         most = min(settings.checkpoint.keep + 2, total)
         need += state_bytes(programs) * max(0, most - existing)
     free = shutil.disk_usage(workdir).free
+    rollouts = sum(rollout_bytes(stage.programs, stage.training) for stage in checked)
+    if rollouts > free / 10:
+        processes.log(
+            f"rollouts will take up to {rollouts / GB:.1f} GB before compression, of "
+            f"{free / GB:.1f} GB free; config.log.rollouts and rollouts_every keep fewer"
+        )
     if need > free:
         names = ", ".join(programs.settings.name for programs in stages)
         raise StorageError(
@@ -121,54 +166,56 @@ def try_row(
     Raises:
       ValueError: logprobs are not finite.
     """
-    sampling = programs.settings.sampling
+    settings = programs.settings
     short = dataclasses.replace(
-        sampling,
+        settings.sampling,
         group_size=1,
         second_attempts=1,
         decode_segments=1,
         temperature=0.0,
-        prompt_limit=evaluation.prompt_limit,
-        turn_limit=min(TRIAL_TOKENS, sampling.turn_limit),
         row_limit=0,
     )
-    turns = programs.settings.objective.turns
-    learner = dataclasses.replace(programs.settings.learner, microbatches=1, minibatches=1)
-    max_policy_tokens = turns * short.turn_limit
+    plan = settings.measured_plan
+    plan = dataclasses.replace(
+        plan,
+        limits=tuple(
+            min(TRIAL_TOKENS, limit) if source == "sampled" else limit
+            for source, limit in zip(plan.sources, plan.limits, strict=True)
+        ),
+    )
+    learner = dataclasses.replace(settings.learner, microbatches=1, minibatches=1)
     score = partial(
         score_episodes,
         programs.decoder,
-        max_policy_tokens=max_policy_tokens,
+        max_tokens=plan.drawn_tokens,
         config=learner,
         keep_hidden=False,
     )
     rows = sharding.rows(programs.mesh)
     scorer = jax.jit(score, in_shardings=(programs.model_shardings, rows), out_shardings=rows)
-    sampler = dataclasses.replace(
-        programs.sampler(),
-        sample=programs.sample(short, turns, evaluation.task),
+    trial = dataclasses.replace(
+        programs.rollout_programs(evaluation.tasks),
+        encoder=programs.encoder(plan, evaluation.prompt_limit, evaluation.tasks),
+        sample=programs.sample(short, plan),
         score=Program(scorer, programs.mesh),
     )
     draws = np.asarray(sharding.own_rows(programs.mesh, sharding.row_shards(programs.mesh)))
     rollout = collect_rollout(
-        sampler,
-        programs.chat,
-        evaluation.task,
+        trial,
         grader,
         params=reference,
         reference=reference,
-        key=run_key(programs.settings.evaluation.seed, "evaluate"),
+        key=run_key(settings.evaluation.seed, "evaluate"),
         draws=draws,
         problems=[evaluation.problems[draw % len(evaluation.problems)] for draw in draws],
-        prompt_limit=evaluation.prompt_limit,
     )
-    is_policy_token = rollout.local.turn > 0
+    assert rollout.scores is not None, "the trial's programs score"
     mismatch = rollout.local.logprobs - sharding.local_rows(rollout.scores.logprobs)
-    local_mean = np.abs(mismatch[is_policy_token]).mean(keepdims=True)
+    local_mean = np.abs(mismatch[rollout.local.sampled]).mean(keepdims=True)
     mean = float(processes.all_gather(local_mean).mean())
     if not math.isfinite(mean):
         raise ValueError(
-            f"weights.source is {programs.settings.weights.source!r}; a trial row's "
+            f"weights.source is {settings.weights.source!r}; a trial row's "
             "log-probabilities are not finite: the weights are damaged, or not of this model"
         )
     return mean

@@ -12,10 +12,11 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from score_jax.data import sources
 from score_jax.distributed import processes
 from score_jax.records import UNGRADED, Grade, Problem, Task
 from score_jax.report.json_files import read_json, write_json
-from score_jax.stages.settings import GradingConfig, Settings
+from score_jax.rl.dialogue import SAMPLED, DialoguePlan, Encoder
+from score_jax.stages.sections import GradingConfig
+from score_jax.stages.settings import Settings
 from score_jax.tasks import registry
 from score_jax.tasks.grading.pool import Pool
 from score_jax.text.chat import Chat
@@ -49,6 +52,7 @@ class ProblemSetSpec:
     task_field: str  # config field to name in errors about the task
     prompt_limit: int  # tokens
     limit_field: str  # config field to name in errors about the limit
+    plan: DialoguePlan = SAMPLED  # complete, where attempts come with the problems
 
     def skips(self, name: str) -> bool:
         """Whether to leave problems with a fault out, instead of stopping the run.
@@ -70,12 +74,20 @@ class ProblemSet:
     """The problems that a run uses, and the ids of those left out."""
 
     part: str
-    task: Task
+    tasks: dict[str, Task]  # by Problem.task
     problems: Sequence[Problem]
     longest: int  # tokens of the longest prompt in `problems`
     prompt_limit: int  # tokens
     long: tuple[str, ...] = ()  # ids of problems left out: the prompt exceeds the limit
     bad: tuple[str, ...] = ()  # ids of problems left out: the grader rejects the gold answer
+
+    @cached_property
+    def by_task(self) -> dict[str, list[int]]:
+        """Indices of the problems of each task, by the task's own name."""
+        found: dict[str, list[int]] = {}
+        for index, problem in enumerate(self.problems):
+            found.setdefault(self.tasks[problem.task].name, []).append(index)
+        return {name: found[name] for name in sorted(found)}
 
     def left_out(self) -> dict[str, tuple[str, ...]]:
         """Ids of the problems left out, by reason, as evaluation.json stores them."""
@@ -87,7 +99,8 @@ class ProblemSet:
 
     def describe(self) -> str:
         """Formats the counts as one line."""
-        used = f"{len(self.problems)} {self.part} problems of task {self.task.name}"
+        names = ", ".join(self.by_task)
+        used = f"{len(self.problems)} {self.part} problems of task {names}"
         left_out = f"{len(self.long)} too long and {len(self.bad)} with a bad gold answer left out"
         limit = f"longest prompt {self.longest} of {self.prompt_limit} tokens"
         return f"{used}, {limit}" + (f"; {left_out}" if self.long or self.bad else "")
@@ -102,6 +115,7 @@ def training_spec(settings: Settings) -> ProblemSetSpec:
         task_field="config.task",
         prompt_limit=settings.sampling.prompt_limit,
         limit_field="config.sampling.prompt_limit",
+        plan=settings.plan,
     )
 
 
@@ -118,27 +132,30 @@ def evaluation_spec(settings: Settings) -> ProblemSetSpec:
         limit_field="config.evaluation.prompt_limit"
         if has_own_limit
         else "config.sampling.prompt_limit",
+        plan=settings.measured_plan,
     )
 
 
 def validation_spec(settings: Settings) -> ProblemSetSpec:
     """The validation problems: config.data with the overrides of config.evaluation.validation."""
     config, held_out = settings.evaluation, evaluation_spec(settings)
+    data = dict(settings.data)
+    data.pop("first_attempts", None)  # as `measured_data`
     return replace(
         held_out,
         part="validation",
-        data=dict(settings.data) | dict(config.validation),
+        data=data | dict(config.validation),
         count=config.validation_problems,
         task=settings.task,
         task_field="config.task",
     )
 
 
-def read(spec: ProblemSetSpec) -> tuple[Task, list[Problem]]:
-    """Loads a set's task and all of its problems.
+def read(spec: ProblemSetSpec) -> tuple[dict[str, Task], list[Problem]]:
+    """Loads all of a set's problems, and their tasks by name.
 
     Raises:
-      ValueError: the data can't be loaded, or a problem belongs to another task.
+      ValueError: the data can't be loaded, or no problem is of the config's task.
     """
     problems = list(sources.load(**spec.data)[: spec.count or None])
     return registry.of_problems(problems, spec.task, spec.task_field), problems
@@ -162,11 +179,12 @@ def select(
       ValueError: hosts have different problems; a prompt exceeds the limit without
         `skip_long`; a gold answer is rejected without `skip_bad`; or no problem is left.
     """
-    task, problems = read(spec)
-    texts = [task.ask(problem) for problem in problems]
+    tasks, problems = read(spec)
+    texts = [tasks[problem.task].ask(problem) for problem in problems]
+    graders = [grader_fingerprint(task) for task in tasks.values()]
     keys = [
-        digest(chat_fingerprint(chat), texts),
-        digest(grader_fingerprint(task), map(graded_fields, problems)),
+        digest(chat_fingerprint(chat), [*texts, *given_texts(problems)]),
+        digest(" ".join(graders), map(graded_fields, problems)),
     ]
     if len(set(map(tuple, processes.all_gather_objects(keys)))) > 1:
         raise ValueError(
@@ -181,11 +199,12 @@ def select(
         if (cached := cache.get(keys[1])) is not None:
             faults = {int(index): fault for index, fault in cached.items()}
         else:
-            faults = gold_faults(task, problems, grading, progress=progress)
+            faults = gold_faults(tasks, problems, grading, progress=progress)
     lengths, faults = processes.broadcast_from_first((lengths, faults))
     long = {index for index, length in enumerate(lengths) if length > spec.prompt_limit}
     if long and not spec.skips("skip_long"):
         raise ValueError(long_prompts_message(spec, problems, lengths))
+    long |= long_attempts(spec, chat, tasks, problems)
     if faults and not spec.skips("skip_bad"):
         raise ValueError(bad_answers_message(spec, problems, faults))
     if processes.is_first():
@@ -199,7 +218,7 @@ def select(
         )
     return ProblemSet(
         part=spec.part,
-        task=task,
+        tasks=tasks,
         problems=[problems[index] for index in used],
         longest=max(lengths[index] for index in used),
         prompt_limit=spec.prompt_limit,
@@ -220,6 +239,49 @@ def long_prompts_message(
         f"{spec.part} prompts (median {statistics.median_low(lengths)}): raise the limit, or set "
         "config.data.skip_long=True to leave them out"
     )
+
+
+def given_texts(problems: Sequence[Problem]) -> list[str]:
+    """The attempts that come with problems, for a digest."""
+    return [json.dumps(problem.given) for problem in problems if problem.given]
+
+
+def long_attempts(
+    spec: ProblemSetSpec, chat: Chat, tasks: Mapping[str, Task], problems: Sequence[Problem]
+) -> set[int]:
+    """Indices of the problems with a given attempt beyond the limit of its turn.
+
+    Raises:
+      ValueError: an attempt is too long without `skip_long`; a problem has fewer attempts than
+        the dialogue takes, or has some in vain; or a token id is not the tokenizer's.
+    """
+    encoder = Encoder(chat=chat, tasks=tasks, plan=spec.plan, prompt_limit=spec.prompt_limit)
+    turns = [turn for turn, source in enumerate(spec.plan.sources) if source == "given"]
+    limits = [spec.plan.limits[turn] for turn in turns]
+    long: set[int] = set()
+    for index, problem in enumerate(problems):
+        if len(problem.given) != len(turns):
+            raise ValueError(
+                f"config.data.first_attempts gives {spec.part} problem {problem.label!r} "
+                f"{len(problem.given)} attempts, and {len(turns)} turns of its dialogue are given; "
+                "set it together with 'given' in the dialogue's sources"
+            )
+        for turn, limit, attempt in zip(turns, limits, problem.given, strict=True):
+            ids = encoder.attempt(attempt)
+            if max(ids) >= chat.tokenizer.vocab_size:
+                raise ValueError(
+                    f"config.data.first_attempts gives problem {problem.label!r} the token id "
+                    f"{max(ids)}; the tokenizer has {chat.tokenizer.vocab_size}"
+                )
+            size = len(ids) - 1  # a turn that was cut at its limit lacks the stop token
+            if size > limit and not spec.skips("skip_long"):
+                raise ValueError(
+                    f"config.sampling.turn_limit is {limit} in turn {turn + 1}; the given attempt "
+                    f"of {spec.part} problem {problem.label!r} has {size} tokens: raise the "
+                    "limit, or set config.data.skip_long=True to leave such problems out"
+                )
+            long |= {index} if size > limit else set()
+    return long
 
 
 def bad_answers_message(
@@ -254,37 +316,48 @@ def prompt_lengths(chat: Chat, texts: Sequence[str], *, progress: bool = False) 
     return lengths
 
 
+def gold_response(task: Task, problem: Problem) -> str:
+    """A response that states the gold answer."""
+    return task.gold_response(problem) if task.gold_response else problem.answer
+
+
 def gold_faults(
-    task: Task, problems: Sequence[Problem], grading: GradingConfig, *, progress: bool = False
+    tasks: Mapping[str, Task],
+    problems: Sequence[Problem],
+    grading: GradingConfig,
+    *,
+    progress: bool = False,
 ) -> dict[int, str]:
     """Grades the gold answers; returns a description of each rejected one by problem index.
 
     Problems that have tests and no gold answer are skipped.
     """
-    gold_response = task.gold_response or (lambda problem: problem.answer)
-    indices = [n for n, problem in enumerate(problems) if problem.answer or not problem.tests]
+    gold = {
+        index: gold_response(tasks[problem.task], problem)
+        for index, problem in enumerate(problems)
+        if problem.answer or not problem.tests
+    }
     grades: dict[int, Grade] = {}
-    with (
-        open_pool(grading) as pool,
-        progress_bar("gold answers", len(indices), progress) as bar,
-    ):
+    with open_pool(grading) as pool, progress_bar("gold answers", len(gold), progress) as bar:
 
-        def grade(chunk: Sequence[int]) -> None:
-            items = [(problems[index], gold_response(problems[index])) for index in chunk]
+        def grade(task: Task, chunk: Sequence[int]) -> None:
+            items = [(problems[index], gold[index]) for index in chunk]
             grades.update(zip(chunk, pool.grade(task.name, items), strict=True))
 
-        for chunk in chunks(indices):
-            grade(chunk)
-            bar.update(len(chunk))
-        # A timeout may come from a busy machine: grade those again, one at a time.
-        for _ in range(REGRADINGS):
-            for index in [n for n in indices if grades[n].verdict in UNGRADED]:
-                grade([index])
+        for name, task in tasks.items():
+            own = [index for index in gold if problems[index].task == name]
+            for chunk in chunks(own):
+                grade(task, chunk)
+                bar.update(len(chunk))
+            # A timeout may come from a busy machine: grade those again, one at a time.
+            for _ in range(REGRADINGS):
+                for index in [n for n in own if grades[n].verdict in UNGRADED]:
+                    grade(task, [index])
     return {
-        index: f"{gold_response(problems[index])[-80:]!r} is graded {grade.verdict} "
-        f"({grade.detail or 'no detail'})"
-        for index, grade in grades.items()
-        if grade.verdict != "correct"
+        index: f"{gold[index][-80:]!r} is graded {grades[index].verdict} "
+        f"({grades[index].detail or 'no detail'})"
+        for index in gold
+        if grades[index].verdict != "correct"
     }
 
 
@@ -328,7 +401,7 @@ def digest(prefix: str, texts: Any) -> str:
 
 def graded_fields(problem: Problem) -> str:
     """The fields of a problem that its grader reads, as JSON."""
-    return json.dumps([problem.prompt, problem.answer, problem.tests])
+    return json.dumps([problem.task, problem.prompt, problem.answer, problem.tests])
 
 
 def chat_fingerprint(chat: Chat) -> str:

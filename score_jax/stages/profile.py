@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from score_jax.distributed import processes
-from score_jax.stages.settings import ProfileConfig
+from score_jax.stages.sections import ProfileConfig
 
 
 class Profile:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from score_jax.records import Problem
+from score_jax.rl.dialogue import Encoder
 from score_jax.rl.sampling import SamplingConfig
 from score_jax.stages.build import StagePrograms
 from score_jax.stages.identity import fingerprint_problems
@@ -25,31 +26,41 @@ def digest(parts: Iterable[Any]) -> str:
 
 
 def describe(
-    programs: StagePrograms, problems: Sequence[Problem], sampling: SamplingConfig
+    programs: StagePrograms,
+    encoder: Encoder,
+    problems: Sequence[Problem],
+    sampling: SamplingConfig,
 ) -> dict[str, Any]:
     """The evaluation protocol of a stage's models, as it is stored in evaluation.json.
 
     Args:
+      encoder: of the problems, with the evaluation's plan.
       sampling: of greedy decoding; sampled dialogues differ from it in `group_size` and
         `temperature` only, which the protocol takes from the evaluation's config.
     """
-    config, chat, task = programs.settings.evaluation, programs.chat, programs.measured_task
-    template = programs.turn_template(config.turns, task)
+    config = programs.settings.evaluation
+    forced = [encoder.forced[name] for name in sorted(encoder.tasks)]
     protocol: dict[str, Any] = {
-        "task": task.name,
+        "task": ", ".join(sorted({task.name for task in encoder.tasks.values()})),
         "problems": len(problems),
         "contents": fingerprint_problems(problems),
-        "prompts": digest(chat.encode_prompt(task.ask(problem)) for problem in problems),
+        "prompts": digest(encoder.opening(problem)[0] for problem in problems),
         "chat": programs.settings.tokenizer.chat,
-        "instruction": task.instruction,
-        "script": digest(asdict(template).items()),
+        "instruction": " | ".join(
+            dict.fromkeys(
+                own or task.instruction
+                for task in encoder.tasks.values()
+                for own in encoder.plan.instructions[1:]
+            )
+        ),
+        "script": digest([*asdict(encoder.plan).items(), forced, encoder.chat.stops]),
         "turns": config.turns,
         "samples": config.samples,
         "temperature": config.temperature,
         "seed": config.seed,
         "prompt_limit": sampling.prompt_limit,
         "turn_limit": sampling.turn_limit,
-        "row_limit": template.row_length(sampling),
+        "row_limit": encoder.row_length(sampling.row_limit),
         "dtype": programs.decoder.config.dtype,
         "deadline_seconds": programs.settings.grading.deadline_seconds,
     }

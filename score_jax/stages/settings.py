@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict
@@ -16,182 +15,37 @@ from ml_collections import ConfigDict
 from score_jax.checks import (
     RENAMED_FIELDS,
     Count,
-    Natural,
     NotNegative,
-    Positive,
     Seed,
-    Share,
     check_fields,
 )
 from score_jax.distributed.sharding import MeshConfig
 from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.model.lora import LoraConfig
+from score_jax.rl.coefficients import CONSTANT, CoefficientsConfig
+from score_jax.rl.dialogue import SAMPLED, DialoguePlan
+from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig
 from score_jax.rl.sampling import SamplingConfig
+from score_jax.stages.methods import LIST_FIELDS
+from score_jax.stages.sections import (
+    AS_STORED,
+    NO_PROFILE,
+    CheckpointConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    GradingConfig,
+    LogConfig,
+    ProfileConfig,
+    Select,
+    TokenizerConfig,
+    WeightsConfig,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # stage names, which name folders
-ProgramKind = Literal["rl", "supervised"]
-Select = Literal["best", "validation", "last"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Source of the tokenizer, and the chat format."""
-
-    # "embedded", "trained" on the task, a folder, "stand_in" (for plans); "": weights.source
-    source: str = "embedded"
-    chat: str = "plain"  # name of a chat format in text.chat
-
-    def __post_init__(self):
-        check_fields(self, "tokenizer")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightsConfig:
-    """Source of the base model, which is also the reference."""
-
-    source: str = (
-        "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name[@revision]
-    )
-
-    def __post_init__(self):
-        check_fields(self, "weights")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """Overrides of ModelConfig for models whose config comes with the weights; "": no override."""
-
-    dtype: str = ""  # of activations, and of the parameters while sampling
-    remat: str = ""  # activations that the backward pass recomputes: none, dots, full
-
-    def __post_init__(self):
-        check_fields(self, "compute")
-
-    def apply_to(self, model: ModelConfig) -> ModelConfig:
-        """Returns the model config with the fields that are set here replaced.
-
-        Raises:
-          ValueError: ModelConfig does not accept a value.
-        """
-        overrides = {name: value for name, value in dataclasses.asdict(self).items() if value}
-        return dataclasses.replace(model, **overrides)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GradingConfig:
-    """Number and limits of the worker processes that grade answers."""
-
-    workers: Count = 2  # per host
-    deadline_seconds: Positive = 5.0  # of one answer
-    batch_deadline_seconds: Positive = 60.0  # of all answers of a rollout
-    recycle_after: Count = 10_000  # answers after which a worker is replaced
-    cache_size: Natural = 100_000  # verdicts cached
-
-    def __post_init__(self):
-        check_fields(self, "grading")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are saved, and which one a stage hands on to its child."""
-
-    every: Count = 50  # steps
-    keep: Count = 2  # number of latest checkpoints kept, in addition to the best
-    # "best" training reward (the paper's rule), best accuracy of the last turn on the
-    # "validation" problems, or the "last" checkpoint.
-    select: Select = "best"
-
-    def __post_init__(self):
-        check_fields(self, "checkpoint")
-        if self.select not in get_args(Select):
-            raise ValueError(
-                f"checkpoint.select is {self.select!r}; choose one of {', '.join(get_args(Select))}"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Evaluation on held-out problems after the last step, and validation during training."""
-
-    task: str = ""  # of the held-out problems; "": config.task
-    prompt_limit: Natural = 0  # tokens; 0: sampling.prompt_limit
-    problems: Natural = 1000  # 0: all
-    batch: Count = 500  # problems per sampling call
-    turns: int = 2  # attempts per dialogue, 1 to 10
-    samples: Natural = 4  # sampled dialogues per problem; 0: greedy decoding only
-    temperature: Positive = 1.0  # of the sampled dialogues
-    seed: Seed = 0
-    # Overrides of config.data. config.data.task is dropped for another data set or task.
-    data: tuple[tuple[str, Any], ...] = ()
-    every: Natural = 0  # steps between validations during training; 0: no validation
-    validation: tuple[tuple[str, Any], ...] = (("split", "validation"),)  # overrides of config.data
-    validation_problems: Natural = 200  # 0: all
-
-    def __post_init__(self):
-        check_fields(self, "evaluation")
-        if not 1 <= self.turns <= 10:
-            raise ValueError(f"evaluation.turns is {self.turns}; set 1 to 10")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """Which logs a stage writes."""
-
-    transcripts: Natural = 8  # dialogues written per logged step
-    transcripts_every: Count = 10  # steps between logged ones
-    tensorboard: bool = True
-    wandb: str = ""  # project name; needs the extra [wandb]
-    progress: bool = True  # whether to show progress bars
-
-    def __post_init__(self):
-        check_fields(self, "log")
-        if self.wandb and find_spec("wandb") is None:
-            raise ValueError(
-                f"log.wandb is {self.wandb!r} and wandb is not installed; install the extra "
-                "(pip install -e '.[wandb]') or set log.wandb to ''"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProfileConfig:
-    """Windows of steps that the profiler records, on all hosts."""
-
-    steps: Natural = 0  # length of a window; 0: the profiler is off
-    start: Natural = 2  # steps before the first window; the first steps compile
-    every: Natural = 0  # steps from the start of one window to the next start; 0: one window
-
-    def __post_init__(self):
-        check_fields(self, "profile")
-        if 0 < self.every <= self.steps:
-            raise ValueError(
-                f"profile.every is {self.every}; set 0, or more than profile.steps ({self.steps})"
-            )
-
-    def records(self, done: int) -> bool:
-        """Whether the step that follows `done` finished steps is in a window."""
-        since = done - self.start
-        if since < 0 or not self.steps:
-            return False
-        return (since % self.every if self.every else since) < self.steps
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PracticeConfig:
-    """Mix of the dialogues that train the embedded base policy; see data.equations.dialogues."""
-
-    careful: Share = 0.8  # careful second attempts, as a share of all, before `settling`
-    careful_at_last: Share = 0.12  # the same share during `settling`
-    settling: Share = 0.2  # the last steps, as a share of all
-    right: Share = 0.25  # right first attempts, as a share of all; wrong guesses have no loss
-    # Norm of the random perturbation at which gradients are taken, as a share of each
-    # tensor's norm; it favours wide optima.
-    weight_noise: Share = 0.0
-
-    def __post_init__(self):
-        check_fields(self, "practice")
+ProgramKind = Literal["rl", "supervised", "collect"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,6 +54,7 @@ class Settings:
 
     name: str  # of the stage, and of its folder in the workdir
     parent: str = ""  # config file of the stage to start from; "": the base model
+    start: str = ""  # in a method's list of stages: see stages.methods
     program: ProgramKind = "rl"
     task: str = "equations"
     seed: Seed = 0
@@ -209,22 +64,25 @@ class Settings:
     # the default of the dtype.
     mismatch_limit: NotNegative | None = None
     data: tuple[tuple[str, Any], ...] = ()
-    practice: PracticeConfig = PracticeConfig()  # program "supervised" only
+    examples: tuple[tuple[str, Any], ...] = ()  # program "supervised" only
     tokenizer: TokenizerConfig
     weights: WeightsConfig
     model: ModelConfig | None
     lora: LoraConfig | None = None  # None (rank 0 in a config): all parameters are trained
-    compute: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = AS_STORED
     mesh: MeshConfig
     sampling: SamplingConfig
+    dialogue: DialoguePlan = SAMPLED
     objective: Objective
+    estimator: EstimatorConfig
+    coefficients: CoefficientsConfig = CONSTANT
     optimizer: OptimizerConfig
     learner: LearnerConfig
     grading: GradingConfig
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig
     log: LogConfig
-    profile: ProfileConfig = ProfileConfig()
+    profile: ProfileConfig = NO_PROFILE
 
     def __post_init__(self):
         check_fields(self, "config")
@@ -234,8 +92,11 @@ class Settings:
                 "letters, digits, '.', '_' and '-', beginning with a letter or digit"
             )
         if self.program not in get_args(ProgramKind):
-            raise ValueError(f"config.program is {self.program!r}; choose rl or supervised")
-        rows = self.batch * (self.sampling.group_size if self.program == "rl" else 1)
+            raise ValueError(
+                f"config.program is {self.program!r}; choose one of "
+                f"{', '.join(get_args(ProgramKind))}"
+            )
+        rows = self.batch * (1 if self.program == "supervised" else self.sampling.group_size)
         parts = self.learner.microbatches * self.learner.minibatches
         if rows % parts:
             raise ValueError(
@@ -243,10 +104,30 @@ class Settings:
                 f"learner.microbatches x learner.minibatches = {parts} parts"
             )
         self.check_selection()
-        if self.program == "supervised" and self.lora is not None:
-            raise ValueError("config.lora is for program 'rl'; set lora.rank to 0")
+        plan = self.plan
+        assert self.measured_plan, "raises where evaluation's turns contradict each other"
+        assert self.measured_sets is not None, "raises where a set is invalid"
         if self.program == "rl":
-            check_grouping(self.objective, self.sampling, self.learner)
+            self.objective.check_plan(plan)
+            self.coefficients.check(self.objective)
+            check_grouping(self.estimator, self.sampling, self.learner)
+
+    @property
+    def plan(self) -> DialoguePlan:
+        """The dialogues of training."""
+        return self.dialogue.complete(self.objective.turns, self.sampling.turn_limit)
+
+    @property
+    def selects(self) -> Select:
+        """How the checkpoint is selected; no training reward ranks those of supervised learning."""
+        unranked = self.program == "supervised" and self.checkpoint.select == "best"
+        return "last" if unranked else self.checkpoint.select
+
+    @property
+    def measured_plan(self) -> DialoguePlan:
+        """The dialogues of evaluation."""
+        plan = DialoguePlan(**dict(self.evaluation.dialogue))
+        return plan.complete(self.evaluation.turns, self.sampling.turn_limit)
 
     @property
     def measured_task(self) -> str:
@@ -262,10 +143,26 @@ class Settings:
     def measured_data(self) -> dict[str, Any]:
         """Keyword arguments of data.sources.load for the evaluation's problems."""
         base, overrides = dict(self.data), dict(self.evaluation.data)
+        base.pop("first_attempts", None)  # they are at the training problems
         other_data = overrides.keys() & {"source", "name", "path", "parts"}
         if self.measured_task != self.task or other_data:
             base.pop("task", None)  # it describes the training problems
         return base | overrides
+
+    @property
+    def measured_sets(self) -> dict[str, "Settings"]:
+        """The settings with which each of evaluation.sets is measured.
+
+        Raises:
+          ValueError: a set has a field that evaluation lacks.
+        """
+        found = {}
+        for name, values in self.evaluation.sets:
+            fields = {**vars(self.evaluation), "sets": (), **dict(values)}
+            path = f"config.evaluation.sets.{name}"
+            own = build_section(EvaluationConfig, fields, path)
+            found[name] = dataclasses.replace(self, evaluation=own)
+        return found
 
     def check_selection(self) -> None:
         """Checks that validation runs at every checkpoint that is selected by it.
@@ -281,45 +178,56 @@ class Settings:
             )
 
 
-def check_grouping(objective: Objective, sampling: SamplingConfig, learner: LearnerConfig) -> None:
+def check_grouping(
+    estimator: EstimatorConfig, sampling: SamplingConfig, learner: LearnerConfig
+) -> None:
     """Checks that baseline, group size, temperature and minibatches fit together.
 
     Raises:
-      ValueError: the baseline needs more samples per problem, sampling is off-policy, or a
-        rollout is used for several updates without `objective.clip`.
+      ValueError: the baseline needs more samples per problem, sampling is off-policy, a
+        rollout is used for several updates without `estimator.clip`, or gradients are taken
+        elsewhere.
     """
-    if objective.baseline == "leave_one_out" and sampling.group_size < 2:
+    if sampling.group_size % sampling.second_attempts:
         raise ValueError(
-            "objective.baseline is 'leave_one_out' and sampling.group_size is "
+            f"sampling.group_size is {sampling.group_size}; "
+            f"set a multiple of sampling.second_attempts {sampling.second_attempts}"
+        )
+    if estimator.baseline == "leave_one_out" and sampling.group_size < 2:
+        raise ValueError(
+            "estimator.baseline is 'leave_one_out' and sampling.group_size is "
             f"{sampling.group_size}; draw at least 2 samples or choose another baseline"
         )
-    if objective.baseline == "leave_one_out_attempt" and (
+    if estimator.baseline == "leave_one_out_attempt" and (
         sampling.second_attempts < 2 or sampling.group_size < 2 * sampling.second_attempts
     ):
         raise ValueError(
-            "objective.baseline is 'leave_one_out_attempt' with sampling.group_size="
+            "estimator.baseline is 'leave_one_out_attempt' with sampling.group_size="
             f"{sampling.group_size} and sampling.second_attempts={sampling.second_attempts}; it "
             "needs at least 2 second attempts from each of at least 2 first attempts"
         )
-    if sampling.second_attempts > 1 and objective.baseline != "leave_one_out_attempt":
+    if sampling.second_attempts > 1 and estimator.baseline != "leave_one_out_attempt":
         raise ValueError(
-            f"sampling.second_attempts is {sampling.second_attempts} with objective.baseline="
-            f"{objective.baseline!r}; set the baseline to 'leave_one_out_attempt', or "
+            f"sampling.second_attempts is {sampling.second_attempts} with estimator.baseline="
+            f"{estimator.baseline!r}; set the baseline to 'leave_one_out_attempt', or "
             "second_attempts to 1"
         )
     if sampling.temperature != 1.0:
         raise ValueError(
             f"sampling.temperature is {sampling.temperature}; training is on-policy: set 1.0"
         )
-    if learner.minibatches > 1 and objective.clip is None:
+    if learner.minibatches > 1 and estimator.clip is None:
         raise ValueError(
             f"learner.minibatches is {learner.minibatches}; later updates are off-policy: "
-            "set objective.clip, or minibatches to 1"
+            "set estimator.clip, or minibatches to 1"
+        )
+    if learner.weight_noise:
+        raise ValueError(
+            f"learner.weight_noise is {learner.weight_noise}; it is for program 'supervised': set 0"
         )
 
 
 SECTIONS: dict[str, type] = {
-    "practice": PracticeConfig,
     "tokenizer": TokenizerConfig,
     "weights": WeightsConfig,
     "model": ModelConfig,
@@ -327,7 +235,10 @@ SECTIONS: dict[str, type] = {
     "compute": ComputeConfig,
     "mesh": MeshConfig,
     "sampling": SamplingConfig,
+    "dialogue": DialoguePlan,
     "objective": Objective,
+    "estimator": EstimatorConfig,
+    "coefficients": CoefficientsConfig,
     "optimizer": OptimizerConfig,
     "learner": LearnerConfig,
     "grading": GradingConfig,
@@ -342,15 +253,20 @@ def parse(config: Any) -> Settings:
     """Converts a ConfigDict to Settings and checks it.
 
     Raises:
-      ValueError: a field is unknown, missing or out of range; the message names it.
+      ValueError: it lists a method's stages; or a field is unknown, missing or out of range; the
+        message names it.
     """
+    if config.get("stages"):
+        raise ValueError("config.stages lists stages; main.resolve_stages makes each a config")
     fields: dict[str, Any] = {}
     for name, value in config.items():
+        if name in LIST_FIELDS:
+            continue
         if name == "lora" and value is not None and value.get("rank") == 0:
             fields[name] = None
         elif name in SECTIONS and value is not None:
             fields[name] = build_section(SECTIONS[name], value, f"config.{name}")
-        elif name == "data":
+        elif name in ("data", "examples"):
             fields[name] = sorted_items(value)
         else:
             fields[name] = value

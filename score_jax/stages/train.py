@@ -9,32 +9,33 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.data import equations
+from score_jax.data import store
 from score_jax.data.stream import Stream
 from score_jax.distributed import processes
 from score_jax.distributed.processes import any_process
 from score_jax.distributed.signals import Interrupted, StopRequest
 from score_jax.distributed.watchdog import Watchdog
-from score_jax.records import Problem, Transcript
+from score_jax.rl import metrics
 from score_jax.rl.keys import run_key
+from score_jax.rl.metrics import Metric, Metrics, largest, total
 from score_jax.rl.rollout import (
     Grader,
     Rollout,
-    Sampler,
+    RolloutPrograms,
     collect_rollout,
     grading_metrics,
-    transcripts,
 )
-from score_jax.rl.sft import encode_dialogues
-from score_jax.stages import saved_rollout
+from score_jax.stages import rollouts
 from score_jax.stages.build import StagePrograms
 from score_jax.stages.checkpoint import Checkpoints, StorageError, fingerprint
+from score_jax.stages.examples import Examples
 from score_jax.stages.log import Log
 from score_jax.stages.profile import Profile
 from score_jax.types import Params, TrainState
@@ -124,6 +125,8 @@ class StageRun:
                 self.save(done)
         self.profile.close()
         self.checkpoints.wait()
+        if size := store.size_bytes(self.folder / rollouts.NAME):
+            self.log.message(f"rollouts kept: {size / 1e6:.1f} MB in {self.folder / rollouts.NAME}")
         self.request.after_save = False
         if any_process(bool(self.request.number)):
             number = self.request.number or signal.SIGTERM  # 0: another host received it
@@ -236,7 +239,6 @@ class StageRun:
         progress.candidates += score is not None
         self.watchdog.enter_phase(f"save of step {step}")
         self.log.sync()
-        saved_rollout.drop(self.folder)
         self.checkpoints.save(step, self.state, asdict(progress), score)
 
 
@@ -245,125 +247,108 @@ class StageRun:
 StepFunction = Callable[[StageRun, int], dict[str, float] | None]
 
 
-def rl_step(sampler: Sampler) -> StepFunction:
-    """The training step of RL: one rollout, then its update."""
+def draw_rollout(stage: StageRun, devices: RolloutPrograms, step: int) -> Rollout:
+    """Samples, grades and scores the dialogues of a step."""
+    settings, programs = stage.programs.settings, stage.programs
+    draws, indices, problems = stage.stream.next()
+    return collect_rollout(
+        devices,
+        stage.grader,
+        params=programs.policy(stage.state.params, stage.reference),
+        reference=stage.reference,
+        key=run_key(settings.seed, "train", stage=settings.name),
+        draws=draws,
+        problems=problems,
+        indices=indices,
+        policy_step=step,
+        begin=lambda phase: stage.watchdog.enter_phase(f"{phase} of step {step + 1}"),
+    )
 
-    def roll_out(stage: StageRun, step: int, draws: np.ndarray, problems: list[Problem]) -> Rollout:
-        settings, programs = stage.programs.settings, stage.programs
-        return collect_rollout(
-            sampler,
-            programs.chat,
-            programs.task,
-            stage.grader,
-            params=programs.policy(stage.state.params, stage.reference),
-            reference=stage.reference,
-            key=run_key(settings.seed, "train", stage=settings.name),
-            draws=draws,
-            problems=problems,
-            prompt_limit=settings.sampling.prompt_limit,
-            begin=lambda phase: stage.watchdog.enter_phase(f"{phase} of step {step + 1}"),
-        )
+
+def rl_step(devices: RolloutPrograms) -> StepFunction:
+    """The training step of RL: one rollout, then its update."""
 
     def learn(stage: StageRun, step: int) -> dict[str, float] | None:
         settings, programs = stage.programs.settings, stage.programs
-        params, reference = stage.state.params, stage.reference
+        params = stage.state.params
         stage.stream.position = step
-        draws, problems = stage.stream.next()
-        rollout = None
+        resumed = None
         if step == stage.first_step:
-            rollout = saved_rollout.read(
-                stage.folder, programs, sampler.score, step, params, reference
+            resumed = rollouts.resume(
+                stage.folder, programs, devices, stage.stream, step, params, stage.reference
             )
-        if rollout is None:
-            rollout = roll_out(stage, step, draws, problems)
-        else:
+        rollout = resumed or draw_rollout(stage, devices, step)
+        if resumed:
             stage.log.message(f"uses the saved rollout of step {step + 1}")
+        keep = partial(rollouts.write, stage.folder, programs, devices.encoder, rollout, step)
         stage.watchdog.enter_phase(f"update of step {step + 1}")
         if any_process(bool(stage.request.number)):
             stage.save(step)
             stage.checkpoints.wait()  # first, since the rollout can be sampled again
-            saved_rollout.write(stage.folder, programs, rollout, step, params)
+            keep(mark=rollouts.checksum(params))
             return None
+        if step % settings.log.rollouts_every == 0:
+            keep(count=settings.log.rollouts)
         start = time.monotonic()
-        stage.state, metrics = programs.update(
+        stage.state, found = programs.update(
             stage.state, stage.reference, rollout.episodes, rollout.scores
         )
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = metrics.flat(jax.device_get(found))
+        stage.log.units(metrics.units(found))
         seconds = rollout.graded.seconds | {"update": time.monotonic() - start}
-        stage.progress.position = stage.stream.position
-        if step % settings.log.transcripts_every == 0:
-            record(stage, rollout, problems, step)
+        stage.progress.position = step + 1
         values["mismatch/limit"] = programs.mismatch_limit
-        return values | mean_over_hosts(grading_metrics(rollout.graded)) | timings(rollout, seconds)
+        graded = grading_metrics(devices.encoder, rollout.problems, rollout.graded)
+        clock = timings(rollout, seconds)
+        stage.log.units(metrics.units(clock) | dict.fromkeys(SPEEDS, "tokens/s"))
+        return values | over_hosts(graded) | speeds(rollout, over_hosts(clock))
 
     return learn
 
 
-def sft_step(stage: StageRun, step: int) -> dict[str, float]:
-    """The training step of supervised fine-tuning, on worked dialogues made for each step."""
-    settings, programs = stage.programs.settings, stage.programs
-    stage.watchdog.enter_phase(f"update of step {step + 1}")
-    practice = settings.practice
-    settling = step >= settings.steps * (1 - practice.settling)
-    rng = np.random.default_rng([settings.seed, step])
-    dialogues = equations.dialogues(
-        rng,
-        settings.batch,
-        careful=practice.careful_at_last if settling else practice.careful,
-        right=practice.right,
-    )
-    template = programs.turn_template(settings.objective.turns)
-    length = template.row_length(settings.sampling)
-    rows = encode_dialogues(programs.chat, programs.task, template, dialogues, length)
-    rows = programs.own_rows(rows)
-    start = time.monotonic()
-    stage.state, metrics = programs.sft_update(stage.state, programs.to_global(rows))
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    stage.progress.position = step + 1
-    return values | {"time/update": time.monotonic() - start}
+def sft_step(examples: Examples) -> StepFunction:
+    """The training step of supervised learning, on the rows of each step."""
+
+    def learn(stage: StageRun, step: int) -> dict[str, float]:
+        programs = stage.programs
+        stage.watchdog.enter_phase(f"update of step {step + 1}")
+        rows = programs.to_global(programs.own_rows(examples(step)))
+        start = time.monotonic()
+        stage.state, found = programs.sft_update(stage.state, stage.reference, rows)
+        values = metrics.flat(jax.device_get(found))
+        stage.log.units(metrics.units(found) | {"time/update": "s"})
+        stage.progress.position = step + 1
+        return values | {"time/update": time.monotonic() - start}
+
+    return learn
 
 
-def record(stage: StageRun, rollout: Rollout, problems: list[Problem], step: int) -> None:
-    """Writes some of a step's dialogues to the log, evenly spread over its rows."""
-    rows = len(rollout.episodes.tokens)
-    count = min(stage.programs.settings.log.transcripts, rows)
-    chosen = [i * rows // count for i in range(count)]
-    own = stage.programs.own_rows(np.arange(rows)).tolist()
-    mine = [row for row in chosen if row in own]
-    found = transcripts(
-        stage.programs.task,
-        problems,
-        rollout.local,
-        rollout.graded,
-        step=step,
-        rows=[own.index(row) for row in mine],
-    )
-    everyone: dict[int, Transcript] = {}
-    for part in processes.all_gather_objects(dict(zip(mine, found, strict=True))):
-        everyone |= part
-    stage.log.transcripts([everyone[row] for row in chosen])
+def over_hosts(local: Metrics) -> dict[str, float]:
+    """The numbers of all hosts' parts; none of what no row of this step has, such as a task."""
+    merged = metrics.merge(processes.all_gather_objects(dict(local)))
+    return metrics.flat({n: m for n, m in merged.items() if m.count is None or np.any(m.count)})
 
 
-def mean_over_hosts(values: dict[str, float]) -> dict[str, float]:
-    """Means over hosts, which hold equally many rows; of times (`time/...`), the slowest host's."""
-    table = processes.all_gather(np.asarray(list(values.values())))
+SPEEDS = ("tokens_per_second/sample", "tokens_per_second/update")
+
+
+def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, Metric]:
+    """Wall time of each phase, of the slowest host, and what this host's rows took it for."""
     return {
-        name: float(column.max() if name.startswith("time/") else column.mean())
-        for name, column in zip(values, table.T, strict=True)
+        **{f"time/{phase}": largest(value, "s") for phase, value in seconds.items()},
+        "drawn": total(float(np.sum(rollout.local.sampled))),
+        "whole": total(float(np.sum(rollout.local.length))),
+        "rows": total(float(len(rollout.local.length))),
     }
 
 
-def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
-    """Wall time of each phase in seconds, and tokens per second of sampling and update."""
-    local = {f"time/{phase}": value for phase, value in seconds.items()}
-    local["policy"] = float(np.sum(rollout.local.turn > 0))
-    local["total"] = float(np.sum(rollout.local.length))
-    values = mean_over_hosts(local)
-    shares = len(rollout.episodes.length) / len(rollout.local.length)
-    policy, total = shares * values.pop("policy"), shares * values.pop("total")
-    values["tokens_per_second/sample"] = policy / values["time/sample"]
-    values["tokens_per_second/update"] = total / values["time/update"]
-    return values
+def speeds(rollout: Rollout, values: dict[str, float]) -> dict[str, float]:
+    """The times of `timings` over all hosts, with tokens per second of sampling and update."""
+    # Hosts that split a model hold the same rows, so their sum counts these more than once.
+    copies = values.pop("rows") / len(rollout.episodes.length)
+    drawn, whole = values.pop("drawn") / copies, values.pop("whole") / copies
+    found = drawn / values["time/sample"], whole / values["time/update"]
+    return values | dict(zip(SPEEDS, found, strict=True))
 
 
 def start_state(

@@ -47,7 +47,11 @@ def read(lines: Iterable[str], *, task: str) -> Iterator[tuple[tuple[Problem, st
             tests=tests,
             task=json_lines.optional_text(location, row, "task") or "",
         )
-        registry.of_problems([problem], task, "--task")
+        if problem.task not in ("", task):
+            raise ValueError(
+                f"--task is {task!r}, but {location} is of task {problem.task!r}; grade the "
+                "answers of each task in a call of its own"
+            )
         truncated = row.get("truncated", False)
         if not isinstance(truncated, bool):
             raise ValueError(f"{location}: 'truncated' must be true or false")

@@ -5,7 +5,6 @@ A task is a module with a module-level `TASK`. Only the requested module is impo
 
 import importlib
 import pkgutil
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,30 +47,26 @@ def get(name: str) -> Task:
     return task
 
 
-def of_problems(problems: Iterable[Problem], name: str, field: str = "config.task") -> Task:
-    """The task that prompts and grades a set of problems.
+def of_problems(
+    problems: Iterable[Problem], name: str, field: str = "config.task"
+) -> dict[str, Task]:
+    """The tasks that ask and grade a set of problems, by the name that a problem gives.
 
     Args:
-      problems: each has this task's name or no task.
-      name: of the task, from the config or a flag.
+      name: task of the problems that name none.
       field: the config field or flag that set the name, for messages.
 
     Raises:
-      ValueError: there is no such task, or a problem has another task.
+      ValueError: there is no such task, or no problem is of the task `name`.
     """
-    task = get(name)
+    default = get(name)
     first: dict[str, str] = {}
-    counts: Counter[str] = Counter()
     for problem in problems:
-        if problem.task not in ("", name):
-            first.setdefault(problem.task, problem.label)
-            counts[problem.task] += 1
-    if counts:
-        others = ", ".join(
-            f"{counts[other]} of task {other!r} (the first is {first[other]!r})" for other in counts
-        )
+        first.setdefault(problem.task, problem.label)
+    if first and not first.keys() & {"", name}:
+        others = ", ".join(f"{other!r} (the first is {first[other]!r})" for other in sorted(first))
         raise ValueError(
-            f"{field} is {name!r}, but the data contain problems of another task: {others}; set it "
-            "to the data's task, or leave those problems out"
+            f"{field} is {name!r}, but the data contain only problems of task {others}; set it to "
+            "one of these"
         )
-    return task
+    return {other: get(other) if other else default for other in sorted(first)} or {"": default}

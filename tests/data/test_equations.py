@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from score_jax.data import equations
-from score_jax.data.equations import Equation, Part
+from score_jax.data.equations import Equation
+from score_jax.records import Part
 
 COUNTS = {"train": (1_979, 4_401), "validation": (258, 628), "test": (571, 1_211)}
 EVERY = [Equation(a, x, b) for a in range(2, 10) for x in range(1, 30) for b in range(1, 40)]
@@ -135,7 +136,7 @@ def test_wrong_guesses_are_never_learnt_and_their_checks_are():
         (start, guess, check), (second,) = dialogue.attempts
         stated = int(guess.text.removesuffix(":"))
         assert start == Part("x=") and check.learn and second.learn
-        assert guess.learn == (stated == solutions[dialogue.prompt])
+        assert guess.learn == (stated == solutions[dialogue.problem.prompt])
         assert holds("x=" + guess.text + check.text) and holds(second.text)
         kinds[guess.learn, second.text.startswith("check")] += 1
     assert len(kinds) == 4 and min(kinds.values()) > 60  # the draws do not depend on each other
@@ -149,9 +150,9 @@ def test_shares_of_0_and_1_are_kept_to_the_letter():
     assert all("".join(p.text for p in d.attempts[0]) == d.attempts[1][0].text for d in again)
 
 
-def test_practice_is_drawn_from_the_training_split_alone():
+def test_worked_dialogues_are_drawn_from_the_training_split_alone():
     train = {equation.text for kind in equations.equations("train") for equation in kind}
-    assert {dialogue.prompt for dialogue in drawn(careful=0.5, right=0.5)} <= train
+    assert {dialogue.problem.prompt for dialogue in drawn(careful=0.5, right=0.5)} <= train
 
 
 def test_the_tokenizers_texts_are_always_the_same():

@@ -4,6 +4,8 @@ import pytest
 
 from score_jax.data import tfds
 from score_jax.data.__main__ import main
+from score_jax.records import Problem
+from score_jax.tasks import registry
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -32,14 +34,23 @@ def test_problems_are_shown_as_a_model_sees_them(config, capsys):
     assert "--- gold\n2" in shown
 
 
-def test_a_row_of_another_task_is_refused_as_the_run_would(config, tmp_path, capsys):
+def test_a_row_of_another_task_is_shown_as_that_task_asks_it(config, tmp_path, capsys):
     with (tmp_path / "p.jsonl").open("a") as file:
         file.write('\n{"prompt": "Say 4.", "answer": 4, "task": "exact"}')
+    assert main([f"--config={config}", "--show=3"]) == 0
+    own = registry.get("exact")
+    asked = own.prompt(Problem(id="", prompt="Say 4."))
+    shown = capsys.readouterr().out
+    assert f"=== {tmp_path / 'p.jsonl'}:3 (exact)\n{asked}\n--- then\n{own.instruction}" in shown
+
+
+def test_rows_none_of_which_is_of_the_task_are_refused_as_the_run_would(config, tmp_path, capsys):
+    place = tmp_path / "p.jsonl"
+    place.write_text('{"prompt": "Say 4.", "answer": 4, "task": "exact"}')
     assert main([f"--config={config}"]) == 2
     captured = capsys.readouterr()
-    place = tmp_path / "p.jsonl"
-    assert "=== a" not in captured.out
-    assert f"1 of task 'exact' (the first is '{place}:3')" in captured.err
+    assert not captured.out
+    assert f"only problems of task 'exact' (the first is '{place}:1')" in captured.err
 
 
 def test_mistakes_are_one_line(config, tmp_path, capsys):

@@ -37,18 +37,18 @@ ROW = {"prompt": "1 + 1?", "answer": 2}
         (ROW | {"first_attempt": "3"}, {}),
         (ROW | {"first_attempt": ""}, {}),
         (ROW | {"draft": "3"}, {"fields": {"first_attempt": "draft"}}),
-        (ROW, {"first_attempts": "attempts.jsonl"}),
     ],
 )
-def test_given_first_attempts_are_refused(tmp_path, row, settings):
+def test_first_attempts_among_the_problems_are_refused_with_the_place_for_them(
+    tmp_path, row, settings
+):
     file = tmp_path / "given.jsonl"
     file.write_text(json.dumps(row))
     part = {"source": "jsonl", "path": str(file), **settings}
     for arguments in (part, {"source": "mixture", "parts": [part]}):
-        with pytest.raises(ValueError, match="not supported yet") as told:
+        with pytest.raises(ValueError, match=r"name that in data\.first_attempts") as told:
             sources.load(**arguments)
-        name = "data.first_attempts" if "first_attempts" in settings else f"{file}:1"
-        assert name in str(told.value)
+        assert f"{file}:1 has a first attempt in" in str(told.value)
 
 
 @pytest.mark.parametrize("row", [ROW, ROW | {"first_attempt": None}, ROW | {"draft": "3"}])

@@ -11,7 +11,7 @@ PROBLEMS = [Problem(id=f"p{i}", prompt=str(i)) for i in range(10)]
 
 def take(stream, count):
     """Places of the problems of some batches."""
-    return [int(problem.prompt) for _ in range(count) for problem in stream.next()[1]]
+    return [int(problem.prompt) for _ in range(count) for problem in stream.next()[2]]
 
 
 def stream(batch=4, seed=1, **fields):
@@ -38,6 +38,13 @@ def test_every_draw_has_an_ordinal_of_its_own():
     draws = [own.next()[0] for _ in range(4)]
     assert all(ordinals.dtype == np.int32 for ordinals in draws)
     assert np.concatenate(draws).tolist() == list(range(28))
+
+
+def test_indices_are_those_of_the_problems_in_the_data():
+    own = stream(batch=7)
+    for _ in range(3):
+        _, indices, problems = own.next()
+        assert [PROBLEMS[index] for index in indices] == problems
 
 
 def test_a_stage_goes_on_behind_the_draws_of_its_parent():

@@ -8,12 +8,21 @@ import jax
 import numpy as np
 import pytest
 
+from score_jax.data import store
 from score_jax.distributed import processes
 from score_jax.main import resolve_stages
 from score_jax.stages.build import build
 from score_jax.stages.handoff import open_checkpoints
 from tests import tiny_stages
-from tests.tiny_stages import ROOT, command, free_port, launch, lines, without_times
+from tests.tiny_stages import (
+    ROOT,
+    command,
+    free_port,
+    kept_dialogues,
+    launch,
+    lines,
+    without_times,
+)
 
 STEPS = 4
 FLAGS = (f"--config.steps={STEPS}", "--config.evaluation.samples=0")
@@ -50,6 +59,11 @@ def codes(told):
     return [code for code, _ in told]
 
 
+def hosts_of(folder, step):
+    """How many hosts have written rows of a step."""
+    return len(list(folder.glob(f"step-{step:08d}.host-*.arrow")))
+
+
 def saved(workdir, step, overrides):
     """The state of a checkpoint, read by this one process."""
     config = tiny_stages.get_config()
@@ -72,8 +86,13 @@ def assert_same_result(workdir, other, **overrides):
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    texts = [(folder / "stage1/transcripts.jsonl").read_text() for folder in (workdir, other)]
-    assert texts[0] == texts[1]
+    drawn = [kept_dialogues(folder / "stage1", "logprobs") for folder in (workdir, other)]
+    assert drawn[0] == drawn[1] and drawn[0]
+    logprobs = [
+        np.concatenate([dialogue.logprobs for dialogue in store.read(folder / "stage1/rollouts")])
+        for folder in (workdir, other)
+    ]
+    np.testing.assert_allclose(*logprobs, atol=1e-3)  # of parameters that differ by less
     ours, theirs = (
         json.loads((folder / "stage1/evaluation.json").read_text()) for folder in (workdir, other)
     )
@@ -134,7 +153,7 @@ def test_four_processes_of_two_devices_end_as_one_process(cache, tmp_path):
     for name, count in (("one", 1), ("four", 4)):
         devices = 8 // count
         told = run_hosts(tmp_path / name, cache, count=count, devices=devices, flags=flags)
-        assert codes(told) == [0] * processes, told
+        assert codes(told) == [0] * count, told
     assert_same_result(tmp_path / "four", tmp_path / "one")
 
 
@@ -147,17 +166,17 @@ def test_sigterm_to_one_saves_on_all_and_other_numbers_of_hosts_go_on(
     assert codes(first) == [143, 143], first
     for _, err in first:
         assert "stopped: SIGTERM at step 1 of 4: saved; the same command goes on" in err
-    kept = tmp_path / "stage1/rollout.npz"
-    assert kept.exists()
+    kept = tmp_path / "stage1/rollouts"
+    assert [hosts_of(kept, step) for step in range(4)] == [2, 2, 0, 0]
     second = run_hosts(tmp_path, cache, count=4, devices=1, blows={0: "TERM rollout 4"})
     assert codes(second) == [143] * 4, second
     assert "goes on from the checkpoint of step 1 of 4" in second[0][1]
     assert "uses the saved rollout of step 2" in second[0][1]
-    assert kept.exists()
+    assert [hosts_of(kept, step) for step in range(4)] == [2, 4, 4, 4]
     third = run_hosts(tmp_path, cache)
     assert codes(third) == [0, 0], third
     assert "uses the saved rollout of step 4" in third[0][1]
-    assert not kept.exists()
+    assert [hosts_of(kept, step) for step in range(4)] == [2, 4, 4, 2]
     assert_same_result(tmp_path, alone)
 
 

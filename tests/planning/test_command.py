@@ -14,6 +14,7 @@ from score_jax.planning.examine import Examined, Plan
 from score_jax.planning.hlo import Collective
 from score_jax.planning.roofline import phase
 from score_jax.stages.settings import parse
+from score_jax.tasks import registry
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'score_jax[tpu]'"
@@ -122,7 +123,8 @@ def test_decoding_takes_both_turns_and_what_stands_between():
     settings = preset(fsdp=1)
     settings = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute))
     programs = examine.build(settings)
-    between = len(programs.turn_template(2).instruction)
+    instruction = registry.get(settings.task).instruction
+    between = len(programs.chat.encode_instruction(instruction))
     found = examine.decode_steps(programs)
     assert sum(found) == 2 * 1024 + 1 + between and 10 < between < 200
     assert len(found) == 4 and max(found) - min(found) <= 1  # of the preset's loops

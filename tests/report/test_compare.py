@@ -82,3 +82,28 @@ def test_runs_that_were_measured_in_other_ways_are_refused(tmp_path, name):
 def test_a_folder_without_evaluation_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no evaluation.json"):
         table([tmp_path])
+
+
+def test_the_table_has_a_column_for_every_turn(tmp_path):
+    path = write_run(tmp_path / "a", "stage2", 0, 0.8, ["011", "101", "000", "110"])
+    value = json.loads((path / "stage2/evaluation.json").read_text())
+    value["models"]["stage2"]["greedy"]["accuracy/turn3"] = metric(0.9)
+    (path / "stage2/evaluation.json").write_text(json.dumps(value))
+    other = write_run(tmp_path / "b", "stage2", 1, 0.7, ["011", "001", "001", "110"])
+    _, _, *lines = table([path, other]).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert cells[0][2:6] == ["greedy @t1", "greedy @t2", "greedy @t3", "greedy Delta"]
+    assert cells[3][2:5] == ["50.0", "80.0", "90.0 [89.0, 92.0]"]  # the last with its interval
+    # by hand, of eight dialogues: 3 first, 4 second, 5 third attempts right; of the first and
+    # the third attempt 4 gained, 2 lost
+    values = [text.split(" [")[0] for text in cells[5][2:8]]
+    assert values == ["37.5", "50.0", "62.5", "25.0", "50.0", "25.0"]
+
+
+def test_a_table_of_one_turn_has_no_changes(tmp_path):
+    path = write_run(tmp_path / "a", "stage2", 0, 0.8, ["0", "1"])
+    value = json.loads((path / "stage2/evaluation.json").read_text())
+    value["models"]["stage2"]["greedy"] = {"accuracy/turn1": metric(0.5)}
+    (path / "stage2/evaluation.json").write_text(json.dumps(value))
+    heading = table([path]).splitlines()[2]
+    assert heading == "| model | seed | greedy @t1 | T=1 @t1 |"

@@ -189,3 +189,46 @@ def test_nan_metrics_do_not_hide_or_raise_alarms():
 )
 def test_points_never_show_a_signed_zero(value, text):
     assert points(value) == text
+
+
+def three_turns(**metrics):
+    """An evaluation of three attempts, whose second is no better than the first."""
+    accuracies = {"accuracy/turn1": 0.5, "accuracy/turn2": 0.5, "accuracy/turn3": 0.7}
+    found = evaluation((0.2, 0.17, 0.23), **accuracies | metrics)
+    base = found["models"]["base"]["greedy"]
+    base |= {name: triple(0.4) for name in accuracies}
+    return found
+
+
+def test_of_more_than_two_attempts_the_last_is_spoken_of():
+    said = headline(run_of(evaluated=three_turns()))
+    assert said.text == (
+        "Last attempts are right in 70.0% [70.0, 70.0] of 1,000 held-out problems; "
+        "they gain +20.0 points [17.0, 23.0]; the base model gains 0.0."
+    )
+    assert "accuracy from 50.0% to 70.0%" in said.context
+    assert "last attempts are 30.0 points above the base model's" in said.context
+    rows = [{f"accuracy/turn{turn}": turn / 10 for turn in (1, 2, 3)}] * 8
+    assert "10.0%, last attempts in 30.0%." in headline(run_of(rows)).context
+
+
+def test_alarms_look_at_every_turn():
+    lost = {f"accuracy/turn{turn}": 0.0 for turn in (1, 2, 3)}
+    rows = [HEALTHY | lost] * 20
+    assert titles(run_of(rows)) == [("alarm", "Stage II: almost no attempt is right")]
+    assert titles(run_of([HEALTHY | lost | {"accuracy/turn3": 0.4}] * 20)) == []
+    copied = HEALTHY | {"accuracy/turn3": 0.4, "answer_changed": 0.0, "delta": 0.0}
+    assert titles(run_of([copied] * 20)) == [
+        ("alarm", "Stage II: last attempts collapsed into copies")
+    ]
+    cut = three_turns(**{"truncated/turn3": 0.3})
+    assert titles(run_of(evaluated=cut)) == [
+        ("alarm", "Stage II: 30% of held-out attempts at turn 3 are cut off")
+    ]
+
+
+def test_single_turn_training_is_judged_by_its_one_turn():
+    said = headline(run_of([{"accuracy/turn1": 0.4}] * 8))
+    assert said.context == "Held-out numbers appear here when a stage has been evaluated."
+    rows = [HEALTHY | {"accuracy/turn1": 0.001}] * 20
+    assert titles(run_of(rows)) == [("alarm", "Stage II: almost no attempt is right")]

@@ -111,10 +111,11 @@ def test_measurements_agree_with_a_loop_over_samples():
     measured = measure(attempts, seed=0, resamples=100)
     rows = attempts.correct.reshape(-1, 4).tolist()
     answers = attempts.extracted.reshape(-1, 4).tolist()
-    for turn, suffix in ((2, ""), (3, "/turn3"), (4, "/turn4")):
-        counts = Counter((row[turn - 2], row[turn - 1]) for row in rows)
+    steps = [(turn - 1, turn, f"step_{{}}/turn{turn}") for turn in (2, 3, 4)]
+    for before, turn, name in [(1, 4, "{}"), *steps]:
+        counts = Counter((row[before - 1], row[turn - 1]) for row in rows)
         i_to_c, c_to_i = counts[False, True], counts[True, False]
-        changed = sum(row[turn - 2] != row[turn - 1] for row in answers)
+        changed = sum(row[before - 1] != row[turn - 1] for row in answers)
         expected = {
             "delta": (i_to_c - c_to_i) / 90,
             "delta_i_to_c": i_to_c / 90,
@@ -123,7 +124,7 @@ def test_measurements_agree_with_a_loop_over_samples():
             "break_rate": c_to_i / (c_to_i + counts[True, True]),
             "answer_changed": changed / 90,
         }
-        got = {key: measured[key + suffix].value for key in expected}
+        got = {key: measured[name.format(key)].value for key in expected}
         assert got == pytest.approx(expected)
 
 
@@ -135,11 +136,29 @@ def test_delta_is_fixed_minus_broken_and_accuracy_gained():
     )
 
 
-def test_one_turn_has_no_deltas_and_ten_turns_have_nine():
+def test_one_turn_has_no_deltas_and_ten_turns_have_nine_steps_and_a_whole():
     assert not any("delta" in key for key in measure(random_attempts(turns=1), seed=0))
+    two = measure(random_attempts(problems=5), seed=0, resamples=50)
+    assert "delta" in two and not any("step" in key for key in two)
     ten = measure(random_attempts(problems=5, turns=10), seed=0, resamples=50)
-    assert {"delta", "delta/turn3", "delta/turn10", "accuracy/turn10"} <= ten.keys()
-    assert "delta/turn2" not in ten and "delta/turn11" not in ten
+    steps = {key for key in ten if key.startswith("step_delta/")}
+    assert steps == {f"step_delta/turn{turn}" for turn in range(2, 11)}
+    assert {"delta", "accuracy/turn10"} <= ten.keys()
+    whole = sum(ten[key].value for key in steps)
+    assert ten["delta"].value == pytest.approx(whole)
+
+
+def test_a_selection_of_problems_is_measured_as_if_there_were_no_others():
+    attempts = random_attempts(turns=3)
+    chosen = [4, 0, 17]
+    alone = Attempts(
+        **{
+            name: [getattr(attempts, name)[n] for n in chosen]
+            for name in ("correct", "rewards", "texts", "extracted", "lengths", "truncated")
+        },
+        verdicts=[attempts.verdicts[n] for n in chosen],
+    )
+    assert measure(attempts.select(chosen), seed=1) == measure(alone, seed=1)
 
 
 def test_edit_distance_agrees_with_the_textbook_table():

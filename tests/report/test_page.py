@@ -1,11 +1,15 @@
 """The page as a browser gets it: complete, self-contained, escaped, and honest about gaps."""
 
 import json
+import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 
+from score_jax.data import store
 from score_jax.report.page import write_report
+from tests.data.test_store import dialogue as stored
 
 EVIL = "</pre></script><script>alert('x')</script><img src=x onerror=alert(1)>&'\""
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -63,8 +67,9 @@ def write_run(workdir, *, evil=""):
         folder.mkdir(parents=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(lines)
-        stored = dialogue("train/1", evil + "x = 4", ["wrong", "correct"], evil + "x = 3")
-        (folder / "transcripts.jsonl").write_text(json.dumps(stored) + "\n")
+        fields = {"attempts": (evil + "x = 3", evil + "x = 4"), "prompt": f"Solve {evil}x = 3"}
+        kept = stored(step=1, problem="train/1", extracted=("3", evil + "x = 3"), **fields)
+        store.write(folder / "rollouts", [kept], step=1)
         config = {"name": name, "objective": {"alpha": 10, "note": evil}}
         (folder / "config.json").write_text(json.dumps(config))
     handoff = {"parent": "stage1", "step": 60, "metrics": {"reward": 0.46}, "reset": ["optimizer"]}
@@ -120,6 +125,32 @@ def test_a_finished_run_shows_every_section(tmp_path):
     assert page.tags.count("article") == 2 + 2  # held-out cards, and one dialogue per stage
 
 
+def heads(html):
+    """Title and note of each card."""
+    found = re.findall(r'<h3>([^<]*)</h3><span class="note">([^<]*)</span>', html)
+    return dict(found)
+
+
+def test_a_chart_tells_the_unit_of_its_numbers(tmp_path):
+    write_run(tmp_path)
+    html, _ = read(tmp_path)
+    assert heads(html)["Time"] == ""  # a run of an earlier version
+    units = {"time/sample": "s", "x": "furlongs", "kl": "nats"}
+    (tmp_path / "stage2/units.json").write_text(json.dumps(units))
+    html, _ = read(tmp_path)
+    assert heads(html)["Time"] == "s" and heads(html)["X"] == "furlongs"
+    assert heads(html)["Accuracy"] == "attempts that are right"  # shares have no unit
+
+
+def test_dialogues_of_damaged_rollouts_are_left_out_and_said(tmp_path):
+    write_run(tmp_path)
+    (path,) = (tmp_path / "stage2/rollouts").iterdir()
+    path.write_bytes(b"")
+    _, page = read(tmp_path)
+    assert page.tags.count("article") == 2 + 1  # held-out cards, and a dialogue of one stage
+    assert f"skipped: {path} is damaged" in page.text
+
+
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     write_run(tmp_path)
     html, page = read(tmp_path)
@@ -142,14 +173,14 @@ def test_a_run_under_way_gives_a_page_that_says_what_is_missing(tmp_path):
     write_run(tmp_path)
     for name in ("run.json", "stage2/evaluation.json", "stage2/config.json"):
         (tmp_path / name).unlink()
-    (tmp_path / "stage1/transcripts.jsonl").unlink()
+    shutil.rmtree(tmp_path / "stage1/rollouts")
     _, page = read(tmp_path)
     assert "No held-out measurement yet: Stage II is at step 2." in page.text
     for text in (
         "run.json is missing",
         "stage2/evaluation.json is missing",
         "stage2/config.json is missing",
-        "stage1/transcripts.jsonl is missing",
+        "stage1/rollouts is missing",
     ):
         assert text in page.text
 

@@ -122,3 +122,64 @@ def test_a_whole_step_time_is_the_total_and_no_share():
     table, total = panels.timing(stage_of("s", [{"time/sample": 30.0, "time/step": 60.0}] * 2))
     assert table[1][:3] == ("step", "60 s", "–")
     assert total == "2 logged steps, 2.0 minutes"
+
+
+def of_three_turns(**more):
+    values = {"accuracy/turn1": 0.5, "accuracy/turn2": 0.45, "accuracy/turn3": 0.7, "delta": 0.2}
+    values |= {"step_delta/turn2": -0.05, "step_delta/turn3": 0.25, "step_fix_rate/turn3": 0.5}
+    greedy = {key: triple(value, value - 0.01, value + 0.01) for key, value in values.items()}
+    return {"models": {"base": {"greedy": {}}, "stage2": {"greedy": greedy, **more}}}
+
+
+def test_there_are_as_many_accuracies_as_turns():
+    assert list(panels.main_metrics(EVALUATION).values()) == [
+        "Acc@t1", "Acc@t2", "Δ", "Δ i→c", "Δ c→i",
+    ]  # fmt: skip
+    assert list(panels.main_metrics(of_three_turns()).values())[:4] == [
+        "Acc@t1", "Acc@t2", "Acc@t3", "Δ",
+    ]  # fmt: skip
+    one = {"models": {"base": {"sampled": {"accuracy/turn1": triple(0.5, 0.4, 0.6)}}}}
+    assert list(panels.main_metrics(one)) == ["accuracy/turn1"]
+    ((_, ((_, cells),)),) = panels.results(of_three_turns())
+    assert [cell["text"] for cell in cells] == ["50.0", "45.0", "70.0", "+20.0", "–", "–"]
+
+
+def test_steps_between_more_than_two_attempts_have_a_table_of_their_own():
+    headings, ((title, ((model, cells),)),) = panels.steps(of_three_turns())
+    assert headings == ["Δ 1→2", "Δ 2→3"] and (title, model) == ("Greedy", "Stage II")
+    assert [(cell["text"], cell["tone"]) for cell in cells] == [("-5.0", "bad"), ("+25.0", "good")]
+    assert panels.steps(EVALUATION) == ([], [])
+    ((_, _, rows),) = panels.details(of_three_turns())
+    assert ("step_fix_rate/turn3", "50.0") in [(key, cells[0]["text"]) for key, cells in rows]
+
+
+def test_the_arrow_of_more_attempts_ends_at_the_last():
+    ((_, svg),) = panels.change_charts(of_three_turns())
+    assert "last attempt: 70.0%" in svg and "+20.0" in svg and "45.0%" not in svg
+    ((_, svg),) = panels.change_charts(EVALUATION)
+    assert "second attempt: 60.0%" in svg
+    one = {"models": {"base": {"greedy": {"accuracy/turn1": triple(0.5, 0.4, 0.6)}}}}
+    assert panels.change_charts(one) == []
+
+
+def test_each_task_of_a_mixture_has_its_tables():
+    own = {"accuracy/turn1": triple(0.25, 0.2, 0.3), "accuracy/turn3": triple(0.75, 0.7, 0.8)}
+    other = {"accuracy/turn1": triple(0.5, 0.4, 0.6), "delta": triple(0.1, 0.0, 0.2)}
+    mixed = of_three_turns(by_task={"greedy": {"words": own, "math": other}})
+    (first, ((title, ((model, cells),)),)), (second, _) = panels.by_task(mixed)
+    assert (first, second, title, model) == ("math", "words", "Greedy", "Stage II")
+    assert [cell["text"] for cell in cells] == ["50.0", "–", "–", "+10.0", "–", "–"]
+    assert panels.by_task(EVALUATION) == []
+
+
+def test_each_tasks_accuracies_and_rewards_are_charts_in_training():
+    names = [f"task/{task}/{what}/turn{turn}" for task in ("math", "tests.short_answers")
+             for what in ("accuracy", "reward") for turn in (1, 2)]  # fmt: skip
+    _, more = panels.curves(run_of(stage_of("s", [dict.fromkeys(names, 0.25)] * 2)))
+    assert [chart.title for chart in more] == [
+        "Accuracy on math",
+        "Reward on math",
+        "Accuracy on tests.short_answers",
+        "Reward on tests.short_answers",
+    ]
+    assert more[0].legend == (("turn 1", 1, "25.0%"), ("turn 2", 2, "25.0%"))

@@ -6,7 +6,9 @@ import os
 
 import pytest
 
-from score_jax.report.workdir import KEPT_TRANSCRIPTS, read_run, transcript_of
+from score_jax.data import store
+from score_jax.report.workdir import READ_ROWS, READ_STEPS, read_run, transcript_of
+from tests.data.test_store import dialogue
 
 TRANSCRIPT = {
     "step": 3,
@@ -91,17 +93,61 @@ def test_a_workdir_without_a_run_is_refused(tmp_path, name):
         read_run(tmp_path / name)
 
 
-def test_latest_transcripts_are_kept_as_records(tmp_path):
-    rows = [TRANSCRIPT | {"step": step, "new_field": 1} for step in range(KEPT_TRANSCRIPTS + 5)]
-    write(tmp_path / "s/transcripts.jsonl", *rows, {"step": 99})
+def test_latest_dialogues_are_read_from_rows_all_over_their_steps(tmp_path):
     write(tmp_path / "s/metrics.jsonl", {"step": 1})
+    rows = 2 * READ_ROWS + 1
+    for step in range(READ_STEPS + 2):
+        stored = [dialogue(step, row, problem=f"{step}/{row}") for row in range(rows)]
+        store.write(tmp_path / "s/rollouts", stored, step=step)
     kept = read_run(tmp_path).stages[0].transcripts
-    assert [t.step for t in kept] == list(range(5, KEPT_TRANSCRIPTS + 5))
-    assert kept[0].attempts == ("3", "2") and kept[0].extracted == ("3", None)
+    assert [t.step for t in kept] == [s for s in range(2, READ_STEPS + 2) for _ in range(READ_ROWS)]
+    assert [t.problem for t in kept[:READ_ROWS]] == [f"2/{2 * n}" for n in range(READ_ROWS)]
+    assert kept[0].attempts == ("5", "√16 = 4 🙂") and kept[0].extracted == ("5", None)
+    assert kept[0].lengths == (3, 3) and kept[0].verdicts == ("wrong", "correct")
 
 
-def test_a_transcript_without_its_fields_is_none():
-    assert transcript_of({"step": 1}) is None
+def test_a_damaged_file_of_rollouts_is_named_and_the_others_are_read(tmp_path):
+    write(tmp_path / "s/metrics.jsonl", {"step": 1})
+    for step in range(3):
+        for row in (0, 1):
+            own = [dialogue(step, row, problem=f"{step}/{row}")]
+            store.write(tmp_path / "s/rollouts", own, step=step, host=row)
+    bad = [f"step-00000001.host-00{host}.arrow" for host in (0, 1)] + [
+        "step-00000002.host-000.arrow"
+    ]
+    for name in bad:
+        path = tmp_path / "s/rollouts" / name
+        path.write_bytes(path.read_bytes()[:-30])
+    run = read_run(tmp_path)
+    assert [t.problem for t in run.stages[0].transcripts] == ["0/0", "0/1", "2/1"]
+    told = [line for line in run.missing if "rollouts" in line]
+    assert len(told) == 3
+    for line, name in zip(told, bad, strict=True):
+        assert line.startswith(f"skipped: {tmp_path / 's/rollouts' / name} is damaged (")
+
+
+def test_units_come_with_the_stage_and_may_be_absent_or_unreadable(tmp_path):
+    for name in ("one", "two", "three"):
+        write(tmp_path / name / "metrics.jsonl", {"step": 1})
+    write(tmp_path / "run.json", {"stages": ["one", "two", "three"]})
+    write(tmp_path / "one/units.json", {"kl": "nats", "time/sample": "s"})
+    (tmp_path / "two/units.json").write_text('{"kl": "na')
+    run = read_run(tmp_path)
+    assert [s.units for s in run.stages] == [{"kl": "nats", "time/sample": "s"}, {}, {}]
+    told = [line for line in run.missing if "units.json" in line]
+    assert len(told) == 1 and told[0].startswith("two/units.json cannot be read: ")
+
+
+def test_a_stored_transcript_may_have_more_fields_and_lack_those_with_a_default():
+    """Evaluations of an earlier version name no task."""
+    found = transcript_of(TRANSCRIPT | {"new_field": 1})
+    assert found is not None and found.task == "" and found.extracted == ("3", None)
+    assert transcript_of(TRANSCRIPT | {"task": "math"}).task == "math"
+
+
+@pytest.mark.parametrize("name", TRANSCRIPT)
+def test_a_transcript_without_one_of_its_fields_is_none(name):
+    assert transcript_of({k: v for k, v in TRANSCRIPT.items() if k != name}) is None
 
 
 def test_a_run_of_an_earlier_version_is_refused(tmp_path):

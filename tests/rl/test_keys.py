@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_jax.rl.dialogue import row_ids
 from score_jax.rl.keys import row_keys, run_key, token_keys
+from tests.tiny import grouped
 
 
 def words(keys):
@@ -25,9 +27,8 @@ def folded(seed, *numbers):
 def token_key(seed=3, purpose="train", stage="stage2", round=0, draw=17, sample=1, turn=2, at=40):
     """The key of one token, by the functions of the package."""
     key = run_key(seed, purpose, stage=stage, round=round)
-    first, own = row_keys(key, jnp.asarray([5, draw]), group_size=3)
-    row = 3 + sample
-    return words(token_keys(first[row:][:1], own[row:][:1], jnp.asarray([turn]), jnp.asarray([at])))
+    first, own = row_keys(key, row_ids(np.array([5, draw]), np.array([5, draw]), [0, sample]))
+    return words(token_keys(first[1:], own[1:], jnp.asarray([turn]), jnp.asarray([at])))
 
 
 def test_a_key_is_folded_from_seed_purpose_stage_round_draw_sample_turn_and_position():
@@ -61,7 +62,8 @@ def test_purposes_never_share_a_key():
 
 
 def test_branches_share_the_keys_of_their_first_attempt_only():
-    first, own = row_keys(run_key(0, "train"), jnp.asarray([2, 9]), group_size=4, second_attempts=2)
+    ids = grouped(8, group_size=4, second_attempts=2)
+    first, own = row_keys(run_key(0, "train"), ids)
 
     def keys(turn):
         turns, at = jnp.full(8, turn), jnp.full(8, 12)
@@ -70,5 +72,14 @@ def test_branches_share_the_keys_of_their_first_attempt_only():
     one, two = keys(1), keys(2)
     assert one[0::2] == one[1::2] and len(set(one)) == 4
     assert len(set(two)) == 8
-    alone, _ = row_keys(run_key(0, "train"), jnp.asarray([9]), group_size=4, second_attempts=2)
+    alone, _ = row_keys(run_key(0, "train"), jax.tree.map(lambda x: x[4:], ids))
     assert words(alone) == words(first[4:])
+
+
+@pytest.mark.parametrize("field", ["problem", "policy_step"])
+def test_neither_the_data_sets_index_nor_the_policys_age_counts(field):
+    """A problem that moves in its file, or an older policy's row, keeps its random numbers."""
+    ids = grouped(6, group_size=3)
+    other = ids.replace(**{field: getattr(ids, field) + 17})
+    for a, b in zip(*(row_keys(run_key(0, "train"), x) for x in (ids, other)), strict=True):
+        assert words(a) == words(b)

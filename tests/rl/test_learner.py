@@ -10,12 +10,16 @@ import optax
 import pytest
 
 from score_jax.model.decoder import Decoder
-from score_jax.rl import learner
+from score_jax.rl import coefficients, learner
+from score_jax.rl.coefficients import CONSTANT
+from score_jax.rl.dialogue import DialoguePlan
+from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.learner import LearnerConfig
+from score_jax.rl.metrics import flat
 from score_jax.rl.objectives import Objective
 from score_jax.types import TrainState
 from tests.guarded import guarded
-from tests.tiny import MODEL, naive_logprobs, random_params, row_logits, rows_of
+from tests.tiny import MODEL, grouped, naive_logprobs, random_params, row_logits, rows_of
 
 LIMIT = 5
 SAMPLES = 2
@@ -27,36 +31,49 @@ LINES = [  # tokens, turn
 ]
 REWARDS = np.array([[0.0, 1], [1, 0], [0, 0], [1, 1]])
 STAGE_TWO = Objective(reward_weights=(1.0, 1.0), beta=(0.2, 0.1), alpha=2.0)
+ESTIMATOR = EstimatorConfig()  # leave one out, the exact KL
+PLAN = DialoguePlan().complete(2, LIMIT)
 DECODER = Decoder(MODEL)
 
 
 def episodes(**options):
     rows = rows_of(LINES, 2, **options)
-    tokens, turn = np.asarray(rows.tokens), np.asarray(rows.turn)
-    old = np.where(turn > 0, naive_logprobs(MODEL, random_params(MODEL), tokens), 0)
-    return rows_of(LINES, 2, rewards=REWARDS, logprobs=old, **options)
+    old = np.where(rows.sampled, naive_logprobs(MODEL, random_params(MODEL), rows.tokens), 0)
+    ids = grouped(len(LINES), SAMPLES)
+    return rows_of(LINES, 2, rewards=REWARDS, logprobs=old, ids=ids, **options)
 
 
 @lru_cache
-def program(objective, config, rate, decoder, compose=learner.all_trained):
-    """Reference scores and one update, jitted, under the transfer guard."""
+def programs(
+    objective,
+    config,
+    rate,
+    decoder,
+    compose=learner.all_trained,
+    *,
+    estimator=ESTIMATOR,
+    plan=PLAN,
+    schedule=CONSTANT,
+):
+    """One update with the reference's scores, jitted; its state begins as `state_of` says."""
     sgd = optax.sgd(rate)
 
     @jax.jit
-    def go(params, reference, rows):
+    def go(params, reference, rows, now):
         scores = learner.score_episodes(
             decoder,
             reference,
             rows,
-            max_policy_tokens=2 * LIMIT,
+            max_tokens=plan.drawn_tokens,
             config=config,
-            keep_hidden=objective.kl == "exact",
+            keep_hidden=estimator.kl == "exact",
         )
         state = TrainState(
             step=jnp.array(7),
             params=params,
             opt_state=sgd.init(params),
             baseline=jnp.array([0.5, 0.25]),
+            coefficients=now,
         )
         return learner.update(
             decoder,
@@ -65,20 +82,41 @@ def program(objective, config, rate, decoder, compose=learner.all_trained):
             reference,
             rows,
             scores,
+            plan=plan,
             objective=objective,
+            estimator=estimator,
             config=config,
-            group_size=SAMPLES,
-            second_attempts=1,
-            turn_limit=LIMIT,
+            schedule=schedule,
+            steps=30,
             compose=compose,
         )
 
-    return guarded(go)
+    return go
 
 
-def run(objective=STAGE_TWO, rows=None, rate=1.0, decoder=DECODER, **fields):
-    """The state and metrics after one update from random parameters."""
-    go = program(objective, LearnerConfig(**fields), rate, decoder)
+def program(objective, *rest, now=None, **options):
+    """A function (params, reference, rows) -> state, flat metrics; under the transfer guard.
+
+    Args:
+      now: coefficients; None: those that the objective begins with.
+    """
+    go = guarded(programs(objective, *rest, **options))
+
+    def call(params, reference, rows):
+        state, found = go(params, reference, rows, now or coefficients.initial(objective))
+        return state, flat(jax.device_get(found))
+
+    return call
+
+
+def run(objective=STAGE_TWO, rows=None, rate=1.0, decoder=DECODER, *, now=None, **fields):
+    """The state and metrics after one update from random parameters.
+
+    Args:
+      fields: of the learner, or the program's estimator, plan and schedule.
+    """
+    options = {k: fields.pop(k) for k in ("estimator", "plan", "schedule") if k in fields}
+    go = program(objective, LearnerConfig(**fields), rate, decoder, now=now, **options)
     rows = episodes() if rows is None else rows
     return go(random_params(MODEL), random_params(MODEL, seed=1), rows)
 
@@ -125,6 +163,12 @@ def assert_close(a, b, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol), a, b)
 
 
+def assert_same_metrics(metrics, others):
+    assert metrics.keys() == others.keys()
+    for name, got in metrics.items():
+        np.testing.assert_allclose(got, others[name], rtol=1e-6, atol=1e-5, err_msg=name)
+
+
 def gradient(state):
     """What plain descent at rate 1 has taken off the parameters."""
     return jax.tree.map(lambda old, new: old - new, random_params(MODEL), state.params)
@@ -132,12 +176,10 @@ def gradient(state):
 
 def test_loss_and_gradient_are_those_of_the_plain_formula(whole, naive):
     state, metrics = whole
-    assert float(metrics["loss"]) == pytest.approx(float(naive[0]), abs=1e-5)
+    assert metrics["loss"] == pytest.approx(float(naive[0]), abs=1e-5)
     assert_close(gradient(state), naive[1])
     assert float(optax.tree.norm(naive[1])) > 0.1
-    assert float(metrics["gradient_norm"]) == pytest.approx(
-        float(optax.tree.norm(naive[1])), rel=1e-4
-    )
+    assert metrics["gradient_norm"] == pytest.approx(float(optax.tree.norm(naive[1])), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +190,7 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(whole, naive):
 def test_cutting_for_memory_changes_nothing(whole, fields):
     state, metrics = run(**fields)
     assert_close(state, whole[0])
-    for name, got in metrics.items():
-        np.testing.assert_allclose(got, whole[1][name], rtol=1e-6, atol=1e-5, err_msg=name)
+    assert_same_metrics(metrics, whole[1])
 
 
 @pytest.mark.parametrize("padding", [0, 6])
@@ -157,8 +198,7 @@ def test_more_padding_changes_nothing(whole, padding):
     """Though the padding be the stop token, id 0."""
     state, metrics = run(rows=episodes(width=17, padding=padding), logits_chunk=100)
     assert_close(state, whole[0])
-    for name, got in metrics.items():
-        np.testing.assert_allclose(got, whole[1][name], rtol=1e-6, atol=1e-5, err_msg=name)
+    assert_same_metrics(metrics, whole[1])
 
 
 def test_rematerialisation_changes_nothing(whole):
@@ -168,7 +208,6 @@ def test_rematerialisation_changes_nothing(whole):
 
 def test_minibatches_are_updates_one_after_the_other():
     """Each sees its own rows once, at their mean, under the advantages of the whole batch."""
-    clipped = dataclasses.replace(STAGE_TWO, clip=0.2, beta=(0.0, 0.0), kl="k2")
     rate, rows, params = 0.05, episodes(), random_params(MODEL)
     returns = np.stack([REWARDS[:, 0], 3 * REWARDS[:, 1] - 2 * REWARDS[:, 0]], 1)
     advantages = returns - returns[[1, 0, 3, 2]]
@@ -188,16 +227,19 @@ def test_minibatches_are_updates_one_after_the_other():
     for part in ([0, 2], [1, 3]):  # rows are dealt out
         slope = jax.jit(jax.grad(partial(loss, part=np.array(part))))(params)
         params = jax.tree.map(lambda p, g: p - rate * g, params, slope)
-    state, metrics = run(clipped, rows, rate, minibatches=2)
+    clipped = dataclasses.replace(NO_KL, clip=0.2)
+    state, metrics = run(PLAIN, rows, rate, estimator=clipped, minibatches=2)
     assert_close(state.params, params)
-    assert float(metrics["mismatch/max"]) < 1e-4  # before the first, where nothing has moved
+    assert (
+        max(metrics[f"mismatch/max/turn{turn}"] for turn in (1, 2)) < 1e-4
+    )  # before the first, where nothing has moved
 
 
 def test_state_counts_steps_and_remembers_returns(whole):
     state, metrics = whole
     assert int(state.step) == 8
     returns = np.array([0.5, (1 + 2 * 1 + 0 - 2 * 1 + 0 + 1) / 4])  # alpha 2
-    assert [float(metrics[f"return/turn{t}"]) for t in (1, 2)] == pytest.approx(returns)
+    assert [metrics[f"return/turn{t}"] for t in (1, 2)] == pytest.approx(returns)
     np.testing.assert_allclose(state.baseline, 0.9 * np.array([0.5, 0.25]) + 0.1 * returns)
 
 
@@ -214,16 +256,22 @@ def test_the_running_mean_is_of_the_values_alone_from_the_first_on():
 
 
 def test_metrics_by_hand(whole):
-    metrics = {name: float(x) for name, x in whole[1].items()}
+    metrics = whole[1]
     assert metrics["accuracy/turn1"] == 0.5 and metrics["accuracy/turn2"] == 0.5
     assert metrics["delta"] == 0.0
     assert metrics["delta_i_to_c"] == 0.25 and metrics["delta_c_to_i"] == 0.25
     assert metrics["length/turn1"] == (3 + 1 + 5 + 1) / 4
     assert metrics["length/turn2"] == (2 + 5 + 1 + 3) / 4
     assert metrics["truncated/turn1"] == 0.0
-    assert metrics["mismatch/max"] < 1e-5
+    assert max(metrics["mismatch/max/turn1"], metrics["mismatch/max/turn2"]) < 1e-5
     advantages = np.array([3 - -2, -2 - 3, 0 - 1, 1 - 0], float)  # less the sibling's
     assert metrics["advantage_std/turn2"] == pytest.approx(advantages.std())
+    assert metrics["alone"] == 0.0
+    assert metrics["reward/turn1"] == 0.5 and metrics["reward/turn2"] == 0.5
+    # Turn 1: rewards 0, 1 and 0, 1; turn 2: 1, 0 and 0, 1.
+    assert metrics["no_signal/turn1"] == 0.0 and metrics["no_signal/turn2"] == 0.0
+    assert metrics["alpha"] == pytest.approx(2.0)
+    assert [metrics["beta/turn1"], metrics["beta/turn2"]] == pytest.approx([0.2, 0.1])
 
 
 def test_reported_kl_and_entropy_are_per_turn_and_per_token(whole):
@@ -237,19 +285,17 @@ def test_reported_kl_and_entropy_are_per_turn_and_per_token(whole):
     entropy = -(np.exp(policy) * policy).sum(-1)
     for turn in (1, 2):
         own = np.asarray(rows.turn) == turn
-        assert float(whole[1][f"kl/turn{turn}"]) == pytest.approx(kl[own].sum() / 4, rel=1e-4)
-        assert float(whole[1][f"entropy/turn{turn}"]) == pytest.approx(
-            entropy[own].mean(), rel=1e-4
-        )
+        assert whole[1][f"kl/turn{turn}"] == pytest.approx(kl[own].sum() / 4, rel=1e-4)
+        assert whole[1][f"entropy/turn{turn}"] == pytest.approx(entropy[own].mean(), rel=1e-4)
 
 
 def test_the_gap_metric_sees_a_sampler_that_lies():
     rows = episodes()
     logprobs = rows.logprobs.at[2, 4].add(0.5)
     metrics = run(rows=rows.replace(logprobs=logprobs), logits_chunk=3, microbatches=2)[1]
-    assert float(metrics["mismatch/max"]) == pytest.approx(0.5, abs=1e-4)
-    assert float(metrics["mismatch/mean"]) == pytest.approx(0.5 / 21, abs=1e-4)
-    means = [float(metrics[f"mismatch/mean/turn{turn}"]) for turn in (1, 2)]
+    worst = [metrics[f"mismatch/max/turn{turn}"] for turn in (1, 2)]
+    assert worst == pytest.approx([0.5, 0.0], abs=1e-4)
+    means = [metrics[f"mismatch/mean/turn{turn}"] for turn in (1, 2)]
     assert means == pytest.approx([0.5 / 10, 0.0], abs=1e-4)  # row 2, place 4: of turn 1's 10
 
 
@@ -278,7 +324,8 @@ def weighed_slope(rows, off, cap, advantages, part):
     return jax.jit(jax.value_and_grad(loss))(random_params(MODEL))
 
 
-NO_KL = dataclasses.replace(STAGE_TWO, beta=(0.0, 0.0), kl="k2")
+PLAIN = dataclasses.replace(STAGE_TWO, beta=(0.0, 0.0))
+NO_KL = EstimatorConfig(kl="k2")
 RETURNS = np.stack([REWARDS[:, 0], 3 * REWARDS[:, 1] - 2 * REWARDS[:, 0]], 1)
 ADVANTAGES = RETURNS - RETURNS[[1, 0, 3, 2]]
 ALL = np.arange(4)
@@ -289,24 +336,24 @@ ALL = np.arange(4)
 def test_importance_cap_weighs_each_tokens_loss(cap, clip):
     """With a clip range too: what rounding moved is not what an update has moved."""
     rows, off = lying()
-    objective = dataclasses.replace(NO_KL, importance_cap=cap, clip=clip)
-    state, metrics = run(objective, rows, logits_chunk=3, microbatches=2)
+    estimator = dataclasses.replace(NO_KL, importance_cap=cap, clip=clip)
+    state, metrics = run(PLAIN, rows, estimator=estimator, logits_chunk=3, microbatches=2)
     by_hand = off if cap is not None else 0 * off
     loss, slope = weighed_slope(rows, by_hand, cap or 1.0, ADVANTAGES, ALL)
     assert_close(gradient(state), slope)
     if clip is None:
-        assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
+        assert metrics["loss"] == pytest.approx(float(loss), abs=1e-5)
     for turn in (1, 2):
         share = (np.exp(off[np.asarray(rows.turn) == turn]) > (cap or np.inf)).mean()
         name = f"importance_capped/turn{turn}"
         assert (name in metrics) == (cap is not None)
-        assert float(metrics.get(name, share)) == pytest.approx(share)
+        assert metrics.get(name, share) == pytest.approx(share)
 
 
 def test_later_minibatches_keep_the_weights_of_the_policy_before_the_first():
     """Weighed by learner / sampler before any update, clipped by what updates have moved."""
     rows, off = lying()
-    objective = dataclasses.replace(NO_KL, importance_cap=2.0, clip=0.2)
+    estimator = dataclasses.replace(NO_KL, importance_cap=2.0, clip=0.2)
     rate, params, owner = 0.05, random_params(MODEL), np.asarray(rows.turn)
     before = np.asarray(rows.logprobs) + off
 
@@ -325,22 +372,23 @@ def test_later_minibatches_keep_the_weights_of_the_policy_before_the_first():
     for part in ([0, 2], [1, 3]):
         slope = jax.jit(jax.grad(partial(loss, part=np.array(part))))(params)
         params = jax.tree.map(lambda p, g: p - rate * g, params, slope)
-    state, metrics = run(objective, rows, rate, minibatches=2)
+    state, metrics = run(PLAIN, rows, rate, estimator=estimator, minibatches=2)
     assert_close(state.params, params)
-    own = owner > 0
-    assert float(metrics["mismatch/mean"]) == pytest.approx(np.abs(off[own]).mean(), abs=1e-4)
+    for turn in (1, 2):
+        mean = np.abs(off[owner == turn]).mean()
+        assert metrics[f"mismatch/mean/turn{turn}"] == pytest.approx(mean, abs=1e-4)
 
 
 def test_the_kl_in_the_return_is_the_learners_not_the_samplers():
-    objective = dataclasses.replace(STAGE_TWO, kl="reward")
+    estimator = EstimatorConfig(kl="reward")
     rows, off = lying()
     (honest, true), (state, metrics) = (
-        run(objective, x, microbatches=2) for x in (episodes(), rows)
+        run(rows=x, estimator=estimator, microbatches=2) for x in (episodes(), rows)
     )
     for turn in (1, 2):
         assert np.abs((off * (np.asarray(rows.turn) == turn)).sum(1)).max() > 0.5
         name = f"return/turn{turn}"
-        assert float(metrics[name]) == pytest.approx(float(true[name]), abs=1e-5)
+        assert metrics[name] == pytest.approx(true[name], abs=1e-5)
     assert_close(state, honest)
 
 

@@ -11,23 +11,24 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
 from score_jax.model.decoder import Decoder
-from score_jax.rl import learner
+from score_jax.rl import coefficients, learner
+from score_jax.rl.dialogue import DialoguePlan
+from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
-from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
-from score_jax.types import Prompts, TrainState
-from tests.tiny import MODEL, random_params, rows_of
+from score_jax.rl.sampling import SamplingConfig, sample_dialogues
+from score_jax.types import TrainState
+from tests.tiny import MODEL, grouped, prompts_of, random_params, rows_of
 
 VOCABULARY = 3001
 CONFIG = dataclasses.replace(MODEL, layers=1, vocab_size=VOCABULARY)
 ROWS, LIMIT, PROMPT = 4, 32, 6
 LINE = ([1] * PROMPT + [2] * LIMIT + [0, 3] + [4] * LIMIT, [0] * PROMPT + [1] * LIMIT + [0, 0])
-WIDTH = len(LINE[0])
+PLAN = DialoguePlan().complete(2, LIMIT)
 ALL = ROWS * 2 * LIMIT * VOCABULARY  # numbers in [B T V], policy tokens only
 
 
@@ -35,14 +36,18 @@ def compiled_update(logits_chunk, microbatches=1):
     """The update with exact KL, which needs two vocabulary rows per token."""
     decoder, adam = Decoder(CONFIG), optax.adam(1e-3)
     config = LearnerConfig(logits_chunk=logits_chunk, microbatches=microbatches)
-    value = Objective(reward_weights=(1.0, 1.0), beta=(0.1, 0.1), kl="exact")
+    value = Objective(reward_weights=(1.0, 1.0), beta=(0.1, 0.1))
 
     def go(params, reference, rows):
         scores = learner.score_episodes(
-            decoder, reference, rows, max_policy_tokens=2 * LIMIT, config=config, keep_hidden=True
+            decoder, reference, rows, max_tokens=2 * LIMIT, config=config, keep_hidden=True
         )
         state = TrainState(
-            step=jnp.array(0), params=params, opt_state=adam.init(params), baseline=jnp.zeros(2)
+            step=jnp.array(0),
+            params=params,
+            opt_state=adam.init(params),
+            baseline=jnp.zeros(2),
+            coefficients=coefficients.initial(value),
         )
         return learner.update(
             decoder,
@@ -51,15 +56,15 @@ def compiled_update(logits_chunk, microbatches=1):
             reference,
             rows,
             scores,
+            plan=PLAN,
             objective=value,
+            estimator=EstimatorConfig(kl="exact"),
             config=config,
-            group_size=2,
-            second_attempts=1,
-            turn_limit=LIMIT,
         )
 
     params = random_params(CONFIG)
-    rows = rows_of([(LINE[0], LINE[1] + [2] * LIMIT)] * ROWS, 2)
+    line = (LINE[0], LINE[1] + [2] * LIMIT)
+    rows = rows_of([line] * ROWS, 2, ids=grouped(ROWS, 2))
     return jax.jit(go).lower(params, params, rows).compile()
 
 
@@ -90,15 +95,12 @@ def test_the_measure_sees_such_a_buffer():
 
 @pytest.mark.slow
 def test_sampling_expands_one_token_per_row():
-    prompts = Prompts(
-        tokens=np.ones((2, PROMPT), np.int32),
-        length=np.full(2, PROMPT, np.int32),
-        draw=np.arange(2, dtype=np.int32),
-    )
+    prompts = prompts_of([[1] * PROMPT] * 2, plan=PLAN, instructions=[[(), (3,)]] * 2)
     draw = partial(
         sample_dialogues,
         Decoder(CONFIG),
-        template=TurnTemplate(stops=(0,), instruction=(3,)),
+        plan=PLAN,
+        stops=(0,),
         config=SamplingConfig(group_size=2, prompt_limit=PROMPT, turn_limit=LIMIT),
     )
     compiled = jax.jit(draw).lower(random_params(CONFIG), prompts, jax.random.key(0)).compile()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from score_jax.rl import mismatch
-from score_jax.rl.learner import accumulate
+from score_jax.rl.metrics import merge
 
 ROWS, LENGTH = 40, 60
 NAMES = ("mean", "trimmed", "p99.9", "max", "kl")
@@ -21,14 +21,15 @@ def drawn(seed=0, scale=0.01):
     return turn.astype(np.int32), sampler.astype(np.float32), learner.astype(np.float32)
 
 
-def sums(turn, sampler, learner):
-    return mismatch.mismatch_sums(jnp.asarray(sampler), jnp.asarray(learner), jnp.asarray(turn), 2)
+def parts_of(turn, sampler, learner):
+    return mismatch.mismatch_parts(jnp.asarray(sampler), jnp.asarray(learner), jnp.asarray(turn), 2)
 
 
 def measured(turn, sampler, learner):
     tokens = jnp.asarray([(turn == 1).sum(), (turn == 2).sum()], jnp.float32)
-    found = mismatch.mismatch_metrics(sums(turn, sampler, learner), tokens, len(turn))
-    return {name.removeprefix("mismatch/"): np.asarray(value) for name, value in found.items()}
+    rows = jnp.asarray([(turn == number).any(1).sum() for number in (1, 2)], jnp.float32)
+    found = mismatch.mismatch_metrics(parts_of(turn, sampler, learner), tokens, rows)
+    return {name.removeprefix("mismatch/"): metric.value() for name, metric in found.items()}
 
 
 @pytest.mark.parametrize("scale", [1e-5, 0.01, 0.2])
@@ -61,14 +62,12 @@ def test_tokens_of_no_turn_do_not_count():
 def test_parts_of_a_batch_add_up():
     turn, sampler, learner = drawn()
     parts = [
-        sums(*(x[rows] for x in (turn, sampler, learner))) for rows in np.split(np.arange(40), 4)
+        parts_of(*(x[rows] for x in (turn, sampler, learner)))
+        for rows in np.split(np.arange(40), 4)
     ]
-    total = parts[0]
-    for part in parts[1:]:
-        total = accumulate(total, part)
-    whole = sums(turn, sampler, learner)
-    for name, value in total.items():
-        np.testing.assert_allclose(value, whole[name], rtol=1e-5, err_msg=name)
+    whole = parts_of(turn, sampler, learner)
+    for name, metric in merge(parts).items():
+        np.testing.assert_allclose(metric.value(), whole[name].value(), rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("off", [0.5, 5.0, 500.0])
@@ -88,6 +87,16 @@ def test_a_token_that_is_not_finite_is_never_below_a_limit(value):
     learner[3, 38 + 5] = value  # turn 2
     first, second = measured(turn, sampler, learner)["trimmed"]
     assert first < 0.1 and not second < np.inf
+
+
+def test_the_kl_of_a_turn_is_over_the_rows_that_have_it():
+    """Half of the rows lack turn 2: what is left counts by itself, in tokens and in rows."""
+    turn, sampler, learner = drawn()
+    turn[::2][turn[::2] == 2] = 0
+    found = measured(turn, sampler, learner)
+    alone = measured(turn[1::2], sampler[1::2], learner[1::2])
+    for name in NAMES:
+        np.testing.assert_allclose(found[name][1], alone[name][1], rtol=1e-5, err_msg=name)
 
 
 def test_a_turn_without_tokens_has_no_gap():

@@ -9,33 +9,45 @@ import numpy as np
 import pytest
 
 from score_jax.model.decoder import Decoder, write_cache
+from score_jax.records import Problem, Task
 from score_jax.rl import sampling as sampling_module
-from score_jax.rl.sampling import SamplingConfig, TurnTemplate, sample_dialogues
-from score_jax.types import Cache, Prompts
+from score_jax.rl.dialogue import DialoguePlan, Encoder, row_ids
+from score_jax.rl.sampling import SamplingConfig, sample_dialogues, segment_schedule
+from score_jax.types import Cache
 from tests.guarded import guarded
+from tests.pin_step import DigitChat
 from tests.tiny import (
     GEMMA,
     MODEL,
+    PLAN,
     PROMPTS,
     SAMPLING,
-    TEMPLATE,
+    STOPS,
     naive_dialogues,
     naive_logprobs,
+    prompts_of,
     random_params,
+    row_logits,
 )
 
 KEY = jax.random.key(20)  # its rows differ in every way; see the cases below
+ROUNDING = 1e-4  # nats; the most by which float32 programs of other shapes may differ in a logit
+LINES, DRAWS = [[3, 4, 5], [6, 2, 1, 3]], [5, 9]
 
 
 @lru_cache
-def program(config, template, sampling):
-    draw = partial(sample_dialogues, Decoder(config), template=template, config=sampling)
+def program(config, plan, sampling, stops):
+    draw = partial(sample_dialogues, Decoder(config), plan=plan, stops=stops, config=sampling)
     return guarded(jax.jit(draw))
 
 
-def sample(config=MODEL, template=TEMPLATE, sampling=SAMPLING, prompts=PROMPTS, key=KEY):
-    episodes = program(config, template, sampling)(random_params(config), prompts, key)
+def sample(prompts=PROMPTS, plan=PLAN, sampling=SAMPLING, *, config=MODEL, stops=STOPS, key=KEY):
+    episodes = program(config, plan, sampling, stops)(random_params(config), prompts, key)
     return jax.tree.map(np.asarray, episodes)
+
+
+def naive(prompts=PROMPTS, plan=PLAN, sampling=SAMPLING, *, config=MODEL, stops=STOPS, key=KEY):
+    return naive_dialogues(config, random_params(config), prompts, key, plan, sampling, stops)
 
 
 def rows(episodes):
@@ -52,37 +64,61 @@ def with_(**fields):
     return dataclasses.replace(SAMPLING, **fields)
 
 
+def turns(count, limit=SAMPLING.turn_limit, **fields):
+    """A plan of so many turns."""
+    return DialoguePlan(**fields).complete(count, limit)
+
+
+def asked(plan, **options):
+    """The two prompts of all these tests, as rows of another plan."""
+    return prompts_of(LINES, plan=plan, draws=DRAWS, **options)
+
+
 TREE = with_(group_size=4, second_attempts=2, temperature=0.7)
-TREE_TEMPLATE = TurnTemplate(stops=(0,), instruction=(), turns=3)
-SEVERAL = dataclasses.replace(TEMPLATE, stops=(4, 0, 8))
-BRISK = with_(turn_limit=2, group_size=6)
+ONE, THREE, SHORT = turns(1), turns(3), turns(2, 2)
+BARE = asked(THREE, instructions=[[()] * 3] * 2)
+SEVERAL, FORMATS_OWN = (4, 0, 8), asked(SHORT, stop=4)
+UNEQUAL = turns(3, limits=(2, 5, 3))
 CASES = {
-    "two turns": (MODEL, TEMPLATE, SAMPLING),
-    "several stops, one of them in the instruction": (MODEL, SEVERAL, BRISK),
-    "windows, caps and norms": (GEMMA, TEMPLATE, SAMPLING),
-    "long turns, the cache in four segments": (
-        MODEL,
-        TEMPLATE,
-        with_(turn_limit=24, decode_segments=4),
-    ),
-    "one greedy turn": (MODEL, dataclasses.replace(TEMPLATE, turns=1), with_(temperature=0.0)),
-    "three turns in branches, cool, no instruction": (
-        MODEL,
-        TREE_TEMPLATE,
-        TREE,
-    ),
+    "two turns": {},
+    "several stops, one of them in the instruction": {
+        "prompts": FORMATS_OWN,
+        "plan": SHORT,
+        "sampling": with_(group_size=6),
+        "stops": SEVERAL,
+    },
+    "windows, caps and norms": {"config": GEMMA},
+    "long turns, the cache in four segments": {
+        "plan": turns(2, 24),
+        "sampling": with_(decode_segments=4),
+    },
+    "one greedy turn": {
+        "prompts": asked(ONE),
+        "plan": ONE,
+        "sampling": with_(temperature=0.0),
+    },
+    "three turns in branches, cool, no instruction": {
+        "prompts": BARE,
+        "plan": THREE,
+        "sampling": TREE,
+    },
+    "limits of their own, instructions of none to three tokens": {
+        "prompts": asked(UNEQUAL, instructions=[[(), (7,), ()], [(), (7, 8, 6), (1, 2)]]),
+        "plan": UNEQUAL,
+    },
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_dialogues_are_those_of_a_plain_loop_without_cache(case):
-    config, template, sampling = CASES[case]
-    got = sample(config, template, sampling)
-    want = naive_dialogues(config, random_params(config), PROMPTS, KEY, template, sampling)
-    assert rows(got) == want
-    assert got.draw.tolist() == np.repeat([5, 9], sampling.group_size).tolist()
-    assert not got.rewards.any()
+    got = sample(**CASES[case])
+    assert rows(got) == naive(**CASES[case])
+    group_size = CASES[case].get("sampling", SAMPLING).group_size
+    assert got.ids.draw.tolist() == np.repeat([5, 9], group_size).tolist()
+    assert got.ids.sample.tolist() == [*range(group_size)] * 2
+    assert not got.rewards.any() and got.present.all()
     assert not got.turn[np.arange(got.turn.shape[1]) >= got.length[:, None]].any()
+    assert (got.sampled == (got.turn > 0)).all() and (got.trained == got.sampled).all()
 
 
 def test_the_cases_hold_what_they_are_to_show():
@@ -98,14 +134,14 @@ def test_the_cases_hold_what_they_are_to_show():
 
 @pytest.mark.parametrize("config", [MODEL, GEMMA], ids=["plain", "gemma"])
 def test_logprobs_are_the_policys_at_temperature_one(config):
-    got = sample(config)
-    want = np.where(got.turn > 0, naive_logprobs(config, random_params(config), got.tokens), 0.0)
+    got = sample(config=config)
+    want = np.where(got.sampled, naive_logprobs(config, random_params(config), got.tokens), 0.0)
     np.testing.assert_allclose(got.logprobs, want, atol=1e-5)
 
 
 def test_logprobs_do_not_follow_the_temperature():
-    cool = sample(MODEL, TREE_TEMPLATE, TREE)
-    want = np.where(cool.turn > 0, naive_logprobs(MODEL, random_params(MODEL), cool.tokens), 0.0)
+    cool = sample(BARE, THREE, TREE)
+    want = np.where(cool.sampled, naive_logprobs(MODEL, random_params(MODEL), cool.tokens), 0.0)
     np.testing.assert_allclose(cool.logprobs, want, atol=1e-5)
 
 
@@ -118,23 +154,23 @@ def test_a_turn_owns_its_stop_and_a_cut_turn_has_a_forced_one():
             own = np.flatnonzero(turn == number)
             assert len(own) <= SAMPLING.turn_limit
             assert (np.diff(own) == 1).all()
-            assert (tokens[own] == TEMPLATE.stops[0]).sum() == (0 if cut[number - 1] else 1)
-            assert cut[number - 1] or tokens[own[-1]] == TEMPLATE.stops[0]
+            assert (tokens[own] == STOPS[0]).sum() == (0 if cut[number - 1] else 1)
+            assert cut[number - 1] or tokens[own[-1]] == STOPS[0]
             if number == 1:
-                between = [*TEMPLATE.stops] * int(cut[0]) + [7, 8]
+                between = [*STOPS] * int(cut[0]) + [7, 8]
                 assert tokens[own[-1] + 1 : own[-1] + 1 + len(between)].tolist() == between
             else:
                 assert length == own[-1] + 1
 
 
 def test_any_stop_ends_a_turn_and_a_cut_one_gets_the_formats_own():
-    got = sample(template=SEVERAL, sampling=BRISK)
+    got = sample(**CASES["several stops, one of them in the instruction"])
     ends = set()
     for tokens, owner, cut in rows(got):
         for number in (1, 2):
             own = [t for t, o in zip(tokens, owner, strict=True) if o == number]
-            assert not set(own[:-1]) & set(SEVERAL.stops)
-            assert cut[number - 1] == (own[-1] not in SEVERAL.stops)
+            assert not set(own[:-1]) & set(SEVERAL)
+            assert cut[number - 1] == (own[-1] not in SEVERAL)
             ends |= {own[-1]} - ({own[-1]} if cut[number - 1] else set())
         behind = owner.index(0, owner.index(1))
         assert tokens[behind : behind + 2 + cut[0]] == [4] * cut[0] + [7, 8]
@@ -142,37 +178,114 @@ def test_any_stop_ends_a_turn_and_a_cut_one_gets_the_formats_own():
     assert got.truncated[:, 0].any() and not got.truncated[:, 0].all()
 
 
+def singly(pairs, **options):
+    """One prompt for each (draw, sample): the row on its own, whatever its neighbours are."""
+    draws, samples = zip(*pairs, strict=True)
+    lines = [LINES[DRAWS.index(draw)] for draw in draws]
+    ids = row_ids(np.array(draws), np.array(draws), np.array(samples))
+    return prompts_of(lines, ids=ids, **options)
+
+
+STRANGERS = prompts_of(
+    [[1], LINES[1], [5, 5, 5, 5, 5], LINES[0], [2, 8]],
+    draws=[9000, 9, 1, 5, 2],
+    instructions=[[(), (1, 2, 3, 4)], [(), (7, 8)], [(), ()], [(), (7, 8)], [(), (6,)]],
+)
 OTHERS = {
     "in another order": (jax.tree.map(lambda x: x[::-1], PROMPTS), SAMPLING),
-    "alone, padded further, among more samples": (
-        Prompts(
-            tokens=np.array([[6, 2, 1, 3, 8, 8, 8, 8]], np.int32),
-            length=PROMPTS.length[1:],
-            draw=PROMPTS.draw[1:],
-        ),
-        with_(prompt_limit=8, group_size=5),
+    "alone": (singly([(9, 2)]), with_(group_size=1)),
+    "in two parts of its group": (singly([(5, 1), (9, 1), (9, 3)]), with_(group_size=2)),
+    "among strangers and more samples, over a cache in segments": (
+        STRANGERS,
+        with_(group_size=4, decode_segments=3),
     ),
 }
+
+
+def margin(episodes, row, at, *, key=KEY, config=MODEL):
+    """Nats by which the token at one place was preferred to the next best, noise included.
+
+    Drawing takes the largest of logits plus noise, so programs that round otherwise may draw
+    another token only where this is as small as their rounding.
+    """
+    ids = jax.tree.map(lambda x: int(x[row]), episodes.ids)
+    turn = episodes.turn[row, at]
+    sample = ids.attempt if turn == 1 else ids.sample
+    for number in (ids.draw, sample, turn, at):
+        key = jax.random.fold_in(key, number)
+    logits = row_logits(config)(random_params(config), episodes.tokens[row : row + 1])[0, at - 1]
+    second, first = np.sort(np.asarray(logits + jax.random.gumbel(key, logits.shape)))[-2:]
+    return first - second
+
+
+def assert_same_row(mine, a, theirs, b):
+    """The same tokens; from a place on, others where only rounding had to decide it."""
+    size = min(mine.length[a], theirs.length[b])
+    same = mine.tokens[a, :size] == theirs.tokens[b, :size]
+    until = size if same.all() else int(np.argmin(same))
+    if not same.all() or mine.length[a] != theirs.length[b]:
+        found = margin(mine, a, until) if until < size else np.inf
+        assert found < ROUNDING, f"rows part at {until}, where the draw was clear by {found} nats"
+    for name in ("turn", "sampled", "trained"):
+        np.testing.assert_array_equal(
+            getattr(theirs, name)[b, :until], getattr(mine, name)[a, :until]
+        )
+    np.testing.assert_allclose(
+        theirs.logprobs[b, :until], mine.logprobs[a, :until], atol=ROUNDING / 10
+    )
+    if until == size:
+        np.testing.assert_array_equal(theirs.truncated[b], mine.truncated[a])
+
+
+def numbered(episodes):
+    """Rows by (draw, sample)."""
+    pairs = zip(episodes.ids.draw.tolist(), episodes.ids.sample.tolist(), strict=True)
+    return {pair: row for row, pair in enumerate(pairs)}
 
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_a_row_does_not_depend_on_its_batch(case):
     prompts, sampling = OTHERS[case]
-    base, other = sample(), sample(prompts=prompts, sampling=sampling)
-    known = rows(base)
-    there = rows(other)
-    for ordinal in prompts.draw:
-        mine = np.flatnonzero(base.draw == ordinal)
-        theirs = np.flatnonzero(other.draw == ordinal)
-        for a, b in zip(mine, theirs, strict=False):
-            assert there[b] == known[a]
-            size = base.length[a]
-            np.testing.assert_allclose(other.logprobs[b, :size], base.logprobs[a, :size], atol=1e-5)
+    mine, theirs = sample(), sample(prompts, sampling=sampling)
+    places, others = numbered(mine), numbered(theirs)
+    shared = places.keys() & others.keys()
+    assert len(shared) == {"alone": 1, "in two parts of its group": 4}.get(case, 6)
+    for pair in shared:
+        assert_same_row(mine, places[pair], theirs, others[pair])
 
 
-def test_a_full_row_ends_where_it_is_with_what_is_missing_flagged():
+def test_branches_do_not_depend_on_how_their_group_is_drawn():
+    """Sample 3 alone takes its first attempt from sample 2's keys, as it does among all four."""
+    whole = sample(BARE, THREE, TREE)
+    pairs = [(9, 3), (5, 2), (5, 1), (9, 0)]
+    bare = singly(pairs, plan=THREE, instructions=[[()] * 3] * 4)
+    alone = sample(bare, THREE, dataclasses.replace(TREE, group_size=1))
+    assert alone.ids.attempt.tolist() == [2, 2, 0, 0]
+    for row, pair in enumerate(pairs):
+        place = numbered(whole)[pair]
+        size = whole.length[place]
+        assert size == alone.length[row]
+        assert whole.tokens[place, :size].tolist() == alone.tokens[row, :size].tolist()
+
+
+def test_a_draw_that_was_clear_may_not_change():
+    """The margin is measured where a token was drawn, and a wrong one there is refused."""
+    mine = sample()
+    for row, (tokens, owner, _) in enumerate(rows(mine)):
+        for at in np.flatnonzero(owner):
+            gap = margin(mine, row, at)
+            assert gap > 0
+            if gap > 10 * ROUNDING:
+                wrong = mine.tokens.copy()
+                wrong[row, at] = (tokens[at] + 1) % MODEL.vocab_size
+                with pytest.raises(AssertionError, match=f"part at {at}, where the draw was clear"):
+                    assert_same_row(mine, row, mine.replace(tokens=wrong), row)
+
+
+@pytest.mark.parametrize("size", [6, 8, 12])
+def test_a_full_row_ends_where_it_is_with_what_is_missing_flagged(size):
     """It is the unlimited row cut off; turns that did not get to their end are truncated."""
-    size, want = 12, []
+    want = []
     for tokens, owner, cut in rows(sample()):
         whole = [owner.count(turn) for turn in (1, 2)]
         inside = [owner[:size].count(turn) for turn in (1, 2)]
@@ -181,14 +294,17 @@ def test_a_full_row_ends_where_it_is_with_what_is_missing_flagged():
     got = sample(sampling=with_(row_limit=size))
     assert rows(got) == want
     assert got.tokens.shape[1] == size
-    assert [2 in owner for _, owner, _ in want].count(False) and got.length.min() < size
+    ends = {owner[-1] for _, owner, _ in want}  # in what is forced, in turn 1, in turn 2
+    assert ends == {6: {0, 1}, 8: {0, 1, 2}, 12: {0, 2}}[size], ends
+    assert size < 12 or got.length.min() < size
 
 
 def test_padding_of_the_prompt_is_never_read():
     """Whatever stands behind the prompt, the stop token included."""
-    noisy = PROMPTS.tokens.copy()
-    noisy[np.arange(5) >= PROMPTS.length[:, None]] = 7
-    assert rows(sample(prompts=PROMPTS.replace(tokens=noisy))) == rows(sample())
+    noisy = np.pad(PROMPTS.tokens, ((0, 0), (0, 2)))
+    noisy[np.arange(6) >= PROMPTS.length[:, None]] = 7
+    wide = PROMPTS.replace(tokens=noisy, turn=np.zeros((2, 6), np.int32))
+    assert rows(sample(wide)) == rows(sample())
 
 
 def test_samples_steps_and_problems_differ():
@@ -197,13 +313,14 @@ def test_samples_steps_and_problems_differ():
     assert len(set(texts)) == len(texts)
     later = sample(key=jax.random.key(8))
     assert rows(later) != rows(got)
-    same_prompt = PROMPTS.replace(tokens=PROMPTS.tokens[[0, 0]], length=PROMPTS.length[[0, 0]])
-    twice = [tuple(row[0]) for row in rows(sample(prompts=same_prompt))]
+    same_prompt = prompts_of([LINES[0]] * 2, draws=DRAWS)
+    twice = [tuple(row[0]) for row in rows(sample(same_prompt))]
     assert twice[:3] != twice[3:]  # the same text as problem 5 and as problem 9
 
 
 def test_branches_share_the_first_attempt_and_part_at_the_second():
-    got = sample(MODEL, TREE_TEMPLATE, TREE)
+    got = sample(BARE, THREE, TREE)
+    assert got.ids.attempt.tolist() == [0, 0, 2, 2] * 2
     lines = [(np.array(t), np.array(o)) for t, o, _ in rows(got)]
     firsts = [tuple(tokens[owner == 1]) for tokens, owner in lines]
     assert firsts[0::2] == firsts[1::2]
@@ -222,13 +339,167 @@ def test_the_loop_ends_with_the_longest_row():
             return super().__call__(tokens, positions, cache)
 
     draw = jax.jit(
-        partial(sample_dialogues, Counting(MODEL), template=TEMPLATE, config=with_(group_size=1))
+        partial(
+            sample_dialogues, Counting(MODEL), plan=PLAN, stops=STOPS, config=with_(group_size=1)
+        )
     )
     got = jax.block_until_ready(draw(random_params(MODEL), PROMPTS, jax.random.key(18)))
     jax.effects_barrier()
     drawn = np.asarray(got.length) - PROMPTS.length
     assert len(steps) == drawn.max()
-    assert drawn.max() < TEMPLATE.row_length(SAMPLING) - 6  # it could have gone on
+    assert drawn.max() < PLAN.row_length(4, 3) - 5  # it could have gone on
+
+
+GIVEN = turns(2, sources=("given", "sampled"))
+ATTEMPTS = prompts_of(  # one attempt that stopped at once, one of three tokens
+    [[3, 4, 5, 0, 7, 8], [6, 2, 1, 3, 2, 5, 0, 7, 8]],
+    plan=GIVEN,
+    draws=DRAWS,
+    owners=[[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0, 0]],
+)
+
+
+def test_a_given_first_turn_is_its_own_turn_and_not_the_policys():
+    got = sample(ATTEMPTS, GIVEN)
+    assert rows(got) == naive(ATTEMPTS, GIVEN)
+    for row, (line, owner, cut) in enumerate(rows(got)):
+        begun = ATTEMPTS.length[row // 3]
+        assert line[:begun] == ATTEMPTS.tokens[row // 3, :begun].tolist()
+        assert owner[:begun] == ATTEMPTS.turn[row // 3, :begun].tolist()
+        assert set(owner[begun:]) == {2} and not cut[0]
+    assert (got.sampled == (got.turn == 2)).all() and (got.trained == (got.turn == 2)).all()
+    assert not got.logprobs[got.turn != 2].any() and got.logprobs[got.turn == 2].all()
+    assert got.present.all() and not got.ids.attempt.any()
+
+
+def test_a_drawn_first_turn_that_is_given_again_has_the_same_continuation():
+    """Keys are of turn and position, so that nothing else can tell the two apart."""
+    drawn = sample()
+    lines, owners = [], []
+    for tokens, owner, _ in rows(drawn):
+        begun = owner.index(2)
+        lines.append(tokens[:begun])
+        owners.append(owner[:begun])
+    ids = row_ids(*[drawn.ids.draw] * 2, drawn.ids.sample)
+    again = prompts_of(lines, plan=GIVEN, owners=owners, ids=ids)
+    got = sample(again, GIVEN, with_(group_size=1))
+    want = [(tokens, owner, [False, cut[1]]) for tokens, owner, cut in rows(drawn)]
+    assert rows(got) == want
+
+
+def test_rows_of_one_batch_may_begin_with_different_turns():
+    """Turn 1 drawn here, given there, and three turns of which two are given."""
+    lines = [[3, 4, 5], [6, 2, 1, 3, 2, 5, 0, 7, 8], [1, 2, 0, 7, 3, 3, 0, 8]]
+    owners = [[], [0, 0, 0, 0, 1, 1, 1, 0, 0], [0, 1, 1, 0, 2, 2, 2, 0]]
+    drawn = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 1]], bool)
+    usual = [(), (7, 8), (8,)]
+    prompts = prompts_of(
+        lines,
+        plan=THREE,
+        draws=[5, 9, 7],
+        owners=owners,
+        instructions=[usual] * 3,
+        drawn=drawn,
+        trained=drawn,
+    )
+    got = sample(prompts, THREE)
+    assert rows(got) == naive(prompts, THREE)
+    assert (got.ids.attempt == np.repeat([1, 0, 0], 3) * got.ids.sample).all()
+    for row in range(9):
+        own = set(got.turn[row][got.sampled[row]].tolist())
+        assert own == set((1 + np.flatnonzero(drawn[row // 3])).tolist())
+
+
+def test_a_row_without_a_second_turn_ends_after_its_first():
+    """Stopped or cut: no instruction follows, and the other rows draw what they always do."""
+    there = np.array([[True, True], [True, False]])
+    without = PROMPTS.replace(present=there, drawn=there, trained=there)
+    whole, got = sample(), sample(without)
+    assert rows(got) == naive(without)
+    assert rows(got)[:3] == rows(whole)[:3]
+    for row in (3, 4, 5):
+        end = got.length[row]
+        assert end == np.flatnonzero(whole.turn[row] == 1)[-1] + 1
+        assert got.tokens[row, :end].tolist() == whole.tokens[row, :end].tolist()
+        assert got.truncated[row].tolist() == [whole.truncated[row, 0], False]
+    assert got.present.tolist() == np.repeat(there, 3, axis=0).tolist()
+    assert got.truncated[3:, 0].any() and not got.truncated[3:, 0].all()
+
+
+def test_a_row_that_draws_nothing_is_left_as_it_is():
+    """As rows are that pad a batch."""
+    nothing = np.array([[True, True], [False, False]])
+    padded = PROMPTS.replace(present=nothing, drawn=nothing, trained=nothing)
+    got = sample(padded)
+    assert rows(got)[:3] == rows(sample())[:3]
+    assert rows(got)[3:] == [(LINES[1], [0] * 4, [False, False])] * 3
+    assert not got.sampled[3:].any() and not got.logprobs[3:].any() and not got.present[3:].any()
+
+
+FORCED = turns(3, sources=("sampled", "forced", "sampled"), texts=("", "56", ""))
+# Behind turn 1: its stop if it was cut, an instruction, the forced turn 2 = 5 6 0, another
+# instruction; row 1 has other instructions and another text.
+MIDDLES = [(7, 8, 5, 6, 0, 8, 7), (8, 5, 0, 7)]
+MIDDLE_TURNS = [[0, 0, 0, 2, 2, 2, 0, 0], [0, 0, 2, 2, 0, 0, 0, 0]]
+
+
+def test_a_forced_middle_turn_stands_between_the_drawn_ones():
+    forced_turn = np.zeros((2, 3, 8), np.int32)
+    forced_turn[:, 2] = MIDDLE_TURNS
+    prompts = asked(
+        FORCED, instructions=[[(), (), ids] for ids in MIDDLES], forced_turn=forced_turn
+    )
+    got = sample(prompts, FORCED)
+    assert rows(got) == naive(prompts, FORCED)
+    for row, (line, owner, cut) in enumerate(rows(got)):
+        behind = max(np.flatnonzero(np.array(owner) == 1)) + 1
+        size = prompts.forced_length[row // 3, 2]
+        want = [STOPS[0]] * cut[0] + list(MIDDLES[row // 3])
+        assert line[behind : behind + len(want)] == want
+        assert owner[behind : behind + len(want)] == [0] * cut[0] + MIDDLE_TURNS[row // 3][1:size]
+        assert owner[behind + len(want)] == 3
+    assert (got.sampled == np.isin(got.turn, [1, 3])).all()
+    assert (got.trained == got.sampled).all() and not got.logprobs[got.turn == 2].any()
+    assert got.truncated[:, 0].any() and not got.truncated[:, 0].all()
+    assert not got.truncated[:, 1].any()
+
+
+def digits(name, instruction):
+    return Task(
+        name=name, prompt=lambda p: p.prompt, instruction=instruction, grade=lambda *_: None
+    )
+
+
+ENCODED = {
+    "nothing is forced behind a given attempt": (GIVEN, [("345", "26"), ("6213", "")]),
+    "a single turn": (ONE, [("345",), ("6213",)]),
+    "two tasks, a forced turn between": (FORCED, [("345",), ("6213",)]),
+}
+
+
+@pytest.mark.parametrize("case", ENCODED)
+def test_the_encoders_rows_are_drawn_as_by_a_plain_loop(case):
+    plan, rows_begin = ENCODED[case]
+    tasks = {"": digits("one", "78"), "other": digits("other", "7")}
+    problems = [
+        Problem(id=text, prompt=text, given=tuple(given), task=name)
+        for (text, *given), name in zip(rows_begin, tasks, strict=True)
+    ]
+    made = Encoder(chat=DigitChat(), tasks=tasks, plan=plan, prompt_limit=5)
+    prompts = made.prompts(problems, DRAWS, samples=2)
+    got = sample(prompts, plan)
+    assert rows(got) == naive(prompts, plan)
+    assert got.tokens.shape[1] == made.row_length()
+    assert got.ids.sample.tolist() == [2, 3, 4] * 2
+    assert {turn for _, owner, _ in rows(got) for turn in owner} == {0, *range(1, plan.turns + 1)}
+
+
+def test_what_is_drawn_but_not_trained_is_marked_as_such():
+    plan = turns(2, trained=(False, True))
+    got = sample(asked(plan), plan)
+    assert rows(got) == rows(sample())
+    assert (got.sampled == (got.turn > 0)).all() and (got.trained == (got.turn == 2)).all()
+    np.testing.assert_array_equal(got.logprobs, sample().logprobs)
 
 
 @pytest.mark.parametrize(
@@ -266,22 +537,15 @@ def test_cached_decoding_is_the_full_forward(config, tolerance):
         np.testing.assert_allclose(hidden / scale, want / scale, atol=tolerance)
 
 
-def test_row_length_holds_the_longest_dialogue():
-    template = TurnTemplate(stops=(0,), instruction=(1, 2, 3), turns=3)
-    config = SamplingConfig(prompt_limit=10, turn_limit=20)
-    assert template.row_length(config) == 10 + 20 + (1 + 3) + 20 + (1 + 3) + 20
-
-
-def test_each_span_sees_all_that_may_be_written_in_it():
+def test_each_segment_sees_all_that_may_be_written_in_it():
     """Prompts of 10, then 2 * 20 + 4 = 44 tokens at most, in thirds; slots in tiles of 16."""
-    template = TurnTemplate(stops=(0,), instruction=(1, 2, 3), turns=2)
-    config = SamplingConfig(prompt_limit=10, turn_limit=20, decode_segments=3)
-    assert template.segment_schedule(config) == [(14, 32), (29, 48), (44, 54)]
+    plan = turns(2, 20)
+    config = SamplingConfig(decode_segments=3)
+    assert segment_schedule(plan, 10, 4, config) == [(14, 32), (29, 48), (44, 54)]
     whole = dataclasses.replace(config, decode_segments=1)
-    assert template.segment_schedule(whole) == [(44, 54)]
-    assert template.segment_schedule(dataclasses.replace(whole, row_limit=30)) == [
-        (29, 30)
-    ]  # prompts of 1
+    assert segment_schedule(plan, 10, 4, whole) == [(44, 54)]
+    full = SamplingConfig(prompt_limit=10, row_limit=30)
+    assert segment_schedule(plan, 10, 4, full) == [(29, 30)]  # prompts of 1
 
 
 @pytest.mark.parametrize(
@@ -289,11 +553,11 @@ def test_each_span_sees_all_that_may_be_written_in_it():
     [
         ({"group_size": 0}, r"sampling.group_size is 0; set at least 1"),
         ({"turn_limit": -2}, r"sampling.turn_limit is -2; set at least 1"),
-        (
-            {"group_size": 4, "second_attempts": 3},
-            r"sampling.group_size is 4; set a multiple .*second_attempts 3",
-        ),
         ({"temperature": -0.5}, r"sampling.temperature is -0.5; set a finite value >= 0"),
+        (
+            {"prompt_limit": 9, "row_limit": 9},
+            r"sampling.row_limit is 9; set more than sampling.prompt_limit 9, or 0",
+        ),
     ],
 )
 def test_impossible_settings_are_named(fields, message):
@@ -312,8 +576,8 @@ def pictured(name):
 def test_the_picture_of_forced_tokens_shows_what_advance_does():
     """Drawn tokens are taken from the picture; what is forced and whose it is must follow."""
     ids = {"#": 0, "i": 7, "j": 8, "y": 3, ".": 3}
-    template = TurnTemplate(stops=(0,), instruction=(7, 8), turns=2)
-    forced_tokens = [0, 7, 8, 0]
+    rows = jax.tree.map(jnp.asarray, prompts_of([[1]] * 2))
+    forced_tokens = [0, 7, 8]
     state = sampling_module.SamplingState(
         tokens=jnp.zeros((2, 8), jnp.int32),
         turn_ids=jnp.zeros((2, 8), jnp.int32),
@@ -322,7 +586,7 @@ def test_the_picture_of_forced_tokens_shows_what_advance_does():
         length=jnp.zeros(2, jnp.int32),
         turn=jnp.ones(2, jnp.int32),
         used=jnp.zeros(2, jnp.int32),
-        forced=jnp.full(2, 3),
+        forced=jnp.zeros(2, jnp.int32),
         done=jnp.zeros(2, bool),
         hidden=jnp.zeros((2, 1)),
         cache=None,
@@ -332,11 +596,11 @@ def test_the_picture_of_forced_tokens_shows_what_advance_does():
         assert state.forced.tolist() == [int(row[step]) for row in forced], f"iteration {step}"
         drawn = [ids[row[step]] for row in tokens]
         token = [
-            forced_tokens[at] if at < 3 else own
-            for at, own in zip(state.forced.tolist(), drawn, strict=True)
+            forced_tokens[at] if turn == 2 and at < 3 else own
+            for at, turn, own in zip(state.forced.tolist(), state.turn.tolist(), drawn, strict=True)
         ]
         state = sampling_module.advance(
-            state, jnp.asarray(token), jnp.full(2, -1.0), template, limit=3
+            state, jnp.asarray(token), jnp.full(2, -1.0), rows, stops=STOPS, limits=(3, 3)
         )
     assert state.tokens.tolist() == [[ids[x] if x != "." else 0 for x in row] for row in tokens]
     assert state.turn_ids.tolist() == [[int(x) for x in row] for row in pictured("turn")]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from score_jax.model.decoder import Decoder
-from score_jax.rl.scoring import hidden_states, policy_positions, score_tokens
+from score_jax.rl.scoring import hidden_states, score_tokens, scored_positions
 from tests.guarded import guarded
 from tests.tiny import GEMMA, MODEL, naive_logprobs, random_params, row_logits, rows_of
 
@@ -19,9 +19,7 @@ EPISODES = rows_of(LINES, 2)
 OWN = np.asarray(EPISODES.turn) > 0
 
 
-def scores(
-    config=MODEL, episodes=EPISODES, *, max_policy_tokens=10, logits_chunk=4, reference=None
-):
+def scores(config=MODEL, episodes=EPISODES, *, max_tokens=10, logits_chunk=4, reference=None):
     decoder, params = Decoder(config), random_params(config)
 
     @guarded
@@ -36,7 +34,7 @@ def scores(
             params,
             hidden,
             episodes,
-            max_policy_tokens=max_policy_tokens,
+            max_tokens=max_tokens,
             logits_chunk=logits_chunk,
             reference=other,
         )
@@ -66,11 +64,9 @@ def test_scores_are_those_of_the_full_forward(config):
     assert got.kl[OWN].min() > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("max_policy_tokens", "logits_chunk"), [(10, 1), (10, 3), (10, 100), (30, 7)]
-)
-def test_chunks_do_not_change_the_scores(max_policy_tokens, logits_chunk):
-    base, got = scores(), scores(max_policy_tokens=max_policy_tokens, logits_chunk=logits_chunk)
+@pytest.mark.parametrize(("max_tokens", "logits_chunk"), [(10, 1), (10, 3), (10, 100), (30, 7)])
+def test_chunks_do_not_change_the_scores(max_tokens, logits_chunk):
+    base, got = scores(), scores(max_tokens=max_tokens, logits_chunk=logits_chunk)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), base, got)
 
 
@@ -83,8 +79,24 @@ def test_scores_sampled_dialogues_as_the_sampler_did():
 
     episodes = sample()
     got = scores(episodes=jax.tree.map(jnp.asarray, episodes))
-    assert (episodes.turn > 0).sum() > 30
+    assert episodes.sampled.sum() > 30
     np.testing.assert_allclose(got.logprobs, episodes.logprobs, atol=1e-4)
+
+
+def test_sampled_and_trained_tokens_are_scored_and_no_others():
+    """Turn 1 of row 0 was given, row 1 is worked, row 2 drawn but not trained."""
+    sampled, trained = OWN.copy(), OWN.copy()
+    sampled[0, :6] = trained[0, :6] = False
+    sampled[1], trained[2] = False, False
+    marked = EPISODES.replace(sampled=jnp.asarray(sampled), trained=jnp.asarray(trained))
+    reference = random_params(MODEL, seed=1)
+    base, got = scores(reference=reference), scores(episodes=marked, reference=reference)
+    scored = OWN.copy()
+    scored[0, :6] = False
+    for name in ("logprobs", "entropy", "kl"):
+        want = np.where(scored, getattr(base, name), 0.0)
+        np.testing.assert_allclose(getattr(got, name), want, atol=1e-6)
+        assert np.abs(getattr(base, name)[0, 3:6]).min() > 0
 
 
 def test_padding_is_neither_read_nor_scored():
@@ -98,8 +110,8 @@ def test_padding_is_neither_read_nor_scored():
             assert not padded[:, narrow.shape[1] :].any()
 
 
-def test_policy_positions_lists_each_rows_own_tokens_first_to_last():
-    chunks = np.asarray(policy_positions(EPISODES.turn, 6, 4))
+def test_scored_positions_lists_each_rows_own_tokens_first_to_last():
+    chunks = np.asarray(scored_positions(jnp.asarray(OWN), 6, 4))
     assert chunks.shape == (2, 3, 4)
     for row, owner in enumerate(np.asarray(EPISODES.turn)):
         order = chunks[:, row].reshape(-1).tolist()
@@ -108,7 +120,8 @@ def test_policy_positions_lists_each_rows_own_tokens_first_to_last():
         assert len(set(order)) == len(order)
 
 
-def test_policy_positions_pads_when_a_row_is_shorter_than_asked_for():
-    chunks = np.asarray(policy_positions(jnp.array([[0, 1, 1]]), 5, 2))
-    assert chunks.shape == (3, 1, 2)
-    assert chunks.reshape(-1).tolist() == [1, 2, 0, 0, 0, 0]
+@pytest.mark.parametrize("max_tokens", [3, 5])
+def test_scored_positions_are_never_more_than_a_row_has_but_fill_their_chunks(max_tokens):
+    chunks = np.asarray(scored_positions(jnp.array([[False, True, True]]), max_tokens, 2))
+    assert chunks.shape == (2, 1, 2)
+    assert chunks.reshape(-1).tolist() == [1, 2, 0, 0]

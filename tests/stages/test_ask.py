@@ -1,4 +1,4 @@
-"""A dialogue shown token by token is the one that the sampler draws."""
+"""A dialogue that is shown is the one that the model draws."""
 
 import jax
 import numpy as np
@@ -6,13 +6,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from score_jax.records import Problem
-from score_jax.rl.rollout import attempt_texts, encode_prompts
-from score_jax.rl.sampling import SamplingConfig
 from score_jax.stages import ask
 from score_jax.stages.build import build
 from score_jax.stages.settings import parse
+from score_jax.tasks import registry
 from score_jax.text.tokenizer import train_sentencepiece
+from tests.tiny import next_token
 
 CORPUS = ["7x+95=628", "x=73:7*73=511+95=606", "There might be an error. Please correct it."] * 3
 SIZES = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_dim": 24}
@@ -34,23 +33,39 @@ def programs(tmp_path_factory):
     return build(parse(config))
 
 
+def plain_loop(programs, params, ids, limit):
+    """Greedy tokens of one turn after these, by a full forward pass for each."""
+    line, stops = list(ids), programs.chat.stops
+    padded = len(ids) + limit
+    for _ in range(limit):
+        tokens = np.asarray(line + [0] * (padded - len(line)), np.int32)
+        draw = next_token(programs.decoder.config, 0)
+        line.append(int(draw(params, tokens, len(line), jax.random.key(0))))
+        if line[-1] in stops:
+            return line
+    return [*line, stops[0]]
+
+
 @pytest.mark.slow
-def test_greedy_attempts_are_those_of_the_sampler(programs):
+def test_greedy_attempts_are_those_of_a_plain_loop(programs):
     params = programs.init_params(jax.random.key(3))
-    sampling = SamplingConfig(group_size=1, prompt_limit=80, turn_limit=12, temperature=0.0)
-    sample = programs.sample(sampling, 2)
-    long = "7x+95=628" * 6  # more tokens than one block
+    chat, task = programs.chat, registry.get("equations")
+    long = "7x+95=628" * 8  # more tokens than one block
     for prompt in ("7x+95=628", long):
         written = []
         attempts = ask.ask(programs, params, prompt, write=written.append)
-        problem = Problem(id="a", prompt=prompt)
-        prompts = encode_prompts(programs.chat, programs.task, np.arange(1), [problem], 80)
-        episodes = sample(params, programs.to_global(prompts), jax.random.key(0))
-        assert [tuple(attempts)] == attempt_texts(programs.chat, episodes, 2)
+        line, expected = list(chat.encode_prompt(prompt)), []
+        assert (len(line) > ask.BLOCK) == (prompt == long)
+        for turn in (1, 2):
+            line += chat.encode_instruction(task.instruction) if turn == 2 else []
+            before, line = len(line), plain_loop(programs, params, line, 12)
+            expected.append(chat.decode(line[before:-1]))
+        assert attempts == expected
         shown = "".join(written)
-        assert programs.task.instruction in shown
-        for attempt in attempts:
-            assert attempt in shown
+        places = [shown.index(f"attempt {turn}") for turn in (1, 2)]
+        assert places[0] < shown.index(task.instruction) < places[1]
+        for place, attempt in zip(places, attempts, strict=True):
+            assert shown[place:].startswith(f"{shown[place : place + 9]}\n{attempt}\n")
 
 
 @pytest.mark.slow
@@ -62,43 +77,6 @@ def test_a_seed_decides_what_is_drawn(programs):
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
-
-
-@pytest.mark.parametrize(
-    ("drawn", "given", "read"),
-    [
-        ([5, 6, 0], [5, 6], [5, 6, 0]),
-        ([5, 9], [5], [5, 9]),
-        ([8], [], [8]),
-        ([5, 6, 7], [5, 6, 7], [5, 6, 7, 0]),  # cut: the format's own stop closes it
-    ],
-)
-def test_any_stop_ends_a_turn_that_is_shown(drawn, given, read):
-    heard, coming = [], [*drawn, 1, 1]
-
-    class Scripted(ask.InteractiveDialogue):
-        def __post_init__(self):
-            self.logits = np.eye(10)[drawn[0]]
-
-        def read(self, ids):
-            heard.extend(ids)
-            self.logits = np.eye(10)[coming[len(heard)]]
-
-    dialogue = Scripted(None, None, 0)
-    options = {"stops": (0, 9, 8), "limit": 3, "temperature": 0.0}
-    assert list(dialogue.draw(jax.random.key(0), 1, **options)) == given
-    assert heard == read
-
-
-def test_text_comes_as_its_tokens_do_and_waits_for_whole_characters():
-    pieces = {1: b"caf", 2: b"\xc3", 3: b"\xa9", 4: b"!"}
-    written = []
-
-    def decode(ids):
-        return b"".join(pieces[i] for i in ids).decode(errors="replace")
-
-    assert ask.stream(iter([1, 2, 3, 4]), decode, written.append) == "café!"
-    assert written == ["caf", "é", "!", "\n"]
 
 
 def test_the_change_is_marked_word_by_word():

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from configs import base, multi_turn, single_turn, stage1, stage2
 from score_jax.planning.step_programs import calls, result
-from score_jax.stages.build import build
+from score_jax.stages.build import build, check_lengths
 from score_jax.stages.settings import parse
+from score_jax.tasks import registry
 from tests.stage_configs import stages
 
 CONFIGS = {c.__name__.split(".")[-1]: c for c in (base, stage1, stage2, single_turn, multi_turn)}
@@ -23,7 +24,7 @@ def shapes(tree):
 def traced(programs):
     """Episodes, scores, and the train state before and after an update, as shapes."""
     update = calls(programs)[-1]
-    state, _, episodes, scores = update.arguments
+    state, reference, episodes, scores = update.arguments
     if programs.settings.program == "supervised":
         rows = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -31,8 +32,17 @@ def traced(programs):
             ),
             episodes,
         )
-        return episodes, None, state, result(programs.sft_update, state, rows)[0]
+        return episodes, None, state, result(programs.sft_update, state, reference, rows)[0]
     return episodes, scores, state, result(update.program, *update.arguments)[0]
+
+
+def row_length(programs):
+    """By hand: what a dialogue of the stage's own task takes, each turn to its limit."""
+    sampling, turns = programs.settings.sampling, programs.settings.objective.turns
+    instruction = registry.get(programs.settings.task).instruction
+    between = 1 + len(programs.chat.encode_instruction(instruction))  # 1: the stop of a cut turn
+    whole = sampling.prompt_limit + turns * sampling.turn_limit + (turns - 1) * between
+    return min(whole, sampling.row_limit or whole)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -42,7 +52,7 @@ def test_each_config_is_built_and_its_programs_fit_each_other(name):
     episodes, scores, before, after = traced(programs)
     assert shapes(after) == shapes(before)
     rows = settings.batch * settings.sampling.group_size
-    length = programs.turn_template(settings.objective.turns).row_length(settings.sampling)
+    length = row_length(programs)
     assert episodes.tokens.shape == (rows, length) == episodes.logprobs.shape
     assert episodes.rewards.shape == (rows, settings.objective.turns) == episodes.truncated.shape
     if scores is not None:
@@ -52,7 +62,7 @@ def test_each_config_is_built_and_its_programs_fit_each_other(name):
 def longest_of(**fields):
     """What the longest dialogue of a stage takes."""
     programs = build(stages("stage1", **fields)[-1].settings)
-    return programs.turn_template(2).row_length(programs.settings.sampling)
+    return row_length(programs)
 
 
 @pytest.mark.parametrize("fields", [{}, {"sampling__row_limit": 0}, {"sampling__turn_limit": 7}])
@@ -63,6 +73,33 @@ def test_rows_are_no_longer_than_the_models_longest_text(fields):
         ValueError, match=rf"turns 2 may take {length} tok.* has {length - 1}; lower"
     ):
         build(stages("stage1", model__max_length=length - 1, **fields)[-1].settings)
+
+
+def test_of_several_tasks_the_longest_instruction_counts():
+    length = longest_of()
+    programs = build(stages("stage1", model__max_length=length)[-1].settings)
+    own, other = registry.get("tests.short_answers"), registry.get("math")
+    encode = programs.chat.encode_instruction
+    more = len(encode(other.instruction)) - len(encode(own.instruction))
+    assert more > 0
+    check_lengths(programs, {"": own}, {"": own})
+    with pytest.raises(ValueError, match=rf"objective.turns 2 may take {length + more} tokens"):
+        check_lengths(programs, {"": own, "math": other}, {"": own})
+    with pytest.raises(ValueError, match=rf"evaluation.turns 2 may take {length + more} tokens"):
+        check_lengths(programs, {"": own}, {"": own, "math": other})
+
+
+def test_a_row_has_room_behind_what_is_given():
+    """By hand: prompt, given attempt and its stop, instruction, and one token to draw."""
+    given = {"dialogue__sources": ("given", "sampled"), "sampling__turn_limit": 7}
+    given |= {"objective__reward_weights": (0.0, 1.0), "objective__beta": (0.0, 0.01)}
+    programs = build(stages("stage1", **given)[-1].settings)
+    instruction = registry.get("tests.short_answers").instruction
+    before = 12 + 7 + 1 + len(programs.chat.encode_instruction(instruction))
+    build(stages("stage1", sampling__row_limit=before + 1, **given)[-1].settings)
+    told = rf"row_limit is {before}, but what objective's rows begin with may take {before} tok"
+    with pytest.raises(ValueError, match=told):
+        build(stages("stage1", sampling__row_limit=before, **given)[-1].settings)
 
 
 def test_evaluation_of_more_turns_is_held_to_it_too():
@@ -94,7 +131,7 @@ def test_a_stop_that_the_model_cannot_draw_is_named(stops, fits, tmp_path):
     tokenizer = dataclasses.replace(settings.tokenizer, source=str(tmp_path))
     settings = dataclasses.replace(settings, tokenizer=tokenizer)
     if fits:
-        assert build(settings).turn_template(2).stops == (programs.chat.stop, 11, 79)
+        assert build(settings).chat.stops == (programs.chat.stop, 11, 79)
         return
     message = r"eos_token_id of .* is 80, but the model has embeddings for 80; correct its gener"
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from score_jax.data import store
 from score_jax.stages import chain
 from score_jax.stages import train as training
 from score_jax.stages.build import build, load_reference
@@ -149,11 +150,11 @@ def test_a_checkpoint_can_be_chosen_on_validation_problems(tmp_path, compiled, c
 
 def test_single_turn_rl_draws_one_attempt_and_is_measured_on_two(tmp_path, compiled):
     weights = {"objective__reward_weights": (1.0,), "objective__beta": (0.01,)}
-    train(tmp_path, steps=2, log__transcripts_every=1, **weights)
+    train(tmp_path, steps=2, log__rollouts_every=1, **weights)
     rows = lines(tmp_path / "stage1/metrics.jsonl")
     assert all("accuracy/turn1" in row and "accuracy/turn2" not in row for row in rows)
-    dialogues = lines(tmp_path / "stage1/transcripts.jsonl")
-    assert {(d["step"], len(d["attempts"])) for d in dialogues} == {(0, 1), (1, 1)}
+    dialogues = store.read(tmp_path / "stage1/rollouts")
+    assert {(d.step, len(d.attempts), len(d.rewards)) for d in dialogues} == {(0, 1, 1), (1, 1, 1)}
     evaluation = json.loads((tmp_path / "stage1/evaluation.json").read_text())
     assert "accuracy/turn2" in evaluation["models"]["stage1"]["greedy"]
     assert all(len(outcome) == 2 for outcome in evaluation["outcomes"]["stage1"]["greedy"])

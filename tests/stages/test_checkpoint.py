@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from score_jax.stages.checkpoint import Checkpoints, StorageError, fingerprint, first_line
-from score_jax.types import TrainState
+from score_jax.types import Coefficients, TrainState
 from tests.tiny_stages import assert_same_tree
 
 REWARDS = {2: 0.25, 4: 0.75, 6: 0.5}
@@ -23,6 +23,12 @@ def state_of(step):
         params=params,
         opt_state=jax.tree.map(lambda x: x * 0.5, params),
         baseline=jnp.asarray([0.5, -1.0]),
+        coefficients=Coefficients(
+            alpha=jnp.float32(step / 3),
+            beta=jnp.asarray([0.1, 0.01]) / step,
+            kl=jnp.asarray([0.3, 0.2]) * step,
+            gain=jnp.float32(0.7),
+        ),
     )
 
 

@@ -1,12 +1,15 @@
 """Measurements count what was said, whatever the batches and the number of attempts."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from score_jax.stages import chain
+from score_jax.data import sources
+from score_jax.stages import measure as measuring
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.evaluate import (
+    encoder_of,
     evaluation_protocol,
     measure_model,
     merge_hosts,
@@ -14,34 +17,40 @@ from score_jax.stages.evaluate import (
     sample_attempts,
     write_evaluation,
 )
-from score_jax.stages.problem_sets import evaluation_spec, read
-from score_jax.tasks import equations, math
+from score_jax.stages.problem_sets import ProblemSet, evaluation_spec, read
+from score_jax.tasks import equations, math, registry
 from tests.report.test_dialogues import dialogue
 from tests.stage_configs import stages
 
 
 def open_tiny(**fields):
     programs = build(stages("stage1", evaluation__problems=5, **fields)[-1].settings)
-    return programs, load_reference(programs), read(evaluation_spec(programs.settings))[1]
+    spec = evaluation_spec(programs.settings)
+    tasks, problems = read(spec)
+    limits = {"longest": 0, "prompt_limit": spec.prompt_limit}
+    asked = ProblemSet(part=spec.part, tasks=tasks, problems=problems, **limits)
+    return programs, load_reference(programs), asked
+
+
+def open_pool(programs, asked):
+    return measuring.open_pool(programs.settings, [asked.tasks])
 
 
 def measure(**fields):
-    programs, params, problems = open_tiny(**fields)
-    with chain.open_pool(programs) as pool:
-        return programs, problems, measure_model(programs, params, problems, pool, step=3)
+    programs, params, asked = open_tiny(**fields)
+    with open_pool(programs, asked) as pool:
+        return programs, asked, measure_model(programs, params, asked, pool, step=3)
 
 
 def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
     found = []
     for batch in (2, 5):  # 2: the last one is filled up, and what fills it is left out
-        programs, params, problems = open_tiny(evaluation__batch=batch)
+        programs, params, asked = open_tiny(evaluation__batch=batch)
         sampling = replace(programs.settings.sampling, group_size=3)
-        with chain.open_pool(programs) as pool:
-            found.append(
-                sample_attempts(programs, params, problems, pool, sampling=sampling, step=0)
-            )
+        with open_pool(programs, asked) as pool:
+            found.append(sample_attempts(programs, params, asked, pool, sampling=sampling, step=0))
     assert found[0] == found[1]
-    assert [t.problem for t in found[0]] == [p.id for p in problems for _ in range(3)]
+    assert [t.problem for t in found[0]] == [p.id for p in asked.problems for _ in range(3)]
     assert len({t.attempts for t in found[0]}) > 5  # sampled, not repeated
 
 
@@ -56,9 +65,9 @@ def test_of_what_two_hosts_hold_the_record_with_verdicts_counts():
 
 @pytest.mark.parametrize("turns", [1, 2, 4])
 def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
-    programs, problems, found = measure(evaluation__turns=turns, evaluation__samples=0)
+    programs, asked, found = measure(evaluation__turns=turns, evaluation__samples=0)
     greedy, dialogues = found["greedy"], found["transcripts"]
-    assert len(dialogues) == len(problems) == 5 and "sampled" not in found
+    assert len(dialogues) == len(asked.problems) == 5 and "sampled" not in found
     for turn in range(turns):
         right = sum(d["rewards"][turn] >= 1 for d in dialogues)
         assert greedy[f"accuracy/turn{turn + 1}"]["value"] == pytest.approx(right / 5)
@@ -67,45 +76,74 @@ def test_accuracies_are_counts_over_the_dialogues(compiled, turns):
     if turns == 1:
         assert not greedy.get("delta")
         return
-    # From turn 1 to turn 2, however many follow (metrics.measure).
-    gained = sum(d["rewards"][1] >= 1 > d["rewards"][0] for d in dialogues)
-    lost = sum(d["rewards"][0] >= 1 > d["rewards"][1] for d in dialogues)
-    assert greedy["delta"]["value"] == pytest.approx((gained - lost) / 5)
+    steps = {f"step_delta/turn{n}": (n - 1, n) for n in range(2, turns + 1) if turns > 2}
+    for name, (before, after) in {"delta": (1, turns), **steps}.items():
+        pairs = [(d["rewards"][before - 1] >= 1, d["rewards"][after - 1] >= 1) for d in dialogues]
+        gained, lost = pairs.count((False, True)), pairs.count((True, False))
+        assert greedy[name]["value"] == pytest.approx((gained - lost) / 5)
+    assert {name for name in greedy if name.startswith("step_delta/")} == set(steps)
     assert programs.settings.objective.turns == 2  # trained for two, measured over more
 
 
 def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
-    programs, problems, found = measure()
-    mine = evaluation_protocol(programs, problems)
+    programs, asked, found = measure()
+    mine = evaluation_protocol(programs, asked)
     path = tmp_path / "evaluation.json"
     out = {"long": (), "bad": ()}
     write_evaluation(
         path, programs, {"base": found}, step=3, protocol=mine, reference=7, left_out=out
     )
-    known = read_measurements(tmp_path, evaluation_protocol(programs, list(problems)), 7)
+    known = read_measurements(path, evaluation_protocol(programs, replace(asked, longest=9)), 7)
     assert known["base"]["greedy"] == found["greedy"] and known["base"]["step"] == 3
-    assert read_measurements(tmp_path, mine, 8) == {}  # another base model
-    assert read_measurements(tmp_path, evaluation_protocol(programs, problems[:4]), 7) == {}
-    assert read_measurements(tmp_path / "nowhere", mine, 7) == {}
+    assert read_measurements(path, mine, 8) == {}  # another base model
+    fewer = evaluation_protocol(programs, replace(asked, problems=asked.problems[:4]))
+    assert read_measurements(path, fewer, 7) == {}
+    assert read_measurements(tmp_path / "nowhere.json", mine, 7) == {}
+
+
+def test_corrections_of_given_attempts_can_be_measured(compiled, tmp_path):
+    """Three problems have one attempt, one has two, the last has none and is left out."""
+    known = sources.load(source="procedural", split="test", count=5)
+    texts = ["b", "a", "x=3:", "a", "2"]  # right where the first letter's number is even
+    rows = [
+        {"id": problem.id, "attempt": text}
+        for problem, text in zip([*known[:4], known[3]], texts, strict=True)
+    ]
+    path = tmp_path / "attempts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"split": "test", "count": 5, "first_attempts": str(path)}
+    plan = {"evaluation__dialogue__sources": ("given", "sampled"), "evaluation__samples": 0}
+    _, asked, found = measure(evaluation__data=data, **plan)
+    assert [problem.id for problem in asked.problems][3:] == [known[3].id, f"{known[3].id}#2"]
+    assert [dialogue["attempts"][0] for dialogue in found["transcripts"]] == texts
+    assert found["greedy"]["accuracy/turn1"]["value"] == pytest.approx(3 / 5)
+    right = sum(dialogue["rewards"][1] >= 1 for dialogue in found["transcripts"])
+    assert found["greedy"]["accuracy/turn2"]["value"] == pytest.approx(right / 5)
 
 
 def test_another_task_than_the_trained_one_can_be_measured(compiled):
     """Its instruction between the turns, its grader, its name in the protocol."""
-    programs, problems, found = measure(evaluation__task="equations", evaluation__samples=0)
-    by_id = {problem.id: problem for problem in problems}
+    programs, asked, found = measure(evaluation__task="equations", evaluation__samples=0)
+    by_id = {problem.id: problem for problem in asked.problems}
     for record in found["transcripts"]:
         problem = by_id[record["problem"]]
         graded = [equations.TASK.grade(problem, text) for text in record["attempts"]]
         assert record["verdicts"] == tuple(grade.verdict for grade in graded)
-    assert programs.task.name == "tests.short_answers"
-    assert evaluation_protocol(programs, problems)["task"] == "equations"
+        assert record["task"] == "equations"
+    assert programs.settings.task == "tests.short_answers"
+    protocol = evaluation_protocol(programs, asked)
+    assert protocol["task"] == "equations"
+    assert protocol["instruction"] == equations.TASK.instruction
 
 
 def test_the_measured_tasks_instruction_stands_between_the_turns():
-    programs = open_tiny(evaluation__task="math")[0]
-    template = programs.turn_template(2, programs.measured_task)
-    assert template.instruction == tuple(programs.chat.encode_instruction(math.INSTRUCTION))
-    assert programs.turn_template(2).instruction != template.instruction
+    programs, _, asked = open_tiny(evaluation__task="math", evaluation__prompt_limit=300)
+    encoder = encoder_of(programs, asked)
+    prompts = encoder.prompts(asked.problems[:1], [0])
+    between = prompts.forced[0, 1, : prompts.forced_length[0, 1]].tolist()
+    chat, trained = programs.chat, registry.get(programs.settings.task)
+    assert between == [chat.stop, *chat.encode_instruction(math.INSTRUCTION)]
+    assert between[1:] != list(chat.encode_instruction(trained.instruction))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +159,8 @@ def test_problems_of_another_task_are_not_measured(fields, told):
 
 
 OTHER_PROTOCOLS = {
+    "evaluation__dialogue__roles": ("answer", "verify"),
+    "evaluation__dialogue__instructions": ("", "Look again."),
     "evaluation__seed": 1,
     "evaluation__samples": 3,
     "evaluation__turns": 3,
@@ -136,21 +176,21 @@ OTHER_PROTOCOLS = {
 
 @pytest.mark.parametrize("name", OTHER_PROTOCOLS)
 def test_all_that_reaches_prompt_sampler_or_grader_is_part_of_the_protocol(name, compiled):
-    programs, _, problems = open_tiny()
-    other, *_ = open_tiny(**{name: OTHER_PROTOCOLS[name]})
-    assert (
-        evaluation_protocol(other, problems)["hash"]
-        != evaluation_protocol(programs, problems)["hash"]
-    )
+    room = {"evaluation__prompt_limit": 40} if name == "tokenizer__chat" else {}
+    programs, _, mine = open_tiny(**room)
+    other, _, theirs = open_tiny(**room, **{name: OTHER_PROTOCOLS[name]})
+    assert theirs.problems == mine.problems
+    assert evaluation_protocol(other, theirs)["hash"] != evaluation_protocol(programs, mine)["hash"]
 
 
 @pytest.mark.parametrize("name", ["prompt", "answer", "tests", "id"])
 def test_the_problems_contents_are_part_of_the_protocol(name, compiled):
-    programs, _, problems = open_tiny()
-    changed = [replace(problems[0], **{name: ("x",) if name == "tests" else "5x+9=34"})]
+    programs, _, asked = open_tiny()
+    first, *others = asked.problems
+    changed = replace(first, **{name: ("x",) if name == "tests" else "5x+9=34"})
     mine, theirs = (
-        evaluation_protocol(programs, problems),
-        evaluation_protocol(programs, changed + problems[1:]),
+        evaluation_protocol(programs, asked),
+        evaluation_protocol(programs, replace(asked, problems=[changed, *others])),
     )
     assert mine["hash"] != theirs["hash"]
     assert (mine["prompts"] != theirs["prompts"]) == (name == "prompt")
@@ -158,25 +198,25 @@ def test_the_problems_contents_are_part_of_the_protocol(name, compiled):
 
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
     """What was graded before is not graded again, and the whole is the uninterrupted one's."""
-    programs, params, problems = open_tiny(evaluation__batch=2)
+    programs, params, asked = open_tiny(evaluation__batch=2)
     sampling = replace(programs.settings.sampling, group_size=3)
-    asked = []
+    graded = []
 
     class Counting:
         def __init__(self, pool, most):
             self.pool, self.most = pool, most
 
         def submit(self, task, items, cut):
-            if len(asked) == self.most:
+            if len(graded) == self.most:
                 raise KeyboardInterrupt
-            asked.append({problem.id for problem, _ in items})
+            graded.append({problem.id for problem, _ in items})
             return self.pool.submit(task, items, cut)
 
-    with chain.open_pool(programs) as pool:
+    with open_pool(programs, asked) as pool:
 
         def run(grader, partial_file=None):
             options = {"sampling": sampling, "step": 0, "partial_file": partial_file}
-            return sample_attempts(programs, params, problems, grader, **options)
+            return sample_attempts(programs, params, asked, grader, **options)
 
         whole = run(pool)
         path = tmp_path / "deep" / "greedy.jsonl"
@@ -186,5 +226,5 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
             file.write('{"place": 4, "dial')  # cut off in the middle of a line
         found = run(Counting(pool, 9), path)
     assert found == whole
-    ids = [problem.id for problem in problems]
-    assert asked == [set(ids[:2]), set(ids[2:4]), {ids[4]}]
+    ids = [problem.id for problem in asked.problems]
+    assert graded == [set(ids[:2]), set(ids[2:4]), {ids[4]}]

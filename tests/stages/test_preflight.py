@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from score_jax.stages import chain
+from score_jax.data import store
+from score_jax.stages import chain, measure
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.preflight import check_disk_space, check_stage, state_bytes, try_row
 from tests.stage_configs import stages, train
-from tests.tiny_stages import lines
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,17 @@ def test_evaluation_alone_is_looked_at_as_well(tmp_path, mode):
 
 def test_a_disk_without_room_for_the_checkpoints_is_told(tmp_path, monkeypatch):
     """Two stages of six steps, saved at every second: the latest, the best, the one written."""
-    built = [build(stage.settings) for stage in stages("stage2", checkpoint__keep=1, steps=6)]
-    need = 3 * sum(state_bytes(programs) for programs in built)
+    chain = stages("stage2", checkpoint__keep=1, steps=6)
+    checked = [check_stage(stage.settings, tmp_path) for stage in chain]
+    need = 3 * sum(state_bytes(stage.programs) for stage in checked)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need))
-    check_disk_space(built, tmp_path)
+    check_disk_space(checked, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(need - 1))
     with pytest.raises(StorageError, match=r"GB free, but the checkpoints of stage1, stage2 take"):
-        check_disk_space(built, tmp_path)
+        check_disk_space(checked, tmp_path)
     (tmp_path / "stage1/checkpoints/2").mkdir(parents=True)  # one is there already
-    check_disk_space(built, tmp_path)
+    check_disk_space(checked, tmp_path)
 
 
 def test_a_states_bytes_are_its_arrays(compiled):
@@ -68,7 +69,7 @@ def test_a_trial_row_agrees_and_broken_weights_are_refused(compiled, tmp_path):
     checked = check_stage(stages(evaluation__task="equations")[-1].settings, tmp_path)
     programs = checked.programs
     reference = load_reference(programs)
-    with chain.open_pool(programs) as pool:
+    with measure.open_pool(programs.settings, [checked.evaluation.tasks]) as pool:
         assert 0 <= try_row(programs, checked.evaluation, reference, pool) < 1e-4
         broken = jax.tree.map(lambda leaf: leaf * np.nan, reference)
         with pytest.raises(ValueError, match=r"weights.source is 'random'; a trial row's"):
@@ -78,7 +79,7 @@ def test_a_trial_row_agrees_and_broken_weights_are_refused(compiled, tmp_path):
 def test_what_is_left_out_is_neither_trained_nor_measured_and_said(tmp_path, compiled, capsys):
     """Of prompts with 8 to 11 tokens those of 11; problems are their own ids."""
     limits = {"sampling__prompt_limit": 10, "data__skip_long": True, "steps": 2}
-    train(tmp_path, log__transcripts_every=1, **limits)
+    train(tmp_path, log__rollouts_every=1, **limits)
     run = json.loads((tmp_path / "run.json").read_text())["problems"]["stage1"]
     assert run["training"]["long"] > 0 and run["training"]["bad"] == 0
     assert run["training"]["problems"] + run["training"]["long"] == 5868
@@ -86,7 +87,8 @@ def test_what_is_left_out_is_neither_trained_nor_measured_and_said(tmp_path, com
     left = evaluation["left_out"]["long"]
     assert 0 < len(left) < 8 and evaluation["problems"] == 8 - len(left)
     chat = build(stages()[-1].settings).chat
-    shown = {row["problem"] for row in lines(tmp_path / "stage1/transcripts.jsonl")}
+    shown = {dialogue.problem for dialogue in store.read(tmp_path / "stage1/rollouts")}
+    assert len(shown) > 1
     shown |= {row["problem"] for row in evaluation["transcripts"]["base"]}
     assert all(len(chat.encode_prompt(problem)) <= 10 for problem in shown)
     assert all(len(chat.encode_prompt(problem)) == 11 for problem in left)

@@ -1,10 +1,12 @@
 """What is asked of a data set: measured, graded, and left out or refused, alike everywhere."""
 
+import dataclasses
 import json
 
 import pytest
 
 from score_jax.records import Problem
+from score_jax.rl.dialogue import DialoguePlan
 from score_jax.stages import problem_sets
 from score_jax.stages.build import greedy_sampling
 from score_jax.stages.problem_sets import (
@@ -13,8 +15,10 @@ from score_jax.stages.problem_sets import (
     read,
     select,
     training_spec,
+    validation_spec,
 )
-from score_jax.stages.settings import GradingConfig, parse
+from score_jax.stages.sections import GradingConfig
+from score_jax.stages.settings import parse
 from score_jax.tasks import registry
 from score_jax.text.chat import ChatFormat
 from tests.stage_configs import stages
@@ -25,6 +29,8 @@ GRADING = GradingConfig(workers=1)
 
 class Letters:
     """A tokenizer of one id per letter."""
+
+    vocab_size = 128
 
     def __init__(self):
         self.encoded = 0
@@ -37,6 +43,7 @@ class Chat:
     """A chat of one token per letter of the prompt, which counts what it is asked."""
 
     format = ChatFormat(markers=(), prompt="{text}", instruction="", stop="")
+    stops = (ord("#"),)
 
     def __init__(self):
         self.tokenizer, self.asked = Letters(), 0
@@ -44,6 +51,9 @@ class Chat:
     def encode_prompt(self, text):
         self.asked += 1
         return [0] * len(text)
+
+    def encode_plain(self, text):
+        return list(map(ord, text))
 
 
 ROWS = [
@@ -204,7 +214,7 @@ def test_reference_programs_are_run_where_there_are_some():
         Problem(id="endless", prompt="?", answer="while True: pass", tests=tests),
     ]
     grading = GradingConfig(workers=1, deadline_seconds=1.0)
-    found = problem_sets.gold_faults(registry.get("code"), problems, grading)
+    found = problem_sets.gold_faults({"": registry.get("code")}, problems, grading)
     assert list(found) == [2, 3]
     assert "is graded wrong" in found[2] and "is graded timeout" in found[3]
 
@@ -234,8 +244,58 @@ def test_a_gold_answer_without_a_verdict_is_tried_again(monkeypatch):
 
     monkeypatch.setattr(problem_sets, "open_pool", Busy)
     problems = [Problem(id=name, prompt="?", answer="1") for name in "abc"]
-    assert problem_sets.gold_faults(registry.get("numeric"), problems, GRADING) == {}
+    assert problem_sets.gold_faults({"": registry.get("numeric")}, problems, GRADING) == {}
     assert asked == [["a", "b", "c"], ["b"], ["b"]]
+
+
+GIVEN = {  # turn 1 is given, 4 tokens at most
+    "plan": DialoguePlan(sources=("given", "sampled")).complete(2, 4)
+}
+
+
+def given(tmp_path, attempts, *, chat=None, plan=GIVEN, skip=False):
+    """What is kept of the problems "a" and "b" with these attempts at them: ids and left out."""
+    rows = [{"id": name, **attempt} for name, attempt in attempts]
+    (tmp_path / "given.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = [{"id": name, "prompt": "x", "answer": "1"} for name in "ab"]
+    asked = spec(tmp_path / "p.jsonl", 1, rows=problems)
+    data = asked.data | {"first_attempts": str(tmp_path / "given.jsonl"), "skip_long": skip}
+    asked = dataclasses.replace(asked, data=data, **plan)
+    found = select(asked, chat or Chat(), GRADING, tmp_path)
+    return [(p.id, p.given) for p in found.problems], found.long
+
+
+SHORT, LONG = ("a", {"attempt": "abcd"}), ("b", {"attempt": "abcde"})
+
+
+def test_a_given_attempt_beyond_its_turns_limit_is_refused_or_left_out(tmp_path):
+    message = (
+        r"turn_limit is 4 in turn 1; the given attempt of training problem '.*\(b\)' has 5 tokens: "
+        r"raise the limit, or set config.data.skip_long=True"
+    )
+    with pytest.raises(ValueError, match=message):
+        given(tmp_path, [SHORT, LONG])
+    assert given(tmp_path, [SHORT, LONG], skip=True) == ([("a", ("abcd",))], ("b",))
+    with_stop = ("b", {"tokens": [1, 2, 3, 4, ord("#")]})  # the limit is of what stands before it
+    assert len(given(tmp_path, [SHORT, with_stop])[0]) == 2
+
+
+def test_given_attempts_and_given_turns_need_each_other(tmp_path):
+    told = r"first_attempts gives training problem '.*\(a\)' 1 attempts, and 0 turns"
+    with pytest.raises(ValueError, match=told):
+        given(tmp_path, [SHORT], plan={})
+    three = {"plan": DialoguePlan(sources=("given", "given", "sampled")).complete(3, 4)}
+    with pytest.raises(ValueError, match="1 attempts, and 2 turns of its dialogue are given"):
+        given(tmp_path, [SHORT], plan=three)
+    asked = dataclasses.replace(spec(tmp_path / "p.jsonl", 9, skip_bad=True), **GIVEN)
+    with pytest.raises(ValueError, match="0 attempts, and 1 turns of its dialogue are given"):
+        select(asked, Chat(), GRADING, tmp_path)
+
+
+def test_a_given_id_that_the_tokenizer_lacks_is_named(tmp_path):
+    assert given(tmp_path, [("a", {"tokens": [127]})])[0] == [("a", ((127,),))]
+    with pytest.raises(ValueError, match=r"\(a\)' the token id 128; the tokenizer has 128"):
+        given(tmp_path, [("a", {"tokens": [128]})])
 
 
 def test_the_parts_of_a_config_have_their_own_limits_and_tasks():
@@ -244,7 +304,7 @@ def test_the_parts_of_a_config_have_their_own_limits_and_tasks():
     assert (training.prompt_limit, training.limit_field) == (12, "config.sampling.prompt_limit")
     assert (held_out.prompt_limit, held_out.limit_field) == (20, "config.evaluation.prompt_limit")
     assert (training.task, held_out.task) == ("tests.short_answers", "equations")
-    assert greedy_sampling(settings, 2).prompt_limit == 20
+    assert greedy_sampling(settings).prompt_limit == 20
     assert settings.sampling.prompt_limit == 12
     _, problems = read(held_out)
     assert len(problems) == 8 and training.data["split"] != held_out.data["split"]
@@ -258,3 +318,41 @@ def test_skips_reach_evaluation_unless_it_has_its_own():
         settings = parse(config)
         assert training_spec(settings).skips("skip_long") is True
         assert evaluation_spec(settings).skips("skip_long") is expected
+
+
+def test_each_part_has_the_dialogues_of_its_own_plan():
+    """Attempts at the training problems are none at the others."""
+    settings = stages(
+        data__first_attempts="a.jsonl",
+        dialogue__sources=("given", "sampled"),
+        objective__reward_weights=(0.0, 1.0),
+        objective__beta=(0.0, 0.01),
+    )[-1].settings
+    training, *others = (
+        make(settings) for make in (training_spec, evaluation_spec, validation_spec)
+    )
+    assert training.plan.sources == ("given", "sampled")
+    assert training.data["first_attempts"] == "a.jsonl"
+    for spec in others:
+        assert spec.plan.sources == ("sampled", "sampled")
+        assert "first_attempts" not in spec.data
+
+
+MIXED = [
+    {"id": "n", "prompt": "1?", "answer": "1"},
+    {"id": "m", "prompt": "2?", "answer": "two", "task": "exact"},
+    {"id": "o", "prompt": "3?", "answer": "three"},
+]
+
+
+def test_a_problem_is_asked_and_its_gold_answer_graded_by_its_own_task(tmp_path):
+    """Namely: "two" is an answer of the task exact and no number."""
+    told = r"gold answer of 1 of 3 .*\(o\): 'Final Answer: three' is graded"
+    with pytest.raises(ValueError, match=told):
+        chosen(tmp_path, 300, rows=MIXED)
+    found = chosen(tmp_path, 300, rows=MIXED, skip_bad=True)
+    assert [problem.id for problem in found.problems] == ["n", "m"] and found.bad == ("o",)
+    assert found.tasks == {"": registry.get("numeric"), "exact": registry.get("exact")}
+    frames = [len(task.ask(Problem(id="", prompt="1?"))) for task in found.tasks.values()]
+    assert found.longest == max(frames)
+    assert found.describe().startswith("2 training problems of task exact, numeric, longest")

@@ -6,7 +6,7 @@ import pytest
 from score_jax.main import resolve_stages
 from score_jax.stages.chain import run_mode
 from score_jax.stages.profile import Profile
-from score_jax.stages.settings import ProfileConfig
+from score_jax.stages.sections import ProfileConfig
 from tests import tiny_stages
 from tests.tiny_stages import FILE
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from score_jax.checks import hints
 from score_jax.data import sources
 from score_jax.model.config import RopeScaling
-from score_jax.stages import settings as settings_module
+from score_jax.stages import sections
 from score_jax.stages.settings import SECTIONS, parse
 
 CONFIG = {
@@ -33,7 +33,7 @@ CONFIG = {
     "objective": {"reward_weights": [1.0, 1.0], "beta": [0.01, 0.01], "alpha": 10.0},
     "optimizer": {},
     "learner": {},
-    "practice": {},
+    "estimator": {},
     "grading": {},
     "checkpoint": {},
     "evaluation": {"data": {"split": "test", "count": 5}},
@@ -98,12 +98,16 @@ WRONG = {
         1.0,
         r"config\.objective\.aplha is no field .* did you mean alpha\?",
     ),
-    "nothing like it": ("log.xyzzy", 1, r"config\.log\.xyzzy is no field .* it has transcripts"),
+    "nothing like it": ("log.xyzzy", 1, r"config\.log\.xyzzy is no field .* it has rollouts"),
     "negative alpha": ("objective.alpha", -1.0, r"objective\.alpha is -1\.0; set a finite"),
     "one beta for two turns": ("objective.beta", [0.1], r"objective\.beta .* one value per turn"),
     "no steps": ("steps", 0, r"config\.steps is 0; set at least 1"),
     "no problems": ("batch", 0, r"config\.batch is 0"),
-    "unknown program": ("program", "dpo", r"config\.program is 'dpo'; choose rl or supervised"),
+    "unknown program": (
+        "program",
+        "dpo",
+        r"config\.program is 'dpo'; choose one of rl, supervised, collect",
+    ),
     "uneven parts": (
         "learner.microbatches",
         3,
@@ -115,7 +119,7 @@ WRONG = {
         r"group_size is 1; draw at least 2",
     ),
     "no branches": (
-        "objective.baseline",
+        "estimator.baseline",
         "leave_one_out_attempt",
         r"sampling\.second_attempts=1; it needs at least 2 second attempts from each of at least 2",
     ),
@@ -132,12 +136,58 @@ WRONG = {
     "off-policy minibatches": (
         "learner.minibatches",
         2,
-        r"learner\.minibatches is 2; .* set objective\.clip, or minibatches to 1",
+        r"learner\.minibatches is 2; .* set estimator\.clip, or minibatches to 1",
     ),
     "a step beyond the weights": (
-        "practice.weight_noise",
+        "learner.weight_noise",
         1.5,
-        r"practice\.weight_noise is 1\.5; set a value in 0\.\.1",
+        r"learner\.weight_noise is 1\.5; set a value in 0\.\.1",
+    ),
+    "gradients of another place": (
+        "learner.weight_noise",
+        0.1,
+        r"learner\.weight_noise is 0\.1; it is for program 'supervised': set 0",
+    ),
+    "unequal groups": (
+        "sampling.second_attempts",
+        3,
+        r"sampling\.group_size is 4; set a multiple of sampling\.second_attempts 3",
+    ),
+    "an unknown baseline": (
+        "estimator.baseline",
+        "mean",
+        r"estimator\.baseline is 'mean'; choose one of none, running, batch, leave_one_out, leave",
+    ),
+    "an unknown source of a turn": (
+        "dialogue.sources",
+        ["sampled", "drawn"],
+        r"dialogue\.sources is \('sampled', 'drawn'\); 'drawn' is none of sampled, given, forced",
+    ),
+    "three turns of two": (
+        "dialogue.sources",
+        ["sampled"] * 3,
+        r"dialogue\.sources is .*; give one value for each of the 2 turns",
+    ),
+    "a given turn that is paid for": (
+        "dialogue.sources",
+        ["given", "sampled"],
+        r"objective\.beta\[0\] is 0\.01, but turn 1 is not trained; set it to 0",
+    ),
+    "an evaluation of turns that contradict each other": (
+        "evaluation.dialogue",
+        {"sources": ["sampled", "given"]},
+        r"dialogue\.sources\[1\] is 'given'; given turns come before all sampled ones",
+    ),
+    "a beta that can't move": (
+        "coefficients",
+        {"beta": "target", "beta_turns": [3]},
+        r"coefficients\.beta_turns is \(3,\); there are 2 turns",
+    ),
+    "a list of stages": ("stages", ({"name": "a"},), r"config\.stages lists stages; main"),
+    "a former name": (
+        "objective.baseline",
+        "none",
+        r"config\.objective\.baseline is no field of the config; it is estimator\.baseline now",
     ),
     "never saved": ("checkpoint.every", 0, r"checkpoint\.every is 0; set at least 1"),
     "unknown choice": (
@@ -181,8 +231,15 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "objective.reward_weights": ((NAN, 1.0), (None, 1.0)),
     "objective.alpha": (NAN, INF, None),
     "objective.gamma": (NAN, 1.5),
-    "objective.clip": (0.0, 1.0, NAN, INF, -0.2),
-    "objective.normalise": (1, "yes"),
+    "estimator.clip": (0.0, 1.0, NAN, INF, -0.2),
+    "estimator.normalise": (1, "yes", True),
+    "estimator.kl": ("k1", None),
+    "estimator.importance_cap": (0.5, NAN, "yes", True),
+    "coefficients.alpha": ("target", None),
+    "coefficients.beta": ("cosine",),
+    "coefficients.beta_range": ((1.0,), (2.0, 1.0)),
+    "dialogue.trained": ((1, 0), "yes"),
+    "dialogue.limits": ((-1, 4), (2.5, 1)),
     "sampling.temperature": (NAN, INF, -1.0),
     "sampling.row_limit": (-1, 0.5),
     "sampling.turn_limit": (0, 10**12),
@@ -196,12 +253,12 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "evaluation.seed": (-1, 10**20),
     "evaluation.temperature": (NAN, 0.0, INF),
     "evaluation.samples": (-1, 0.5),
-    "log.transcripts": (-1,),
-    "log.transcripts_every": (0,),
+    "log.rollouts": (-2, 0.5),
+    "log.rollouts_every": (0,),
     "log.tensorboard": ("no", 1),
     "mesh.data": (0, -2, 1.5),
     "mesh.fsdp": (0, -1),
-    "practice.careful": (NAN, 1.1),
+    "learner.weight_noise": (NAN, 1.1),
     "profile.start": (-1, NAN),
     "model.norm_eps": (0.0, NAN),
     "model.rope_base": (INF, -1.0),
@@ -242,8 +299,10 @@ def test_a_value_that_no_run_can_have_is_refused_by_name(path, value):
         ("optimizer.learning_rate", 1),  # a whole number is a number
         ("optimizer.b1", 0.0),
         ("optimizer.clip_norm", None),
-        ("objective.clip", None),
-        ("objective.clip", 0.2),
+        ("estimator.clip", None),
+        ("estimator.clip", 0.2),
+        ("estimator.importance_cap", "auto"),
+        ("dialogue.limits", [0, 9]),
         ("objective.beta", [0, 0.5]),
         ("model.window", None),
         ("grading.cache_size", 0),
@@ -270,11 +329,11 @@ def test_every_number_of_every_section_is_checked():
 
 
 def test_wandb_without_its_extra_is_refused_at_the_door(monkeypatch):
-    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(sections, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"log.wandb is 'score' .* install the extra"):
         parse(changed("log.wandb", "score"))
     assert parse(changed("log.wandb", "")).log.wandb == ""
-    monkeypatch.setattr(settings_module, "find_spec", lambda name: object())
+    monkeypatch.setattr(sections, "find_spec", lambda name: object())
     assert parse(changed("log.wandb", "score")).log.wandb == "score"
 
 
@@ -282,7 +341,7 @@ def test_wandb_without_its_extra_is_refused_at_the_door(monkeypatch):
 def test_a_mistake_is_named_with_its_remedy(case):
     path, value, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
-        parse(changed(path, value))
+        parse(put(path, value))
 
 
 @pytest.mark.parametrize("name", ["steps", "objective"])
@@ -319,3 +378,30 @@ def test_the_training_datas_task_holds_for_its_own_data_set_and_task_only(task, 
     settings = parse(config)
     assert settings.measured_data == {"source": "packaged"} | expected
     assert settings.measured_task == (task or "code")
+
+
+@pytest.mark.parametrize(("own", "left"), [({}, None), ({"first_attempts": "b.jsonl"}, "b.jsonl")])
+def test_the_training_datas_first_attempts_are_not_the_evaluations(own, left):
+    config = put("data.first_attempts", "a.jsonl")
+    config.evaluation.data.update(own)
+    settings = parse(config)
+    assert dict(settings.data)["first_attempts"] == "a.jsonl"
+    assert settings.measured_data.get("first_attempts") == left
+
+
+def test_a_plan_is_completed_by_its_stage():
+    """Two turns, as objective.reward_weights has; evaluation's own has its own turns."""
+    config = put("dialogue.limits", [0, 9])
+    config.sampling.turn_limit = 7
+    config.evaluation = {"turns": 3, "dialogue": {"roles": ["answer", "verify", "answer"]}}
+    settings = parse(config)
+    assert settings.plan.limits == (7, 9) and settings.plan.roles == ("answer", "answer")
+    assert settings.plan.trained == (True, True)
+    assert settings.measured_plan.roles == ("answer", "verify", "answer")
+    assert settings.measured_plan.limits == (7, 7, 7)
+
+
+def test_a_supervised_stage_may_take_its_gradients_elsewhere():
+    config = put("learner.weight_noise", 0.5)
+    config.program = "supervised"
+    assert parse(config).learner.weight_noise == 0.5

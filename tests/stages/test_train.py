@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from score_jax.stages.train import Progress, StageRun
+from score_jax.rl.metrics import mean
+from score_jax.stages.train import Progress, StageRun, sft_step
 
 
 def test_every_candidate_is_judged_by_equally_many_steps():
@@ -51,3 +52,26 @@ def test_a_nan_before_any_update_is_not_blamed_on_the_learning_rate():
 def test_a_nan_behind_an_update_is(step, minibatches):
     with pytest.raises(RuntimeError, match=r"Lower optimizer.learning_rate \(0.1\)"):
         stage_that_failed(minibatches=minibatches).check(step, BROKEN)
+
+
+def test_a_supervised_step_learns_from_its_rows_and_tells_its_units():
+    def update(state, reference, rows):
+        total = mean(sum(rows) + state, 2.0)
+        return state + 1, {"loss": total, "entropy": mean(1.0, 4.0, "nats")}
+
+    told = {}
+    stage = SimpleNamespace(
+        programs=SimpleNamespace(
+            own_rows=lambda rows: rows[1:], to_global=lambda rows: rows, sft_update=update
+        ),
+        watchdog=SimpleNamespace(enter_phase=lambda phase: None),
+        log=SimpleNamespace(units=told.update),
+        progress=Progress(),
+        state=10.0,
+        reference=None,
+    )
+    values = sft_step(lambda step: [100 * step, step, step + 1])(stage, 3)
+    assert values.pop("time/update") >= 0
+    assert values == {"loss": (3 + 4 + 10) / 2, "entropy": 0.25}
+    assert stage.state == 11.0 and stage.progress.position == 4
+    assert told == {"entropy": "nats", "time/update": "s"}

@@ -75,8 +75,8 @@ def test_programs_are_graded_by_their_tests(monkeypatch, capsys):
         ('{"response": "x", "answer": "\udce9"}', "line 2 is not UTF-8"),
         (
             '{"response": "x", "answer": 1, "task": "exact"}',
-            "--task is 'math', but the data contain problems of another task: 1 of task 'exact' "
-            "(the first is 'line 2')",
+            "--task is 'math', but line 2 is of task 'exact'; grade the answers of each task in a "
+            "call of its own",
         ),
     ],
 )

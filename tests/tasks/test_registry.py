@@ -62,21 +62,41 @@ def of(*tasks):
 @pytest.mark.parametrize(
     ("tasks", "name", "told"),
     [
-        (("exact",), "numeric", "1 of task 'exact' (the first is 'p0')"),
-        (("math", "", "exact", "exact"), "math", "2 of task 'exact' (the first is 'p2')"),
-        (("humaneval",), "code", "1 of task 'humaneval' (the first is 'p0')"),
-        (("code",), "code_share", "1 of task 'code' (the first is 'p0')"),
-        (("", "exact", "choice"), "math", "'p1'), 1 of task 'choice' (the first is 'p2')"),
-        (("my.module",), "math", "1 of task 'my.module'"),
+        (("exact",), "numeric", "of task 'exact' (the first is 'p0'); set"),
+        (("exact", "exact"), "math", "of task 'exact' (the first is 'p0'); set"),
+        (("humaneval",), "code", "of task 'humaneval' (the first is 'p0'); set"),
+        (("code",), "code_share", "of task 'code' (the first is 'p0'); set"),
+        (
+            ("exact", "exact", "choice"),
+            "math",
+            "of task 'choice' (the first is 'p2'), 'exact' (the first is 'p0'); set",
+        ),
+        (("my.module",), "math", "of task 'my.module' (the first is 'p0'); set"),
     ],
 )
-def test_problems_of_another_task_are_refused_by_name(tasks, name, told):
+def test_problems_none_of_which_is_of_the_task_are_refused_by_name(tasks, name, told):
     with pytest.raises(ValueError) as error:
         registry.of_problems(of(*tasks), name, "config.evaluation.task")
     assert told in str(error.value)
-    assert str(error.value).startswith(f"config.evaluation.task is {name!r}, but")
+    assert str(error.value).startswith(f"config.evaluation.task is {name!r}, but the data contain")
 
 
-@pytest.mark.parametrize("tasks", [(), ("",), ("math", ""), ("math", "math")])
-def test_problems_of_the_task_or_of_none_are_its(tasks):
-    assert registry.of_problems(of(*tasks), "math") is registry.get("math")
+@pytest.mark.parametrize(
+    ("tasks", "found"),
+    [
+        ((), {"": "math"}),
+        (("",), {"": "math"}),
+        (("math", ""), {"": "math", "math": "math"}),
+        (("math", "math"), {"math": "math"}),
+        (("math", "", "exact", "exact"), {"": "math", "math": "math", "exact": "exact"}),
+        (("", "choice"), {"": "math", "choice": "choice"}),
+    ],
+)
+def test_each_problem_has_the_task_that_it_names_or_else_the_configs(tasks, found):
+    expected = {own: registry.get(name) for own, name in found.items()}
+    assert registry.of_problems(of(*tasks), "math") == expected
+
+
+def test_a_problem_of_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match="task is 'maths'"):
+        registry.of_problems(of("math", "maths"), "math")

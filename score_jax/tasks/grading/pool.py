@@ -154,7 +154,8 @@ class Pool:
                 grade = Grade(verdict="unparsable", reward=0.0, detail=detail)
                 submission.settle([index], grade)
                 continue
-            payload = json.dumps([vars(problem), response, bool(len(cut) and cut[index])])
+            asked = vars(problem) | {"given": ()}  # a grade does not depend on earlier attempts
+            payload = json.dumps([asked, response, bool(len(cut) and cut[index])])
             key = hashlib.blake2b(f"{task_name}\n{payload}".encode("ascii", "replace")).digest()
             if key not in answers:
                 answers[key] = _Answer(task_name, key, payload, submission)

@@ -10,6 +10,8 @@ import pytest
 from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import Decoder
 from score_jax.model.weights.load import load_params
+from score_jax.rl.coefficients import initial
+from score_jax.rl.objectives import Objective
 from score_jax.types import TrainState
 
 CONFIG = ModelConfig(vocab_size=11, layers=2, width=8, heads=2, kv_heads=1, head_dim=4, mlp_dim=6)
@@ -30,7 +32,11 @@ def save(path, tree):
 def test_a_runs_checkpoint(params, tmp_path):
     moments = jax.tree.map(jnp.ones_like, params)
     state = TrainState(
-        step=jnp.ones((), jnp.int32), params=params, opt_state=(moments,), baseline=jnp.zeros(2)
+        step=jnp.ones((), jnp.int32),
+        params=params,
+        opt_state=(moments,),
+        baseline=jnp.zeros(2),
+        coefficients=initial(Objective(reward_weights=(0.0, 1.0), beta=(0.1, 0.1))),
     )
     save(tmp_path / "50" / "state", state)
     for source in (tmp_path / "50", tmp_path / "50" / "state"):

@@ -102,9 +102,23 @@ def test_a_half_and_a_decimal_are_one_vote(pool):
     ]
     attempts = attempts_of(answers, "1/2")
     assert maj_at_k(attempts, 3, seed=0)["parallel"].value == 0  # as texts, 0.7 has most votes
-    spelled = with_one_spelling(attempts, registry.get("math"), pool)
+    spelled = with_one_spelling(attempts, [registry.get("math")], pool)
     assert spelled.extracted[0, :, 0].tolist() == ["0.7", "1/2", "0.7", "1/2", "1/2", "3"]
     votes = maj_at_k(spelled, 3, seed=0)
     assert votes["parallel"].value == 1.0
     changed = [attempts, spelled]
     assert [measure(a, seed=0)["answer_changed"].value for a in changed] == [5 / 6, 4 / 6]
+
+
+def test_each_problems_own_task_decides_what_is_equal(pool):
+    """1/2 and 0.5 are one number and two texts."""
+    answers = [[["1/2"], ["0.5"]], [["1/2"], ["0.5"]]]
+    one = attempts_of([["1/2"], ["0.5"]], "3")
+    both = {
+        name: np.concatenate([getattr(one, name)] * 2)
+        for name in ("correct", "rewards", "texts", "lengths", "truncated", "verdicts")
+    }
+    attempts = Attempts(**both, extracted=answers)
+    tasks = [registry.get("exact"), registry.get("math")]
+    spelled = with_one_spelling(attempts, tasks, pool).extracted
+    assert spelled[..., 0].tolist() == [["1/2", "0.5"], ["1/2", "1/2"]]

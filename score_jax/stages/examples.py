@@ -1,0 +1,180 @@
+"""Where a supervised stage's rows come from: the config's examples section.
+
+Worked dialogues of the embedded task, or kept rollouts that a filter by name lets through
+(STaR), or that are paired with other right answers (Pair-SFT). `dialogue.trained` says which
+turns carry loss.
+
+Source: arXiv:2409.12917, section 4.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from score_jax.checks import Share, unmet
+from score_jax.data import equations, store
+from score_jax.data.store import StoredDialogue
+from score_jax.data.stream import epoch_order
+from score_jax.rl.dialogue import Encoder
+from score_jax.stages import rollouts
+from score_jax.stages.settings import Settings
+from score_jax.types import Episodes
+
+Examples = Callable[[int], Episodes]  # a step -> its rows over all hosts, as numpy arrays
+PAIRS = {"pairs": (False,), "pairs_and_right": (False, True)}  # firsts that are kept: right?
+
+
+def load(settings: Settings, encoder: Encoder, workdir: Path) -> Examples:
+    """The rows of each step.
+
+    Raises:
+      ValueError: the section is invalid, or no dialogue is left.
+    """
+    options = dict(settings.examples)
+    makers = {"equations": worked_equations, "rollouts": stored_rollouts}
+    source = options.pop("source", "")
+    if source not in makers:
+        raise ValueError(f"examples.source is {source!r}; choose one of {', '.join(makers)}")
+    try:
+        return makers[source](settings, encoder, workdir, **options)
+    except TypeError as error:
+        raise ValueError(f"config.examples with source {source!r}: {error}") from error
+
+
+def worked_equations(
+    settings: Settings,
+    encoder: Encoder,
+    _: Path,
+    *,
+    careful: float = 0.8,
+    careful_at_last: float = 0.12,
+    settling: float = 0.2,
+    right: float = 0.25,
+) -> Examples:
+    """Worked dialogues made for each step.
+
+    Args:
+      careful: share of careful second attempts, before `settling`.
+      careful_at_last: the same share during `settling`.
+      settling: the last steps, as a share of all.
+      right: share of right first attempts; wrong guesses have no loss.
+    """
+    for name, value in (
+        ("careful", careful),
+        ("careful_at_last", careful_at_last),
+        ("settling", settling),
+        ("right", right),
+    ):
+        if requirement := unmet(Share, value):
+            raise ValueError(f"examples.{name} is {value!r}; set {requirement}")
+
+    def make(step: int) -> Episodes:
+        settled = step >= settings.steps * (1 - settling)
+        dialogues = equations.dialogues(
+            np.random.default_rng([settings.seed, step]),
+            settings.batch,
+            careful=careful_at_last if settled else careful,
+            right=right,
+        )
+        return encoder.worked(dialogues, encoder.row_length(settings.sampling.row_limit))
+
+    return make
+
+
+def stored_rollouts(
+    settings: Settings,
+    encoder: Encoder,
+    workdir: Path,
+    *,
+    stage: str = "",
+    path: str = "",
+    keep: str = "wrong_then_right",
+) -> Examples:
+    """Kept dialogues, in a new order in each epoch.
+
+    Args:
+      stage: of the workdir, whose rollouts are read.
+      path: a folder of rollouts instead.
+      keep: of store.FILTERS or PAIRS.
+    """
+    if bool(stage) == bool(path):
+        raise ValueError(f"examples.stage is {stage!r} and examples.path {path!r}; set one of them")
+    if keep not in (*store.FILTERS, *PAIRS):
+        choices = ", ".join((*store.FILTERS, *PAIRS))
+        raise ValueError(f"examples.keep is {keep!r}; choose one of {choices}")
+    folder = Path(path) if path else workdir / stage / rollouts.NAME
+
+    @cache  # at the first step: an earlier stage of the run may have to collect them
+    def kept() -> list[StoredDialogue]:
+        read = store.read(folder)
+        paired = keep in PAIRS
+        found = pairs(read, PAIRS[keep], settings.seed) if paired else store.keep(read, keep)
+        if not (dialogues := list(found)):
+            raise ValueError(
+                f"examples.keep is {keep!r}; none of the dialogues in {folder} is: collect more, "
+                "or choose another filter"
+            )
+        turns = {len(dialogue.present) for dialogue in dialogues}
+        if turns != {settings.plan.turns}:
+            raise ValueError(
+                f"objective.reward_weights is {settings.objective.reward_weights}, one value per "
+                f"turn, but dialogues in {folder} have {', '.join(map(str, sorted(turns)))} turns; "
+                "set as many values, or collect such dialogues"
+            )
+        return dialogues
+
+    def take(step: int) -> Episodes:
+        known = kept()
+        chosen = []
+        for draw in range(step * settings.batch, (step + 1) * settings.batch):
+            epoch, rest = divmod(draw, len(known))
+            chosen.append(known[int(epoch_order(len(known), settings.seed, epoch)[rest])])
+        longest = max(len(dialogue.tokens) for dialogue in known)
+        length = max(longest, encoder.row_length(settings.sampling.row_limit))
+        return rollouts.learn_turns(rollouts.as_episodes(chosen, length), settings.plan.trained)
+
+    return take
+
+
+def pairs(
+    dialogues: Iterable[StoredDialogue], kinds: Sequence[bool], seed: int
+) -> list[StoredDialogue]:
+    """First attempts, each followed by a random right answer to the same problem.
+
+    Args:
+      kinds: whether first attempts that are wrong (False) or right (True) are taken.
+
+    Source: Pair-SFT as in arXiv:2409.12917, section 4, after Welleck et al. 2023.
+    """
+    known = list(dialogues)
+    answers: dict[str, list[np.ndarray]] = defaultdict(list)
+    for dialogue in known:
+        for turn in np.flatnonzero(dialogue.rewards == 1).tolist():
+            answers[dialogue.problem].append(dialogue.tokens[dialogue.turn == turn + 1])
+    rng, out = np.random.default_rng(seed), []
+    for dialogue in known:
+        corrected = bool((dialogue.turn == 2).any())  # else nothing says what stands between
+        if not corrected or bool(dialogue.rewards[0] == 1) not in kinds:
+            continue
+        if right := answers[dialogue.problem]:
+            out.append(with_second(dialogue, right[int(rng.integers(len(right)))]))
+    return out
+
+
+def with_second(dialogue: StoredDialogue, answer: np.ndarray) -> StoredDialogue:
+    """A dialogue whose second attempt is another one; nobody has drawn it."""
+    start = int(np.argmax(dialogue.turn == 2))
+    size = start + len(answer)
+    turn = np.concatenate([dialogue.turn[:start], np.full(len(answer), 2, np.int32)])
+    return replace(
+        dialogue,
+        tokens=np.concatenate([dialogue.tokens[:start], answer]),
+        turn=turn,
+        sampled=np.zeros(size, bool),
+        trained=np.zeros(size, bool),
+        logprobs=np.zeros(size, np.float32),
+    )
