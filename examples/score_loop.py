@@ -27,11 +27,11 @@ from score_jax.data import equations
 from score_jax.data.stream import Stream
 from score_jax.model.decoder import Decoder
 from score_jax.model.weights import embedded
-from score_jax.rl import coefficients, metrics
+from score_jax.rl import metrics
 from score_jax.rl.dialogue import DialoguePlan, Encoder
 from score_jax.rl.estimators import EstimatorConfig, group_rows, token_weights, turn_advantages
 from score_jax.rl.keys import run_key
-from score_jax.rl.learner import LearnerConfig, descend, score_episodes
+from score_jax.rl.learner import Learner, begin, descend, score_episodes
 from score_jax.rl.logprobs import spread_to_tokens
 from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig, make_optimizer
@@ -49,7 +49,6 @@ STAGES = {
 SAMPLING = SamplingConfig(group_size=4, prompt_limit=12, turn_limit=50, row_limit=96)
 PLAN = DialoguePlan().complete(turns=2, limit=SAMPLING.turn_limit)  # both turns are drawn
 ESTIMATOR = EstimatorConfig(kl="exact", baseline="leave_one_out")
-LEARNER = LearnerConfig()
 OPTIMIZER = OptimizerConfig(learning_rate=2e-4, warmup=5, b2=0.95)
 
 DECODER = Decoder(embedded.model_config(TASK.name))
@@ -78,10 +77,20 @@ def grade(problems: dict, episodes: Episodes) -> np.ndarray:
     )
 
 
+def make_learner(steps: int) -> Learner:
+    """What all updates of a stage share."""
+    return Learner(
+        decoder=DECODER,
+        optimizer=make_optimizer(OPTIMIZER, steps),
+        max_tokens=PLAN.drawn_tokens,
+        estimator=ESTIMATOR,
+    )
+
+
 @partial(jax.jit, static_argnames=("stage", "steps"))
 def learn(state: TrainState, reference: Params, episodes: Episodes, stage: str, steps: int):
     """One update: an advantage for each turn, and the KL to the base model at every token."""
-    objective, optimizer = STAGES[stage], make_optimizer(OPTIMIZER, steps)
+    objective, learner = STAGES[stage], make_learner(steps)
     groups = group_rows(episodes.ids, episodes.present, state.baseline)
     returns, advantages = turn_advantages(
         objective, ESTIMATOR, episodes.rewards, groups, alpha=objective.alpha, roles=PLAN.roles
@@ -92,25 +101,9 @@ def learn(state: TrainState, reference: Params, episodes: Episodes, stage: str, 
         advantages=spread_to_tokens(advantages, episodes.turn),
         weights=token_weights(ESTIMATOR.length_norm, episodes, PLAN),
         beta=spread_to_tokens(beta, episodes.turn),
-        scores=score_episodes(
-            DECODER,
-            reference,
-            episodes,
-            max_tokens=PLAN.drawn_tokens,
-            config=LEARNER,
-            keep_hidden=True,
-        ),
+        scores=score_episodes(learner, reference, episodes, keep_hidden=True),
     )
-    return descend(
-        DECODER,
-        optimizer,
-        state,
-        reference,
-        batch,
-        estimator=ESTIMATOR,
-        config=LEARNER,
-        max_tokens=PLAN.drawn_tokens,
-    )
+    return descend(learner, state, reference, batch)
 
 
 def train(steps: int, problems: int, seed: int) -> list[dict[str, float]]:
@@ -119,13 +112,7 @@ def train(steps: int, problems: int, seed: int) -> list[dict[str, float]]:
     stream = Stream(equations.problems(TASK.name, "train", 0, 0), batch=problems, seed=seed)
     history = []
     for stage, objective in STAGES.items():
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=make_optimizer(OPTIMIZER, steps).init(params),
-            baseline=jnp.zeros(PLAN.turns),
-            coefficients=coefficients.initial(objective),
-        )
+        state = begin(make_learner(steps), params, objective)
         key = run_key(seed, "train", stage=stage)
         for step in range(steps):
             draws, _, asked = stream.next()

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_jax.rl import coefficients, learner
+from score_jax.rl import learner
 from score_jax.rl.dialogue import DialoguePlan, row_ids
 from score_jax.rl.estimators import EstimatorConfig
-from score_jax.types import Episodes, TrainState
+from score_jax.types import Episodes
 
 REINFORCE, SGD = EstimatorConfig(baseline="none"), optax.sgd(1.0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -187,35 +187,22 @@ def slope(function, table, size=1e-5):
 
 def start_state(table, objective):
     """The train state before the first update, by a learning rate of 1."""
-    params = {"table": jnp.asarray(table, jnp.float32)}
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=SGD.init(params),
-        baseline=jnp.zeros(objective.turns),
-        coefficients=coefficients.initial(objective),
-    )
+    options = learner.Learner(decoder=None, optimizer=SGD, max_tokens=0)
+    return learner.begin(options, {"table": jnp.asarray(table, jnp.float32)}, objective)
 
 
 def learner_functions(world, objective, plan, *, estimator=REINFORCE, config=None):
     """The learner's functions for a world, with their options bound."""
-    decoder, config = world.decoder(), config or learner.LearnerConfig(logits_chunk=3)
-    score = partial(
-        learner.score_episodes,
-        decoder,
+    options = learner.Learner(
+        decoder=world.decoder(),
+        optimizer=SGD,
         max_tokens=plan.drawn_tokens,
-        config=config,
-        keep_hidden=estimator.kl == "exact",
-    )
-    update = partial(
-        learner.update,
-        decoder,
-        SGD,
-        plan=plan,
-        objective=objective,
+        config=config or learner.LearnerConfig(logits_chunk=3),
         estimator=estimator,
-        config=config,
     )
+    keep = estimator.kl == "exact"
+    score = partial(learner.score_episodes, options, keep_hidden=keep)
+    update = partial(learner.update, options, plan=plan, objective=objective)
     return SimpleNamespace(score=score, update=update)
 
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import jax
@@ -15,7 +15,7 @@ from score_jax.main import resolve_stages
 from score_jax.records import Grade, Problem, Task
 from score_jax.rl.dialogue import DialoguePlan, Encoder
 from score_jax.rl.rollout import grade_rollout, graded_columns
-from score_jax.stages.build import learner_functions
+from score_jax.stages.build import learner_functions, make_learner
 from tests.enumerable import (
     INSTRUCTION,
     PROMPT,
@@ -101,12 +101,18 @@ def encoder(settings, tasks=TASK):
     return Encoder(chat=Words(), tasks={"": tasks}, plan=settings.plan, prompt_limit=1)
 
 
+def functions_of(world, settings):
+    """The stage's learner functions, on plain descent."""
+    learner = replace(make_learner(settings, world.decoder(), None), optimizer=SGD)
+    return learner_functions(settings, learner)
+
+
 def learning(world, settings):
     """How a stage learns, as arguments of tests.enumerable."""
     return {
         "objective": settings.objective,
         "plan": settings.plan,
-        "functions": learner_functions(settings, world.decoder(), SGD, None),
+        "functions": functions_of(world, settings),
     }
 
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from score_jax.model.decoder import Decoder
 from score_jax.records import Grade, Problem, Task
-from score_jax.rl import coefficients, estimators, learner
+from score_jax.rl import estimators, learner
 from score_jax.rl.dialogue import DialoguePlan, Encoder
-from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.keys import run_key
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.metrics import flat
@@ -26,7 +25,6 @@ from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig, make_optimizer
 from score_jax.rl.rollout import RolloutPrograms, collect_rollout
 from score_jax.rl.sampling import SamplingConfig, sample_dialogues
-from score_jax.types import TrainState
 from tests.guarded import guarded
 from tests.tiny import MODEL, random_params
 
@@ -34,10 +32,8 @@ PINNED = Path(__file__).parent / "pinned_step.json"
 
 DECODER = Decoder(replace(MODEL, vocab_size=10))  # a token is a digit; 0 ends a turn
 SAMPLING = SamplingConfig(group_size=4, prompt_limit=4, turn_limit=5)
-LEARNER = LearnerConfig(microbatches=2, logits_chunk=3, baseline_decay=0.75)
 # Adam's first update tells little but signs unless epsilon is as large as the gradient.
 OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=0.1, clip_norm=2.0)
-ESTIMATOR = EstimatorConfig()
 STAGES = {
     "stage1": Objective(reward_weights=(0.0, 1.0), beta=(0.11, 0.01)),
     "stage2": Objective(reward_weights=(1.0, 1.0), beta=(0.05, 0.01), alpha=10.0),
@@ -65,6 +61,12 @@ class DigitChat:
 
 
 PLAN = DialoguePlan().complete(2, SAMPLING.turn_limit)
+LEARNER = learner.Learner(
+    decoder=DECODER,
+    optimizer=make_optimizer(OPTIMIZER, 1),
+    max_tokens=PLAN.drawn_tokens,
+    config=LearnerConfig(microbatches=2, logits_chunk=3, baseline_decay=0.75),
+)
 ENCODER = Encoder(chat=DigitChat(), tasks={"": TASK}, plan=PLAN, prompt_limit=4)
 
 
@@ -94,13 +96,7 @@ def reference():
 def roll_out():
     """Eight graded dialogues on the device, and the reference's scores of them."""
     draw = partial(sample_dialogues, DECODER, plan=PLAN, stops=DigitChat.stops, config=SAMPLING)
-    score = partial(
-        learner.score_episodes,
-        DECODER,
-        max_tokens=PLAN.drawn_tokens,
-        config=LEARNER,
-        keep_hidden=True,
-    )
+    score = partial(learner.score_episodes, LEARNER, keep_hidden=True)
     return collect_rollout(
         RolloutPrograms(
             encoder=ENCODER,
@@ -121,35 +117,24 @@ def roll_out():
 
 def learn(objective, rollout):
     """The first update of a stage: state, metrics, and each row's returns and advantages."""
-    optimizer = make_optimizer(OPTIMIZER, 1)
 
     @guarded
     @jax.jit
     def run(params, base, rows, scores):
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            baseline=jnp.zeros(2),
-            coefficients=coefficients.initial(objective),
-        )
+        state = learner.begin(LEARNER, params, objective)
         state, metrics = learner.update(
-            DECODER,
-            optimizer,
-            state,
-            base,
-            rows,
-            scores,
-            plan=PLAN,
-            objective=objective,
-            estimator=ESTIMATOR,
-            config=LEARNER,
+            LEARNER, state, base, rows, scores, plan=PLAN, objective=objective
         )
         groups = estimators.group_rows(rows.ids, rows.present, jnp.zeros(2))
         returns, advantages = estimators.turn_advantages(
-            objective, ESTIMATOR, rows.rewards, groups, alpha=objective.alpha, roles=PLAN.roles
+            objective,
+            LEARNER.estimator,
+            rows.rewards,
+            groups,
+            alpha=objective.alpha,
+            roles=PLAN.roles,
         )
-        weights = estimators.token_weights(ESTIMATOR.length_norm, rows, PLAN)
+        weights = estimators.token_weights(LEARNER.estimator.length_norm, rows, PLAN)
         parts = {"returns": returns, "advantages": advantages, "weights": weights}
         return state, metrics, parts
 

@@ -15,9 +15,8 @@ import pytest
 from score_jax.data import store
 from score_jax.records import Grade, Problem
 from score_jax.stages import examples
-from score_jax.stages.build import learner_functions
-from tests.enumerable import QUICK, SGD, slope, start_state
-from tests.method_stages import RIGHT, TOLERANCE, encoder, last_run
+from tests.enumerable import QUICK, slope, start_state
+from tests.method_stages import RIGHT, TOLERANCE, encoder, functions_of, last_run
 from tests.methods import METHODS, TWO
 
 
@@ -64,7 +63,7 @@ def first_batch(settings, workdir, size):
 
 def imitated(world, table, settings, episodes):
     """The direction in which the first supervised update moves the table."""
-    functions = learner_functions(settings, world.decoder(), SGD, None)
+    functions = functions_of(world, settings)
     learn, state = (
         jax.jit(functions.imitate, compiler_options=QUICK),
         start_state(table, settings.objective),

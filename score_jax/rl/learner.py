@@ -6,7 +6,7 @@ and supervised learning differ by the advantages and weights of the tokens alone
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -57,6 +57,39 @@ class LearnerConfig:
         check_fields(self, "learner")
 
 
+Compose = Callable[[Params, Params], Params]  # (trained parameters, reference) -> policy
+
+
+def all_trained(params: Params, _: Params) -> Params:
+    """The policy's parameters in full fine-tuning: the trained ones."""
+    return params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What all updates of a run share, and no update changes."""
+
+    decoder: Decoder
+    optimizer: optax.GradientTransformation
+    max_tokens: int  # of a row that are scored, at most
+    config: LearnerConfig = field(default_factory=LearnerConfig)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    # Makes the policy; with an adapter (model.lora.attach) what is trained is not all of it.
+    compose: Compose = all_trained
+    seed: int = 0  # of the random steps of config.weight_noise
+
+
+def begin(learner: Learner, params: Params, objective: Objective) -> TrainState:
+    """The train state before the first update of `params`."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=learner.optimizer.init(params),
+        baseline=jnp.zeros(objective.turns),
+        coefficients=coefficients.initial(objective),
+    )
+
+
 def split_rows(tree: Any, parts: int) -> Any:
     """Splits rows into parts such that every device keeps its own rows."""
     return jax.tree.map(
@@ -70,31 +103,25 @@ def join_rows(tree: Any) -> Any:
 
 
 def score_episodes(
-    decoder: Decoder,
-    params: Params,
-    episodes: Episodes,
-    *,
-    max_tokens: int,
-    config: LearnerConfig,
-    keep_hidden: bool,
+    learner: Learner, params: Params, episodes: Episodes, *, keep_hidden: bool = False
 ) -> Scores:
-    """The reference's scores of dialogues; needs no rewards.
+    """The scores of dialogues under the policy or the reference; needs no rewards.
 
     Args:
-      max_tokens: that are scored in a row, at most.
       keep_hidden: keep the hidden states instead, of which the update makes the exact KL.
     """
+    config = learner.config
 
     def one(part: Episodes) -> Scores:
-        hidden = hidden_states(decoder, params, part.tokens)
+        hidden = hidden_states(learner.decoder, params, part.tokens)
         if keep_hidden:
             return Scores(logprobs=jnp.zeros(part.turn.shape), hidden=hidden)
         scores = score_tokens(
-            decoder,
+            learner.decoder,
             params,
             hidden,
             part,
-            max_tokens=max_tokens,
+            max_tokens=learner.max_tokens,
             logits_chunk=config.logits_chunk,
         )
         return Scores(logprobs=scores.logprobs, hidden=None)
@@ -103,37 +130,22 @@ def score_episodes(
     return join_rows(jax.lax.map(one, split_rows(episodes, parts)))
 
 
-Compose = Callable[[Params, Params], Params]  # (trained parameters, reference) -> policy
-
-
-def all_trained(params: Params, _: Params) -> Params:
-    """The policy's parameters in full fine-tuning: the trained ones."""
-    return params
-
-
 def batch_loss(
-    decoder: Decoder,
-    params: Params,
-    reference_params: Params,
-    batch: Batch,
-    *,
-    estimator: EstimatorConfig,
-    max_tokens: int,
-    logits_chunk: int,
+    learner: Learner, params: Params, reference_params: Params, batch: Batch
 ) -> tuple[Float[Array, ""], dict[str, Metric]]:
     """The weighted sum of the token losses of rows, and their part of the metrics."""
-    episodes = batch.episodes
-    hidden = hidden_states(decoder, params, episodes.tokens)
+    episodes, estimator = batch.episodes, learner.estimator
+    hidden = hidden_states(learner.decoder, params, episodes.tokens)
     reference = None
     if batch.scores is not None and batch.scores.hidden is not None:
         reference = (reference_params, batch.scores.hidden)
     scores = score_tokens(
-        decoder,
+        learner.decoder,
         params,
         hidden,
         episodes,
-        max_tokens=max_tokens,
-        logits_chunk=logits_chunk,
+        max_tokens=learner.max_tokens,
+        logits_chunk=learner.config.logits_chunk,
         reference=reference,
     )
     kl_loss, kl_estimate = kl_terms(estimator.kl, scores, batch)
@@ -208,46 +220,27 @@ def random_move(params: Params, key: Key[Array, ""], share: float) -> Params:
 
 
 def descend(
-    decoder: Decoder,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    reference_params: Params,
-    batch: Batch,
-    *,
-    estimator: EstimatorConfig,
-    config: LearnerConfig,
-    max_tokens: int,
-    seed: int = 0,
-    compose: Compose = all_trained,
+    learner: Learner, state: TrainState, reference_params: Params, batch: Batch
 ) -> tuple[TrainState, dict[str, Metric]]:
     """Learns from a batch: each minibatch gives one update.
-
-    Args:
-      seed: of the random steps of config.weight_noise.
 
     Returns:
       The state with new parameters, and the metrics of the loss.
     """
+    config = learner.config
 
     def loss(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Metric]]:
-        return batch_loss(
-            decoder,
-            compose(params, reference_params),
-            reference_params,
-            part,
-            estimator=estimator,
-            max_tokens=max_tokens,
-            logits_chunk=config.logits_chunk,
-        )
+        policy = learner.compose(params, reference_params)
+        return batch_loss(learner, policy, reference_params, part)
 
     def one_minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], dict]:
         params, opt_state = carry
         place = params
         if config.weight_noise:
-            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            key = jax.random.fold_in(jax.random.key(learner.seed), state.step)
             place = random_move(params, key, config.weight_noise)
         gradient, found = accumulated_gradient(loss, place, part, config.microbatches)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        updates, opt_state = learner.optimizer.update(gradient, opt_state, params)
         found["gradient_norm"] = mean(optax.tree.norm(gradient), jnp.ones(()))
         found["loss"] = mean(found["loss"].total, jnp.ones(()))
         return (optax.apply_updates(params, updates), opt_state), found
@@ -263,16 +256,7 @@ def descend(
 
 
 def imitate(
-    decoder: Decoder,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    reference_params: Params,
-    episodes: Episodes,
-    *,
-    config: LearnerConfig,
-    max_tokens: int,
-    seed: int = 0,
-    compose: Compose = all_trained,
+    learner: Learner, state: TrainState, reference_params: Params, episodes: Episodes
 ) -> tuple[TrainState, dict[str, Metric]]:
     """Supervised learning: one update on the trained tokens of rows, each with advantage 1.
 
@@ -286,24 +270,13 @@ def imitate(
         weights=trained / jnp.maximum(trained.sum(), 1.0),
         beta=jnp.zeros(trained.shape),
     )
-    state, found = descend(
-        decoder,
-        optimizer,
-        state,
-        reference_params,
-        batch,
-        estimator=EstimatorConfig(),
-        config=config,
-        max_tokens=max_tokens,
-        seed=seed,
-        compose=compose,
-    )
+    learner = replace(learner, estimator=EstimatorConfig())  # the likelihood has no variants
+    state, found = descend(learner, state, reference_params, batch)
     return state, {name: found[name] for name in ("loss", "gradient_norm", "entropy")}
 
 
 def update(
-    decoder: Decoder,
-    optimizer: optax.GradientTransformation,
+    learner: Learner,
     state: TrainState,
     reference_params: Params,
     episodes: Episodes,
@@ -311,11 +284,8 @@ def update(
     *,
     plan: DialoguePlan,
     objective: Objective,
-    estimator: EstimatorConfig,
-    config: LearnerConfig,
     schedule: CoefficientsConfig = coefficients.CONSTANT,
     steps: int = 1,
-    compose: Compose = all_trained,
 ) -> tuple[TrainState, dict[str, Metric]]:
     """Learns from one rollout: advantages of the whole batch, then each minibatch once.
 
@@ -323,28 +293,20 @@ def update(
       plan: complete; as the rows were drawn.
       schedule: moves alpha and beta, which `state` carries.
       steps: rollouts of the whole stage, for the schedule.
-      compose: makes the policy of what is trained and the reference; with an adapter
-        (model.lora.attach) that is not the whole model.
 
     Returns:
       The new state, and metrics per turn: kl (nats per turn), entropy (nats per
       token), return, advantage_std, mismatch_metrics between sampler and learner.
     """
-    turns, now = plan.turns, state.coefficients
+    estimator, config, now = learner.estimator, learner.config, state.coefficients
     before, penalty = None, jnp.zeros_like(episodes.rewards)
     if estimator.kl == "reward" or config.minibatches > 1:  # needed before the loss finds them
-        policy = compose(state.params, reference_params)
-        before = score_episodes(
-            decoder,
-            policy,
-            episodes,
-            max_tokens=plan.drawn_tokens,
-            config=config,
-            keep_hidden=False,
-        ).logprobs
+        policy = learner.compose(state.params, reference_params)
+        before = score_episodes(learner, policy, episodes).logprobs
     if estimator.kl == "reward":
         assert before is not None, "computed above"
-        penalty = now.beta * sum_by_turn(before - scores.logprobs, episodes.turn, turns)
+        ratio = sum_by_turn(before - scores.logprobs, episodes.turn, plan.turns)
+        penalty = now.beta * ratio
     if episodes.shaping is not None:
         penalty = penalty - episodes.shaping
     groups = group_rows(
@@ -369,17 +331,7 @@ def update(
         scores=scores,
         logprobs=before,
     )
-    state, found = descend(
-        decoder,
-        optimizer,
-        state,
-        reference_params,
-        batch,
-        estimator=estimator,
-        config=config,
-        max_tokens=plan.drawn_tokens,
-        compose=compose,
-    )
+    state, found = descend(learner, state, reference_params, batch)
     mean_return = turn_means(returns, episodes.present)
     kl = found["kl"].total / jnp.maximum(found["kl"].count, 1.0)
     decay = config.baseline_decay

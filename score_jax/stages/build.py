@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from score_jax.distributed import sharding
@@ -20,9 +19,8 @@ from score_jax.model import lora
 from score_jax.model.decoder import Decoder, compute_params
 from score_jax.model.weights import embedded, load
 from score_jax.records import Task
-from score_jax.rl import coefficients
 from score_jax.rl.dialogue import DialoguePlan, Encoder
-from score_jax.rl.learner import all_trained, imitate, score_episodes, update
+from score_jax.rl.learner import Learner, all_trained, begin, imitate, score_episodes, update
 from score_jax.rl.mismatch import MISMATCH_LIMITS
 from score_jax.rl.optimizer import make_optimizer
 from score_jax.rl.rollout import RolloutPrograms
@@ -71,6 +69,7 @@ class StagePrograms:
     mesh: Mesh
     decoder: Decoder
     chat: Chat
+    learner: Learner
     init_params: Program  # (key) -> params of the whole model
     init_adapter: Program | None  # () -> an adapter that changes nothing; None: no adapter
     merge: Program | None  # (reference params, adapter) -> params of the whole model
@@ -215,8 +214,6 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
     check_vocabulary(settings, chat, config.vocab_size)
     check_rows(settings, mesh)
     decoder = Decoder(config)
-    updates = settings.steps * settings.learner.minibatches
-    optimizer = make_optimizer(settings.optimizer, updates)
 
     def init_boxed(key: jax.Array) -> Params:
         tokens = jnp.zeros((1, 1), jnp.int32)
@@ -225,31 +222,25 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
     def init_params(key: jax.Array) -> Params:
         return nn.unbox(init_boxed(key))
 
-    def init_state(trained: Params) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=trained,
-            opt_state=optimizer.init(trained),
-            baseline=jnp.zeros(settings.objective.turns),
-            coefficients=coefficients.initial(settings.objective),
-        )
-
     whole_model = jax.eval_shape(init_boxed, jax.random.key(0))
     model = sharding.parameter_shardings(whole_model, mesh)
     adapter = adapter_functions(settings, whole_model)
     boxed = jax.eval_shape(adapter.init) if adapter else whole_model
+    learner = make_learner(settings, decoder, adapter)
+    init_state = partial(begin, learner, objective=settings.objective)
     shardings = state_shardings(boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
 
     def program(function: Callable, ins: Any, outs: Any, **options: Any) -> Program:
         return Program(jax.jit(function, in_shardings=ins, out_shardings=outs, **options), mesh)
 
-    functions = learner_functions(settings, decoder, optimizer, adapter)
+    functions = learner_functions(settings, learner)
     programs = StagePrograms(
         settings=settings,
         mesh=mesh,
         decoder=decoder,
         chat=chat,
+        learner=learner,
         init_params=program(init_params, whole, model),
         init_adapter=program(lambda: nn.unbox(adapter.init()), (), shardings.params)
         if adapter
@@ -281,44 +272,35 @@ class LearnerFunctions:
     imitate: Callable
 
 
-def learner_functions(
-    settings: Settings,
-    decoder: Decoder,
-    optimizer: optax.GradientTransformation,
-    adapter: "AdapterFunctions | None",
-) -> LearnerFunctions:
-    """Binds all settings of the learner."""
-    plan, estimator = settings.plan, settings.estimator.resolved(decoder.config.dtype)
-    compose = adapter.attach if adapter else all_trained
+def make_learner(
+    settings: Settings, decoder: Decoder, adapter: "AdapterFunctions | None"
+) -> Learner:
+    """The learner of a stage's settings."""
+    updates, plan = settings.steps * settings.learner.minibatches, settings.plan
+    return Learner(
+        decoder=decoder,
+        optimizer=make_optimizer(settings.optimizer, updates),
+        max_tokens=sum(plan.limits) if settings.program == "supervised" else plan.drawn_tokens,
+        config=settings.learner,
+        estimator=settings.estimator.resolved(decoder.config.dtype),
+        compose=adapter.attach if adapter else all_trained,
+        seed=settings.seed,
+    )
+
+
+def learner_functions(settings: Settings, learner: Learner) -> LearnerFunctions:
+    """Binds what a stage's updates share."""
     return LearnerFunctions(
-        score=partial(
-            score_episodes,
-            decoder,
-            max_tokens=plan.drawn_tokens,
-            config=settings.learner,
-            keep_hidden=estimator.kl == "exact",
-        ),
+        score=partial(score_episodes, learner, keep_hidden=learner.estimator.kl == "exact"),
         update=partial(
             update,
-            decoder,
-            optimizer,
-            plan=plan,
+            learner,
+            plan=settings.plan,
             objective=settings.objective,
-            estimator=estimator,
-            config=settings.learner,
             schedule=settings.coefficients,
             steps=settings.steps,
-            compose=compose,
         ),
-        imitate=partial(
-            imitate,
-            decoder,
-            optimizer,
-            config=settings.learner,
-            max_tokens=sum(plan.limits),
-            seed=settings.seed,
-            compose=compose,
-        ),
+        imitate=partial(imitate, learner),
     )
 
 

@@ -183,14 +183,9 @@ def try_row(
             for source, limit in zip(plan.sources, plan.limits, strict=True)
         ),
     )
-    learner = dataclasses.replace(settings.learner, microbatches=1, minibatches=1)
-    score = partial(
-        score_episodes,
-        programs.decoder,
-        max_tokens=plan.drawn_tokens,
-        config=learner,
-        keep_hidden=False,
-    )
+    one_part = dataclasses.replace(settings.learner, microbatches=1, minibatches=1)
+    learner = dataclasses.replace(programs.learner, max_tokens=plan.drawn_tokens, config=one_part)
+    score = partial(score_episodes, learner)
     rows = sharding.rows(programs.mesh)
     scorer = jax.jit(score, in_shardings=(programs.model_shardings, rows), out_shardings=rows)
     trial = dataclasses.replace(

@@ -17,7 +17,6 @@ from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.metrics import flat
 from score_jax.rl.objectives import Objective
-from score_jax.types import TrainState
 from tests.guarded import guarded
 from tests.tiny import MODEL, grouped, naive_logprobs, random_params, row_logits, rows_of
 
@@ -56,40 +55,24 @@ def programs(
     schedule=CONSTANT,
 ):
     """One update with the reference's scores, jitted; its state begins as `state_of` says."""
-    sgd = optax.sgd(rate)
+    options = learner.Learner(
+        decoder=decoder,
+        optimizer=optax.sgd(rate),
+        max_tokens=plan.drawn_tokens,
+        config=config,
+        estimator=estimator,
+        compose=compose,
+    )
 
     @jax.jit
     def go(params, reference, rows, now):
-        scores = learner.score_episodes(
-            decoder,
-            reference,
-            rows,
-            max_tokens=plan.drawn_tokens,
-            config=config,
-            keep_hidden=estimator.kl == "exact",
+        keep = estimator.kl == "exact"
+        scores = learner.score_episodes(options, reference, rows, keep_hidden=keep)
+        state = learner.begin(options, params, objective).replace(
+            step=jnp.array(7), baseline=jnp.array([0.5, 0.25]), coefficients=now
         )
-        state = TrainState(
-            step=jnp.array(7),
-            params=params,
-            opt_state=sgd.init(params),
-            baseline=jnp.array([0.5, 0.25]),
-            coefficients=now,
-        )
-        return learner.update(
-            decoder,
-            sgd,
-            state,
-            reference,
-            rows,
-            scores,
-            plan=plan,
-            objective=objective,
-            estimator=estimator,
-            config=config,
-            schedule=schedule,
-            steps=30,
-            compose=compose,
-        )
+        options_of_stage = {"plan": plan, "objective": objective, "schedule": schedule}
+        return learner.update(options, state, reference, rows, scores, **options_of_stage, steps=30)
 
     return go
 

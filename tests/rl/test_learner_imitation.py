@@ -8,11 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from score_jax.rl import coefficients
 from score_jax.rl.dialogue import given_rows
-from score_jax.rl.learner import LearnerConfig, all_trained, imitate, random_move
+from score_jax.rl.learner import (
+    Learner,
+    LearnerConfig,
+    all_trained,
+    begin,
+    imitate,
+    random_move,
+)
 from score_jax.rl.metrics import flat
-from score_jax.types import TrainState
 from tests.guarded import guarded
 from tests.rl.test_learner import DECODER, LIMIT, LINES, STAGE_TWO, assert_close, gradient
 from tests.tiny import MODEL, random_params, row_logits, rows_of
@@ -42,19 +47,18 @@ def loss(params, rows):
 
 def updated(params, rows, *, step=0, microbatches=2, seed=0, compose=all_trained, **fields):
     """The state and metrics after one update by a learning rate of 1; seed 1 is the reference."""
-    sgd = optax.sgd(1.0)
-    state = TrainState(
-        step=jnp.array(step),
-        params=params,
-        opt_state=sgd.init(params),
-        baseline=jnp.array([0.5, 0.25]),
-        coefficients=coefficients.initial(STAGE_TWO),
+    learner = Learner(
+        decoder=DECODER,
+        optimizer=optax.sgd(1.0),
+        max_tokens=2 * LIMIT,
+        config=LearnerConfig(microbatches=microbatches, logits_chunk=3, **fields),
+        compose=compose,
+        seed=seed,
     )
-    config = LearnerConfig(microbatches=microbatches, logits_chunk=3, **fields)
-    update = partial(
-        imitate, DECODER, sgd, config=config, max_tokens=2 * LIMIT, seed=seed, compose=compose
-    )
-    state, found = guarded(jax.jit(update))(state, random_params(MODEL, seed=1), rows)
+    state = begin(learner, params, STAGE_TWO)
+    state = state.replace(step=jnp.array(step), baseline=jnp.array([0.5, 0.25]))
+    go = guarded(jax.jit(partial(imitate, learner)))
+    state, found = go(state, random_params(MODEL, seed=1), rows)
     return state, flat(jax.device_get(found))
 
 

@@ -10,18 +10,15 @@ import re
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
 import pytest
 
 from score_jax.model.decoder import Decoder
-from score_jax.rl import coefficients, learner
+from score_jax.rl import learner
 from score_jax.rl.dialogue import DialoguePlan
-from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
 from score_jax.rl.sampling import SamplingConfig, sample_dialogues
-from score_jax.types import TrainState
 from tests.tiny import MODEL, grouped, prompts_of, random_params, rows_of
 
 VOCABULARY = 3001
@@ -34,33 +31,18 @@ ALL = ROWS * 2 * LIMIT * VOCABULARY  # numbers in [B T V], policy tokens only
 
 def compiled_update(logits_chunk, microbatches=1):
     """The update with exact KL, which needs two vocabulary rows per token."""
-    decoder, adam = Decoder(CONFIG), optax.adam(1e-3)
-    config = LearnerConfig(logits_chunk=logits_chunk, microbatches=microbatches)
+    options = learner.Learner(
+        decoder=Decoder(CONFIG),
+        optimizer=optax.adam(1e-3),
+        max_tokens=2 * LIMIT,
+        config=LearnerConfig(logits_chunk=logits_chunk, microbatches=microbatches),
+    )
     value = Objective(reward_weights=(1.0, 1.0), beta=(0.1, 0.1))
 
     def go(params, reference, rows):
-        scores = learner.score_episodes(
-            decoder, reference, rows, max_tokens=2 * LIMIT, config=config, keep_hidden=True
-        )
-        state = TrainState(
-            step=jnp.array(0),
-            params=params,
-            opt_state=adam.init(params),
-            baseline=jnp.zeros(2),
-            coefficients=coefficients.initial(value),
-        )
-        return learner.update(
-            decoder,
-            adam,
-            state,
-            reference,
-            rows,
-            scores,
-            plan=PLAN,
-            objective=value,
-            estimator=EstimatorConfig(kl="exact"),
-            config=config,
-        )
+        scores = learner.score_episodes(options, reference, rows, keep_hidden=True)
+        state = learner.begin(options, params, value)
+        return learner.update(options, state, reference, rows, scores, plan=PLAN, objective=value)
 
     params = random_params(CONFIG)
     line = (LINE[0], LINE[1] + [2] * LIMIT)
