@@ -234,7 +234,7 @@ def test_a_full_disk_on_one_host_stops_all_with_the_reason(cache, alone, compile
     [
         (
             "--config.mesh.fsdp=3",
-            "slices=1 data=-1 fsdp=3 sampling_tensor=1 tensor=1; the product",
+            "mesh is slices=1 data=-1 fsdp=3 sampling_tensor=1 tensor=1; the product",
         ),
         ("--config.batch=6", "config.batch is 6; it must divide by the 4 row shards"),
     ],
