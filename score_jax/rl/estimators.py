@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from score_jax.checks import check_fields
 from score_jax.rl import logprobs
@@ -238,10 +238,3 @@ def kl_terms(
     estimate = logprobs.k3(scores.logprobs, part.scores.logprobs)
     losses = {"k2": logprobs.k2(scores.logprobs, part.scores.logprobs), "k3": estimate}
     return losses.get(kl, jnp.zeros_like(estimate)), estimate
-
-
-def turn_log_ratio(
-    policy: Float[Array, "B T"], reference: Float[Array, "B T"], turn: Int[Array, "B T"], turns: int
-) -> Float[Array, "B R"]:
-    """Each turn's summed log pi(y) - log pi_ref(y) of its tokens, in nats."""
-    return logprobs.sum_by_turn(policy - reference, turn, turns)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from score_jax.distributed import processes
 from score_jax.distributed.sharding import local_rows
-from score_jax.records import UNGRADED, VERDICTS, Grade, Problem, Transcript
+from score_jax.records import UNGRADED, VERDICTS, Grade, Problem
 from score_jax.rl.dialogue import Encoder
 from score_jax.rl.metrics import Metric, mean
 from score_jax.rl.sampling import Sampler
@@ -166,44 +166,6 @@ def merge_grades(
                 for a, b in zip(known, grades, strict=True)
             )
     return found
-
-
-def transcripts(
-    encoder: Encoder,
-    problems: Sequence[Problem],
-    episodes: Episodes,
-    graded: Graded,
-    *,
-    step: int,
-    rows: Sequence[int],
-) -> list[Transcript]:
-    """Transcripts of the given rows, of the turns that they have.
-
-    Args:
-      problems: one per row.
-      episodes: numpy arrays.
-    """
-    out = []
-    for row in rows:
-        problem = problems[row]
-        turns = np.flatnonzero(episodes.present[row]).tolist()
-        grades = [grade for grade in graded.grades[row] if grade is not None]
-        out.append(
-            Transcript(
-                step=step,
-                problem=problem.id,
-                task=encoder.task(problem).name,
-                prompt=encoder.task(problem).ask(problem),
-                answer=problem.answer,
-                attempts=tuple(graded.attempts[row][turn] for turn in turns),
-                verdicts=tuple(grade.verdict for grade in grades),
-                rewards=tuple(grade.reward for grade in grades),
-                lengths=tuple(int((episodes.turn[row] == turn + 1).sum()) for turn in turns),
-                truncated=tuple(bool(episodes.truncated[row, turn]) for turn in turns),
-                extracted=tuple(grade.extracted for grade in grades),
-            )
-        )
-    return out
 
 
 def grading_metrics(

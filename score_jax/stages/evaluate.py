@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from score_jax.data import store
 from score_jax.distributed import processes
 from score_jax.distributed.sharding import local_rows, own_rows, row_shards
 from score_jax.records import UNGRADED, Problem, Task, Transcript
@@ -22,10 +23,10 @@ from score_jax.report.intervals import Interval
 from score_jax.report.json_files import read_json, write_json
 from score_jax.rl.dialogue import Encoder
 from score_jax.rl.keys import run_key
-from score_jax.rl.rollout import Grader, grade_rollout, transcripts
+from score_jax.rl.rollout import Grader, grade_rollout
 from score_jax.rl.sampling import SamplingConfig
 from score_jax.stages import protocol as protocols
-from score_jax.stages import saved_evaluation
+from score_jax.stages import rollouts, saved_evaluation
 from score_jax.stages.build import StagePrograms, greedy_sampling
 from score_jax.stages.problem_sets import ProblemSet
 from score_jax.stages.settings import Settings
@@ -146,9 +147,9 @@ def sample_batch(
         unpadded = first_rows(episodes, len(local_indices) * size)
         rows = [problems[draw] for draw in unpadded.ids.draw.tolist()]
         graded = grade_rollout(encoder, grader, rows, unpadded)
-        local_records = transcripts(
-            encoder, rows, unpadded, graded, step=step, rows=range(len(rows))
-        )
+        name, numbers = programs.settings.name, range(len(rows))
+        found = rollouts.dialogues(encoder, rows, unpadded, graded, name, step, numbers)
+        local_records = [store.transcript(dialogue) for dialogue in found]
     records = merge_hosts(processes.all_gather_objects((local_indices, local_records)), size)
     return [records[i * size : (i + 1) * size] for i in range(len(indices))]
 

@@ -17,7 +17,7 @@ from score_jax.data.store import StoredDialogue
 from score_jax.data.stream import Stream
 from score_jax.distributed import processes
 from score_jax.distributed.processes import any_process
-from score_jax.records import Grade
+from score_jax.records import Grade, Problem
 from score_jax.rl.dialogue import Encoder
 from score_jax.rl.rollout import (
     Graded,
@@ -25,6 +25,7 @@ from score_jax.rl.rollout import (
     RolloutPrograms,
     graded_columns,
     problems_of_rows,
+    reward_array,
 )
 from score_jax.stages.build import StagePrograms
 from score_jax.stages.checkpoint import StorageError, fingerprint
@@ -56,24 +57,44 @@ def write(
     count = whole if count < 0 else min(count, whole)
     chosen = {i * whole // count for i in range(count)}
     rows = programs.own_rows(np.arange(whole)).tolist()
-    tasks = [encoder.task(problem) for problem in rollout.problems]
-    dialogues = store.from_rows(
-        rollout.local,
-        stage=programs.settings.name,
-        step=step,
-        rows=rows,
-        problems=rollout.problems,
-        tasks=[task.name for task in tasks],
-        prompts=[task.ask(p) for task, p in zip(tasks, rollout.problems, strict=True)],
-        attempts=rollout.graded.attempts,
-        grades=rollout.graded.grades,
-    )
-    kept = [dialogue for dialogue in dialogues if dialogue.row in chosen]
+    name, problems = programs.settings.name, rollout.problems
+    found = dialogues(encoder, problems, rollout.local, rollout.graded, name, step, rows)
+    kept = [dialogue for dialogue in found if dialogue.row in chosen]
     try:
         if kept or mark:
             store.write(folder / NAME, kept, step=step, host=processes.process_index(), mark=mark)
     except OSError as error:
         raise StorageError(f"{folder / NAME} could not be written ({error}); make room") from error
+
+
+def dialogues(
+    encoder: Encoder,
+    problems: Sequence[Problem],
+    episodes: Episodes,
+    graded: Graded,
+    stage: str,
+    step: int,
+    rows: Sequence[int],
+) -> list[StoredDialogue]:
+    """Graded rows as the store keeps them.
+
+    Args:
+      problems: one per row.
+      episodes: numpy arrays.
+      rows: their numbers in the batch of all hosts.
+    """
+    tasks = [encoder.task(problem) for problem in problems]
+    return store.from_rows(
+        episodes.replace(rewards=reward_array(graded.grades)),
+        stage=stage,
+        step=step,
+        rows=rows,
+        problems=problems,
+        tasks=[task.name for task in tasks],
+        prompts=[task.ask(problem) for task, problem in zip(tasks, problems, strict=True)],
+        attempts=graded.attempts,
+        grades=graded.grades,
+    )
 
 
 def checksum(params: Params) -> str:

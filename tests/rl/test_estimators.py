@@ -356,14 +356,6 @@ def test_without_clip_the_old_logprobs_do_not_matter():
     assert slope_of_loss(None, 1.5, 2.0) == pytest.approx(-2.0, abs=5e-3)
 
 
-def test_turn_log_ratio_sums_each_turns_own_tokens():
-    turn = jnp.array([[0, 1, 1, 0, 2]])
-    policy = jnp.array([[0.0, -1.0, -2.0, 0.0, -4.0]])
-    reference = jnp.array([[0.0, -1.5, -3.0, 0.0, -3.0]])
-    got = estimators.turn_log_ratio(policy, reference, turn, 2)
-    np.testing.assert_allclose(got, [[1.5, -1.0]])
-
-
 @pytest.mark.parametrize(
     ("kind", "loss", "told"),
     [  # log-ratio of the two: log 2; log 1

@@ -185,9 +185,6 @@ def test_each_row_is_asked_again_and_graded_by_its_own_task():
     begun = [2, 2, 3, 2]
     for row, (start, end) in enumerate(zip(begun, ends, strict=True)):
         assert rows.tokens[row, start : rows.length[row]].tolist() == end
-    records = rollout.transcripts(made, problems, rows, found, step=2, rows=range(4))
-    assert [record.task for record in records] == ["digits", "other", "digits", "other"]
-    assert [record.prompt for record in records] == ["93", "96", "945", "96"]
 
 
 def test_metrics_of_mixed_tasks_are_told_task_by_task():
@@ -255,9 +252,6 @@ def test_a_row_without_a_second_turn_has_no_grade_there():
     assert rows.present.tolist() == [[True, True], [True, False]]
     assert found.grades[1][1] is None and rewards(found) == [[1, 0], [1, 0]]
     assert events[0][2] == [(A, "1"), (A, "22"), (A, "31")]
-    (record,) = rollout.transcripts(ENCODER, [A, A], rows, found, step=0, rows=[1])
-    assert record.attempts == ("31",) and record.verdicts == ("correct",)
-    assert record.lengths == (3,) and record.truncated == (False,) and record.extracted == ("1",)
     told = flat(rollout.grading_metrics(ENCODER, [A, A], found))
     assert told["verdict/correct"] == pytest.approx(2 / 3)
     assert told["answer_changed"] == 0.5  # 1, 2; and 1 alone, which stays what it is
@@ -300,18 +294,6 @@ def test_a_repetition_is_an_answer_that_its_dialogue_has_given_before():
     columns = rollout.graded_columns(table, roles, 0.25)
     np.testing.assert_array_equal(columns["shaping"], -0.25 * got)
     assert rollout.graded_columns(table, roles, 0.0).keys() == {"rewards"}
-
-
-def test_transcripts_hold_what_happened_in_a_row():
-    found, _ = graded(CUTS)
-    rows = jax.tree.map(np.asarray, CUTS)
-    first, last = rollout.transcripts(ENCODER, PROBLEMS, rows, found, step=6, rows=[1, 3])
-    assert (first.step, first.problem, first.prompt, first.answer) == (6, "a", "93", "1")
-    assert first.task == "digits"
-    assert first.attempts == ("555", "1") and first.verdicts == ("wrong", "correct")
-    assert first.rewards == (0.0, 1.0) and first.extracted == ("5", "1")
-    assert first.lengths == (3, 2) and first.truncated == (True, False)
-    assert last.problem == "b" and last.lengths == (2, 3) and last.truncated == (False, True)
 
 
 def test_every_verdict_is_counted():

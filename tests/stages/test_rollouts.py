@@ -17,6 +17,7 @@ from score_jax.records import Grade
 from score_jax.stages import rollouts
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.handoff import open_checkpoints
+from tests.rl.test_rollout import CUTS, ENCODER, PROBLEMS, graded
 from tests.short_answers import TASK
 from tests.stage_trial import Judge, draw, open_trial, train
 from tests.tiny import naive_logprobs
@@ -35,6 +36,19 @@ OPTIONS = {
 def files(folder):
     """Contents of the files of the rollouts of a stage, by name."""
     return {path.name: path.read_bytes() for path in (folder / rollouts.NAME).glob("*")}
+
+
+def test_a_dialogue_holds_what_happened_in_its_row():
+    rows, found = jax.tree.map(np.asarray, CUTS), graded(CUTS)[0]
+    made = rollouts.dialogues(ENCODER, PROBLEMS, rows, found, "stage1", 6, range(10, 14))
+    assert [one.row for one in made] == [10, 11, 12, 13]
+    first, last = (store.transcript(made[row]) for row in (1, 3))
+    assert (first.step, first.problem, first.prompt, first.answer) == (6, "a", "93", "1")
+    assert first.task == "digits"
+    assert first.attempts == ("555", "1") and first.verdicts == ("wrong", "correct")
+    assert first.rewards == (0.0, 1.0) and first.extracted == ("5", "1")
+    assert first.lengths == (3, 2) and first.truncated == (True, False)
+    assert last.problem == "b" and last.lengths == (2, 3) and last.truncated == (False, True)
 
 
 @pytest.fixture(scope="module")
