@@ -22,7 +22,6 @@ from score_jax.rl.estimators import EstimatorConfig
 from score_jax.types import Episodes
 
 REINFORCE, SGD = EstimatorConfig(baseline="none"), optax.sgd(1.0)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 STOP = 0
 PROMPT = 1
 INSTRUCTION = 2
@@ -241,7 +240,7 @@ def updates(
     batches = world.episodes(
         table, rewards, groups, second_attempts=second_attempts, plan=plan, shaping=shaping
     )
-    return jax.jit(jax.vmap(one), compiler_options=QUICK)(batches)
+    return jax.jit(jax.vmap(one))(batches)
 
 
 def ascents(world, table, reference, rewards, objective, groups, **options):

@@ -15,7 +15,7 @@ import pytest
 from score_jax.data import store
 from score_jax.records import Grade, Problem
 from score_jax.stages import examples
-from tests.enumerable import QUICK, slope, start_state
+from tests.enumerable import slope, start_state
 from tests.method_stages import RIGHT, TOLERANCE, encoder, functions_of, last_run
 from tests.methods import METHODS, TWO
 
@@ -65,7 +65,7 @@ def imitated(world, table, settings, episodes):
     """The direction in which the first supervised update moves the table."""
     functions = functions_of(world, settings)
     learn, state = (
-        jax.jit(functions.imitate, compiler_options=QUICK),
+        jax.jit(functions.imitate),
         start_state(table, settings.objective),
     )
     new, _ = learn(state, state.params, jax.tree.map(jnp.asarray, episodes))
