@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import jax
 import pytest
@@ -16,7 +17,7 @@ from tests import tiny_stages
 QUICK = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
-if "cuda" not in os.environ.get("JAX_PLATFORMS", ""):
+if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(find_spec, ("jax_plugins", "libtpu"))):
     os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))  # read when the first device is asked for
 
 

@@ -64,11 +64,8 @@ def first_batch(settings, workdir, size):
 def imitated(world, table, settings, episodes):
     """The direction in which the first supervised update moves the table."""
     functions = functions_of(world, settings)
-    learn, state = (
-        jax.jit(functions.imitate),
-        start_state(table, settings.objective),
-    )
-    new, _ = learn(state, state.params, jax.tree.map(jnp.asarray, episodes))
+    state, rows = start_state(table, settings.objective), jax.tree.map(jnp.asarray, episodes)
+    new, _ = jax.jit(functions.imitate)(state, state.params, rows)
     return np.asarray(new.params["table"] - state.params["table"], np.float64)
 
 

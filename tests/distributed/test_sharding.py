@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
     markers = ["<user>", "<policy>", "<stop>"]
     train_sentencepiece(texts, vocab_size=60, markers=markers).save(folder)
     out = folder / "out.npz"
-    xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     subprocess.run(
         [sys.executable, "-m", "tests.eight_devices", str(folder), str(out)],
         cwd=Path(__file__).parents[2],
