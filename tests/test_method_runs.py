@@ -16,6 +16,7 @@ from score_jax.main import resolve_stages
 from score_jax.stages import collect, rollouts
 from score_jax.stages.build import build
 from score_jax.stages.chain import run_mode
+from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.handoff import load_policy, open_checkpoints
 from score_jax.stages.train import StageRun
 from tests.conftest import compile_cache
@@ -128,6 +129,19 @@ def test_an_interrupted_round_ends_as_an_uninterrupted_one(star, compiled, tmp_p
     assert rows[0] == rows[1] and len(rows[0]) == 3
     files = [(folder / "tune_2/evaluation.json").read_text() for folder in (workdir, star)]
     assert files[0] == files[1]
+
+
+def test_rollouts_of_two_policies_are_no_collection(star, compiled, tmp_path, capsys):
+    workdir, stages = tmp_path / "run", method()
+    shutil.copytree(star, workdir)
+    record = workdir / "collect_2/handoff.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"checksum": 7, "step": 2}))
+    told = "stale: it began from step 2 of tune_1, which now hands on another policy"
+    run(workdir, stages)
+    assert f"[collect_2] {told}" in capsys.readouterr().out
+    max((workdir / "collect_2/rollouts").iterdir()).unlink()
+    with pytest.raises(StorageError, match=told):
+        run(workdir, stages)
 
 
 def test_a_collection_is_drawn_by_the_trained_policy(star, compiled):

@@ -21,6 +21,7 @@ from score_jax.report import page
 from score_jax.report.json_files import write_json
 from score_jax.stages import ask, evaluate, examples
 from score_jax.stages.build import StagePrograms, load_reference
+from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.collect import collect
 from score_jax.stages.handoff import (
     StageConfig,
@@ -166,11 +167,19 @@ def collect_stage(
 
     Args:
       checked: from the preflight; None: the stage is finished.
+
+    Raises:
+      StorageError: a part was drawn by a policy that the parent no longer hands on.
     """
     settings, folder = stage.settings, workdir / stage.settings.name
+    note = describe_stale(stage.parent, folder, workdir) if stage.parent else ""
     if checked is None:
+        if note:
+            processes.log(f"[{settings.name}] {note}")
         processes.log(f"[{settings.name}] already finished: {folder}")
         return
+    if note:  # else the rollouts of two policies would stand in one collection
+        raise StorageError(f"{folder} is {note}")
     programs = checked.programs
     sharding.warm_up_collectives(programs.mesh)
     reference = load_reference(programs)

@@ -310,5 +310,5 @@ def describe_stale(parent: StageConfig, folder: Path, workdir: Path) -> str:
         return ""
     return (
         f"stale: it began from step {record['step']} of {parent.settings.name}, which now hands on "
-        f"another policy, that of step {step}; to train from that, delete {folder}"
+        f"another policy, that of step {step}; to begin from that, delete {folder}"
     )
