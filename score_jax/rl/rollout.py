@@ -54,18 +54,13 @@ class Graded:
 
 def attempt_texts(chat: Chat, episodes: Episodes) -> list[tuple[str, ...]]:
     """Each row's attempts as text, up to the first stop token, which is left out."""
-    tokens, turn = np.asarray(episodes.tokens), np.asarray(episodes.turn)
-    stops = frozenset(chat.stops)
+    stops, turns = frozenset(chat.stops), range(1, episodes.present.shape[1] + 1)
 
-    def going_on(token: int) -> bool:
-        return token not in stops
+    def text(ids: np.ndarray) -> str:
+        return chat.decode(list(takewhile(lambda token: token not in stops, ids.tolist())))
 
-    texts = []
-    for row, owner in zip(tokens, turn, strict=True):
-        numbers = range(1, episodes.present.shape[1] + 1)
-        turns_ids = (row[owner == number].tolist() for number in numbers)
-        texts.append(tuple(chat.decode(list(takewhile(going_on, ids))) for ids in turns_ids))
-    return texts
+    rows = zip(np.asarray(episodes.tokens), np.asarray(episodes.turn), strict=True)
+    return [tuple(text(row[owner == turn]) for turn in turns) for row, owner in rows]
 
 
 def reward_array(grades: Sequence[Sequence[Grade | None]]) -> np.ndarray:
