@@ -17,8 +17,13 @@ from tests import tiny_stages
 QUICK = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
-if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(find_spec, ("jax_plugins", "libtpu"))):
-    os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))  # read when the first device is asked for
+
+
+def pytest_configure(config):
+    """Compiles quickly, but not what runs for long, nor for an accelerator."""
+    cpu = not any(map(find_spec, ("jax_plugins", "libtpu")))
+    if "not slow" in config.option.markexpr and (cpu or os.environ.get("JAX_PLATFORMS") == "cpu"):
+        os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))  # read when a device is asked for
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,8 @@ def run_hosts(workdir, cache, *, count=2, devices=2, blows=None, flags=()):
       blows: by number of process, "WHAT MOMENT STEP" as hosts_trial.py takes it.
     """
     port = free_port()
-    xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    told = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    xla = f"{told} --xla_force_host_platform_device_count={devices}"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"XLA_FLAGS": xla, "PYTHONPATH": os.pathsep.join(paths)}
     started = []
