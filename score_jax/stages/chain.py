@@ -93,12 +93,11 @@ def run_mode(
             if processes.is_first():
                 write_json(workdir / "run.json", record | {"problems": counts})
             for stage in stages:
-                run = collect_stage if stage.settings.program == "collect" else train_stage
-                run(stage, checked.get(stage.settings.name), workdir, request, watchdog)
+                run_stage(stage, checked.get(stage.settings.name), workdir, request, watchdog)
         elif mode == "collect":
             stage = collecting(last, workdir)
             checked = check_stages([stage], workdir, watchdog)
-            collect_stage(stage, checked.get(stage.settings.name), workdir, request, watchdog)
+            run_stage(stage, checked.get(stage.settings.name), workdir, request, watchdog)
         else:
             evaluate_stage(last, workdir)
     has_base = last.settings.program == "rl" or last.settings.weights.source != "random"
@@ -156,30 +155,45 @@ def collecting(stage: StageConfig, workdir: Path) -> StageConfig:
     return StageConfig(settings=settings, config=stage.config, parent=stage if trained else None)
 
 
-def collect_stage(
+def run_stage(
     stage: StageConfig,
     checked: CheckedStage | None,
     workdir: Path,
     request: StopRequest,
     watchdog: Watchdog,
 ) -> None:
-    """Keeps graded rollouts of the policy that a stage starts from; nothing is learnt.
+    """Runs a stage by its program, unless it is finished.
 
     Args:
       checked: from the preflight; None: the stage is finished.
 
     Raises:
-      StorageError: a part was drawn by a policy that the parent no longer hands on.
+      StorageError: a part of a collection was drawn by a policy that the parent no longer hands
+        on.
     """
     settings, folder = stage.settings, workdir / stage.settings.name
-    note = describe_stale(stage.parent, folder, workdir) if stage.parent else ""
+    watchdog.enter_phase(f"start of {settings.name}")
+    collects = settings.program == "collect"
+    if stage.parent is not None and (note := describe_stale(stage.parent, folder, workdir)):
+        if collects and checked:  # else the rollouts of two policies would stand in one collection
+            raise StorageError(f"{folder} is {note}")
+        processes.log(f"[{settings.name}] {note}")
     if checked is None:
-        if note:
-            processes.log(f"[{settings.name}] {note}")
         processes.log(f"[{settings.name}] already finished: {folder}")
         return
-    if note:  # else the rollouts of two policies would stand in one collection
-        raise StorageError(f"{folder} is {note}")
+    run = collect_stage if collects else train_stage
+    run(stage, checked, workdir, request, watchdog)
+
+
+def collect_stage(
+    stage: StageConfig,
+    checked: CheckedStage,
+    workdir: Path,
+    request: StopRequest,
+    watchdog: Watchdog,
+) -> None:
+    """Keeps graded rollouts of the policy that a stage starts from; nothing is learnt."""
+    settings, folder = stage.settings, workdir / stage.settings.name
     programs = checked.programs
     sharding.warm_up_collectives(programs.mesh)
     reference = load_reference(programs)
@@ -205,24 +219,14 @@ def collect_stage(
 
 def train_stage(
     stage: StageConfig,
-    checked: CheckedStage | None,
+    checked: CheckedStage,
     workdir: Path,
     request: StopRequest,
     watchdog: Watchdog,
 ) -> None:
-    """Trains and evaluates one stage, from its newest checkpoint if it has one.
-
-    Args:
-      checked: from the preflight; None: the stage is finished.
-    """
+    """Trains and evaluates one stage, from its newest checkpoint if it has one."""
     settings, parent = stage.settings, stage.parent
     folder = workdir / settings.name
-    watchdog.enter_phase(f"start of {settings.name}")
-    if parent is not None and (note := describe_stale(parent, folder, workdir)):
-        processes.log(f"[{settings.name}] {note}")
-    if checked is None:
-        processes.log(f"[{settings.name}] already finished: {folder}")
-        return
     processes.log(f"[{settings.name}] {settings.steps} steps in {folder}")
     programs = checked.programs
     if programs.chat.more_stops:
