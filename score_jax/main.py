@@ -33,7 +33,7 @@ from score_jax.planning.command import run_plan
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.handoff import StageConfig
-from score_jax.stages.methods import LIST_FIELDS, expand, is_method
+from score_jax.stages.methods import expand, is_method
 from score_jax.stages.settings import parse
 from score_jax.stages.train import TrainingError
 from score_jax.text import terminal
@@ -153,8 +153,7 @@ def method_stages(config: ConfigDict, overrides: Mapping[str, Any]) -> list[Stag
 
 def make_stage(config: ConfigDict, parent: StageConfig | None) -> StageConfig:
     """Parses a stage's config and checks it against the stage that it starts from."""
-    settings = parse({name: v for name, v in config.items() if name not in LIST_FIELDS})
-    stage = StageConfig(settings=settings, config=config, parent=parent)
+    stage = StageConfig(settings=parse(config), config=config, parent=parent)
     if parent is not None:
         check_adapters(parent, stage)
     return stage

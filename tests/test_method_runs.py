@@ -21,17 +21,11 @@ from score_jax.stages.handoff import load_policy, open_checkpoints
 from score_jax.stages.train import StageRun
 from tests.conftest import compile_cache
 from tests.guarded import guarded_steps
+from tests.methods import TUNE
 from tests.tiny_stages import assert_same_tree, get_config, lines, without_times
 
 COLLECT = {"name": "collect", "program": "collect", "steps": 2, "batch": 8}
-TUNE = {
-    "name": "tune",
-    "program": "supervised",
-    "start": "base",
-    "examples.source": "rollouts",
-    "examples.stage": "collect",
-    "examples.keep": "wrong_then_right",
-}
+KEEP = {"examples.keep": "wrong_then_right"}
 STAR = ("collect_1", "tune_1", "collect_2", "tune_2")
 SETS = {"few": {"problems": 2}, "validation": {"data": {"split": "validation"}}}
 
@@ -39,7 +33,7 @@ SETS = {"few": {"problems": 2}, "validation": {"data": {"split": "validation"}}}
 def method():
     """STaR in two rounds, made small: adapters learn, and are measured on three sets."""
     config = get_config("stage1")
-    config.stages, config.rounds = (COLLECT, TUNE), 2
+    config.stages, config.rounds = (COLLECT, TUNE | KEEP), 2
     config.steps = 3
     config.lora.rank = 2
     config.checkpoint.every = 1

@@ -8,10 +8,11 @@ parent's stopped.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from score_jax.records import Problem
+Item = TypeVar("Item")  # a problem, or a kept dialogue
 
 
 @lru_cache(maxsize=2)
@@ -22,12 +23,12 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-class Stream:
+class Stream(Generic[Item]):
     """Batches of problems with the ordinals of their draws."""
 
     def __init__(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[Item],
         *,
         batch: int,
         seed: int,
@@ -55,7 +56,7 @@ class Stream:
         self.begin = begin
         self.position = 0  # batches returned so far; setting it moves the stream
 
-    def next(self) -> tuple[np.ndarray, list[int], list[Problem]]:
+    def next(self) -> tuple[np.ndarray, list[int], list[Item]]:
         """This host's rows of the next batch: ordinals of the draws, indices and problems."""
         start = self.begin + self.position * self.batch
         draws = [start + row for row in self.rows]

@@ -22,6 +22,11 @@ class StopRequest:
     number: int = 0  # of the signal; 0: none was received
     after_save: bool = False  # True while steps run: the current one is saved first
 
+    def interrupted(self, state: str) -> Interrupted:
+        """What a loop raises when this host, or another one, was asked to stop."""
+        number = self.number or signal.SIGTERM  # 0: another host received it
+        return Interrupted(f"{signal.Signals(number).name}{state}", number)
+
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:

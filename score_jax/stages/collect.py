@@ -1,24 +1,22 @@
 """Keeps graded rollouts of a fixed policy: data for supervised learning and first attempts."""
 
-import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from score_jax.data import store
 from score_jax.data.stream import Stream
 from score_jax.distributed import processes
 from score_jax.distributed.processes import any_process
-from score_jax.distributed.signals import Interrupted, StopRequest
+from score_jax.distributed.signals import StopRequest
 from score_jax.distributed.watchdog import Watchdog
 from score_jax.report.json_files import read_json
 from score_jax.rl.keys import run_key
 from score_jax.rl.rollout import Grader, RolloutPrograms, collect_rollout
 from score_jax.stages import rollouts
 from score_jax.stages.build import StagePrograms
+from score_jax.stages.log import open_bar
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
@@ -58,20 +56,11 @@ def collect(
     handoff = processes.broadcast_from_first(read_json(folder / "handoff.json"))
     right = np.zeros(0)
     request.after_save = True  # else a signal would stop this host alone, at once
-    with tqdm(
-        total=settings.steps,
-        initial=settings.steps - len(missing),
-        desc=settings.name,
-        unit="step",
-        disable=not (settings.log.progress and processes.is_first()),
-        file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 20,
-    ) as bar:
+    shown, done = settings.log.progress and processes.is_first(), settings.steps - len(missing)
+    with open_bar(settings.name, settings.steps, shown=shown, initial=done, unit="step") as bar:
         for step in missing:
             if any_process(bool(request.number)):
-                number = request.number or signal.SIGTERM
-                name = signal.Signals(number).name
-                raise Interrupted(f"{name}: the same command goes on from here", number)
+                raise request.interrupted(": the same command goes on from here")
             stream.position = step
             draws, indices, problems = stream.next()
             rollout = collect_rollout(

@@ -5,7 +5,6 @@ the parent's evaluation.json are reused if protocol and base model are the same.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from score_jax.rl.sampling import SamplingConfig
 from score_jax.stages import protocol as protocols
 from score_jax.stages import rollouts, saved_evaluation
 from score_jax.stages.build import StagePrograms, greedy_sampling
+from score_jax.stages.log import open_bar
 from score_jax.stages.problem_sets import ProblemSet
 from score_jax.stages.settings import Settings
 from score_jax.tasks.grading.agreement import one_spelling
@@ -100,15 +100,8 @@ def encoder_of(programs: StagePrograms, asked: ProblemSet) -> Encoder:
 
 def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
     """A progress bar over problems, on the first host; hidden if `label` is empty."""
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=f"{settings.name}: {label}",
-        unit="problem",
-        disable=not (label and settings.log.progress and processes.is_first()),
-        file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 20,
-    )
+    shown = bool(label) and settings.log.progress and processes.is_first()
+    return open_bar(f"{settings.name}: {label}", total, shown=shown, initial=done, unit="problem")
 
 
 def sample_batch(

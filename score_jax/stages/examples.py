@@ -18,7 +18,7 @@ import numpy as np
 from score_jax.checks import Share, unmet
 from score_jax.data import equations, store
 from score_jax.data.store import StoredDialogue
-from score_jax.data.stream import epoch_order
+from score_jax.data.stream import Stream
 from score_jax.rl.dialogue import Encoder
 from score_jax.stages import rollouts
 from score_jax.stages.settings import Settings
@@ -109,7 +109,7 @@ def stored_rollouts(
     folder = Path(path) if path else workdir / stage / rollouts.NAME
 
     @cache  # at the first step: an earlier stage of the run may have to collect them
-    def kept() -> list[StoredDialogue]:
+    def kept() -> tuple[Stream[StoredDialogue], int]:
         read = store.read(folder)
         paired = keep in PAIRS
         found = pairs(read, PAIRS[keep], settings.seed) if paired else store.keep(read, keep)
@@ -125,16 +125,14 @@ def stored_rollouts(
                 f"turn, but dialogues in {folder} have {', '.join(map(str, sorted(turns)))} turns; "
                 "set as many values, or collect such dialogues"
             )
-        return dialogues
+        longest = max(len(dialogue.tokens) for dialogue in dialogues)
+        length = max(longest, encoder.row_length(settings.sampling.row_limit))
+        return Stream(dialogues, batch=settings.batch, seed=settings.seed), length
 
     def take(step: int) -> Episodes:
-        known = kept()
-        chosen = []
-        for draw in range(step * settings.batch, (step + 1) * settings.batch):
-            epoch, rest = divmod(draw, len(known))
-            chosen.append(known[int(epoch_order(len(known), settings.seed, epoch)[rest])])
-        longest = max(len(dialogue.tokens) for dialogue in known)
-        length = max(longest, encoder.row_length(settings.sampling.row_limit))
+        stream, length = kept()
+        stream.position = step
+        _, _, chosen = stream.next()
         return rollouts.learn_turns(rollouts.as_episodes(chosen, length), settings.plan.trained)
 
     return take

@@ -43,6 +43,18 @@ def progress(values: Mapping[str, float]) -> dict[str, str]:
     return {short: f"{values[name]:.3f}" for short, name in shown.items() if name in values}
 
 
+def open_bar(label: str, total: int, *, shown: bool, **options: Any) -> tqdm:
+    """A progress bar on stderr; a log file gets a line every 20 seconds at most."""
+    return tqdm(
+        total=total,
+        desc=label,
+        disable=not shown,
+        file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+        **options,
+    )
+
+
 class Log:
     """The open log files of one stage; with `write=False` nothing is opened or written."""
 
@@ -86,15 +98,7 @@ class Log:
         if wandb:
             library = importlib.import_module("wandb")  # not in every install
             self.wandb = library.init(project=wandb, name=f"{folder.parent.name}/{stage}")
-        self.bar = tqdm(
-            total=steps,
-            initial=step,
-            desc=stage,
-            unit="step",
-            disable=not progress,
-            file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 20,
-        )
+        self.bar = open_bar(stage, steps, shown=progress, initial=step, unit="step")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one step's metrics to every log and advances the progress bar by one step."""

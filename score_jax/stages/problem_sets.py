@@ -27,6 +27,7 @@ from score_jax.distributed import processes
 from score_jax.records import UNGRADED, Grade, Problem, Task
 from score_jax.report.json_files import read_json, write_json
 from score_jax.rl.dialogue import SAMPLED, DialoguePlan, Encoder
+from score_jax.stages.log import open_bar
 from score_jax.stages.sections import GradingConfig
 from score_jax.stages.settings import Settings
 from score_jax.tasks import registry
@@ -379,14 +380,8 @@ def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def progress_bar(name: str, total: int, progress: bool) -> tqdm:
     """A progress bar that appears after BAR_DELAY_SECONDS and is erased at the end."""
-    return tqdm(
-        total=total,
-        desc=f"preflight: {name}",
-        disable=not progress,
-        delay=BAR_DELAY_SECONDS,
-        leave=False,
-        file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 20,
+    return open_bar(
+        f"preflight: {name}", total, shown=progress, delay=BAR_DELAY_SECONDS, leave=False
     )
 
 

@@ -5,7 +5,6 @@ Everything that a step needs follows from its number (problems, keys) or is in t
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +19,7 @@ from score_jax.data import store
 from score_jax.data.stream import Stream
 from score_jax.distributed import processes
 from score_jax.distributed.processes import any_process
-from score_jax.distributed.signals import Interrupted, StopRequest
+from score_jax.distributed.signals import StopRequest
 from score_jax.distributed.watchdog import Watchdog
 from score_jax.rl import metrics
 from score_jax.rl.keys import run_key
@@ -129,11 +128,9 @@ class StageRun:
             self.log.message(f"rollouts kept: {size / 1e6:.1f} MB in {self.folder / rollouts.NAME}")
         self.request.after_save = False
         if any_process(bool(self.request.number)):
-            number = self.request.number or signal.SIGTERM  # 0: another host received it
-            raise Interrupted(
-                f"{signal.Signals(number).name} at step {self.progress.position} of "
-                f"{settings.steps}: saved; the same command goes on from here",
-                number,
+            raise self.request.interrupted(
+                f" at step {self.progress.position} of {settings.steps}: saved; the same command "
+                "goes on from here"
             )
 
     def validate_if_due(self, step: int) -> dict[str, float]:

@@ -6,16 +6,10 @@ import pytest
 
 from score_jax.main import resolve_stages
 from score_jax.stages.methods import expand, is_method
+from tests.methods import TUNE
 from tests.tiny_stages import get_config, refuse
 
 COLLECT = {"name": "collect", "program": "collect"}
-TUNE = {
-    "name": "tune",
-    "program": "supervised",
-    "start": "base",
-    "examples.source": "rollouts",
-    "examples.stage": "collect",
-}
 RL = {"name": "polish", "steps": 3, "objective.alpha": 5.0, "sampling.group_size": 4}
 
 
