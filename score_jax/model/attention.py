@@ -61,12 +61,14 @@ class Attention(nn.Module):
         window: Int[Array, ""],
         cached: Cached | None,
         magnitude: Float[Array, ""] | None = None,
+        segments: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """Applies attention; also returns the keys and values of the block.
 
         Args:
           cached: keys and values of S slots; slot s holds position s.
           magnitude: factor of rotated queries and keys (YaRN); None: 1.
+          segments: a token attends to those of its own segment only; None: to all.
         """
         config = self.config
         query = self.project(x, "query", config.heads, "heads")
@@ -79,7 +81,10 @@ class Attention(nn.Module):
         key = rotate(key, positions, frequencies, magnitude)
         key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # B K T H
 
-        scores = self.scores(query, key, visible(positions, positions, window))
+        mask = visible(positions, positions, window)
+        if segments is not None:
+            mask &= segments[:, :, None] == segments[:, None, :]
+        scores = self.scores(query, key, mask)
         if cached is not None:
             slots = jnp.arange(cached[0].shape[2])[None, :]
             past = visible(positions, slots, window) & (slots < positions[:, :1])[:, None, :]

@@ -40,6 +40,7 @@ class Block(nn.Module):
         positions: Int[Array, "B T"],
         layer: tuple[Array, Array | None, Array, Array],
         cache: Cache | None,
+        segments: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """Applies one layer.
 
@@ -51,7 +52,7 @@ class Block(nn.Module):
         cached = None if cache is None else read_cache(cache, index)
         normed = RmsNorm(config, name="attention_norm")(x)
         attention = Attention(config, name="attention")
-        mixed, new = attention(normed, positions, frequencies, window, cached, magnitude)
+        mixed, new = attention(normed, positions, frequencies, window, cached, magnitude, segments)
         if config.post_norms:
             mixed = RmsNorm(config, name="attention_post_norm")(mixed)
         x = x + mixed
@@ -84,7 +85,8 @@ class Decoder(nn.Module):
         self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), config.width)
         if not config.tied_embeddings:
             self.unembedding = weight(self, "unembedding", shape, ("vocab", "embed"), config.width)
-        per_layer: Any = (nn.broadcast, 0, nn.broadcast)  # positions, layer, cache
+        whole: Any = nn.broadcast
+        per_layer: Any = (whole, 0, whole, whole)  # positions, layer, cache, segments
         self.blocks = nn.scan(
             rematerialised(config),
             variable_axes={"params": 0},
@@ -101,6 +103,7 @@ class Decoder(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         cache: Cache | None = None,
+        segments: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Hidden states of a block of tokens, and the block's keys and values.
 
@@ -108,6 +111,8 @@ class Decoder(nn.Module):
           positions: index of each token in its row; consecutive within a block.
           cache: keys and values of the tokens before the block; slots from the block's
             first position on are ignored.
+          segments: number of the dialogue that each token belongs to, where several are packed
+            into one row; a token attends to its own dialogue only. None: one dialogue a row.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -122,7 +127,7 @@ class Decoder(nn.Module):
         windows = jnp.where(jnp.asarray(config.is_local), config.window or UNLIMITED, UNLIMITED)
         rotations = (layer_frequencies(config), layer_magnitudes(config))
         layers = (*rotations, windows, jnp.arange(config.layers))
-        x, (keys, values) = self.blocks(x, positions, layers, cache)
+        x, (keys, values) = self.blocks(x, positions, layers, cache, segments)
         return self.final_norm(x), Cache(keys=keys, values=values)
 
     def output_table(self) -> Float[Array, "V D"]:
@@ -141,9 +146,10 @@ def forward(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     cache: Cache | None = None,
+    segments: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """Decoder.__call__ as a pure function of its parameters."""
-    result = decoder.apply({"params": params}, tokens, positions, cache)
+    result = decoder.apply({"params": params}, tokens, positions, cache, segments)
     return cast(tuple[Array, Cache], result)
 
 
