@@ -47,7 +47,8 @@ def get_config() -> ConfigDict:
             "targets": ("query", "key", "value", "out", "gate", "up", "down"),
         }
     )
-    config.compute = ConfigDict({"dtype": "", "remat": ""})  # ComputeConfig; "": as the model says
+    # ComputeConfig; "": as the model says
+    config.compute = ConfigDict({"dtype": "", "remat": "", "attention": ""})
     config.mesh = ConfigDict(  # MeshConfig
         {"slices": -1, "data": -1, "fsdp": 1, "sampling_tensor": 1, "tensor": 1}
     )

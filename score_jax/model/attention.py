@@ -12,6 +12,9 @@ written, so that the caller writes those of all layers at once:
 The head axis precedes the slot axis, in the cache too, so that a decode step reads a
 layer's slice of the cache in place. With slots first the TPU compiler copies that slice
 (docs/plan.md).
+
+Without a cache (learner, prefill) a kernel of `fused_attention` may take the place of the
+masked softmax; config.attention says which.
 """
 
 import flax.linen as nn
@@ -20,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from score_jax.model.config import ModelConfig
+from score_jax.model.fused_attention import fused_attention
 from score_jax.model.layers import RmsNorm, product, rotate, soft_cap, vector, weight
 
 KeysValues = tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]
@@ -80,6 +84,9 @@ class Attention(nn.Module):
         query = rotate(query, positions, frequencies, magnitude)
         key = rotate(key, positions, frequencies, magnitude)
         key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # B K T H
+        if cached is None and config.attention in ("cudnn", "splash"):
+            mixed = fused_attention(config, query, key, value, window, segments)
+            return self.output(mixed), (key, value)
 
         mask = visible(positions, positions, window)
         if segments is not None:
@@ -95,11 +102,16 @@ class Attention(nn.Module):
         mixed = product("BKGTS,BKSH->BTKGH", probs[..., -block:], value)
         if cached is not None:
             mixed += product("BKGTS,BKSH->BTKGH", probs[..., :-block], cached[1])
-        heads = mixed.reshape(*x.shape[:2], config.heads, config.head_dim)
+        mixed = mixed.reshape(*x.shape[:2], config.heads, config.head_dim)
+        return self.output(mixed), (key, value)
+
+    def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        """The projection of all heads' mixed values."""
+        config = self.config
         shape = (config.heads, config.head_dim, config.width)
         fan_in = config.heads * config.head_dim
-        out = weight(self, "out", shape, ("heads", "head_dim", "embed"), fan_in, x.dtype)
-        return product("BTNH,NHD->BTD", heads, out), (key, value)
+        out = weight(self, "out", shape, ("heads", "head_dim", "embed"), fan_in, mixed.dtype)
+        return product("BTNH,NHD->BTD", mixed, out)
 
     def scores(
         self, query: Array, key: Array, mask: Bool[Array, "B T S"]

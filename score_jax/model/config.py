@@ -10,6 +10,7 @@ Activation = Literal["silu", "gelu_tanh", "gelu"]  # gelu: the exact form, by er
 RopeKind = Literal["linear", "llama3", "yarn"]
 Remat = Literal["none", "dots", "full"]
 Dtype = Literal["float32", "bfloat16"]
+AttentionKind = Literal["auto", "plain", "cudnn", "splash"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,9 @@ class ModelConfig:
     dtype: Dtype = "float32"  # of activations; parameters are float32
     unroll: int = 1  # layers per scan iteration; = layers is fastest for tiny models
     remat: Remat = "none"  # backward pass recomputes: nothing, all but matmuls, everything
+    # Without a cache (model.fused_attention). auto: stages.build takes what the devices have; a
+    # decoder of its own computes plain.
+    attention: AttentionKind = "auto"
 
     def __post_init__(self):
         check_fields(self, "model")
@@ -121,7 +125,12 @@ class ModelConfig:
                 f"model.local_layers has {len(self.local_layers)} entries; "
                 f"give one per layer, {self.layers}"
             )
-        for name, choices in (("activation", Activation), ("remat", Remat), ("dtype", Dtype)):
+        for name, choices in (
+            ("activation", Activation),
+            ("remat", Remat),
+            ("dtype", Dtype),
+            ("attention", AttentionKind),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"model.{name} is {getattr(self, name)!r}; "

@@ -1,7 +1,7 @@
 """A normal form of model configs, to compare which function the decoder computes.
 
 Configs have equal shapes if they differ only in spelling (a query scale equal to the
-default, a window without local layers) or in execution (dtype, remat).
+default, a window without local layers) or in execution (dtype, remat, attention).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 from score_jax.model.config import ModelConfig, RopeScaling
 
 # Fields that change no logit.
-IMPLEMENTATION_FIELDS = ("dtype", "unroll", "remat", "max_length")
+IMPLEMENTATION_FIELDS = ("dtype", "unroll", "remat", "attention", "max_length")
 SCALING_FIELDS = {  # kind: the fields that it uses
     "linear": ("kind", "factor"),
     "llama3": (

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from score_jax.distributed import sharding
 from score_jax.model import lora
 from score_jax.model.decoder import Decoder, compute_params
+from score_jax.model.fused_attention import resolve_attention
 from score_jax.model.weights import embedded, load
 from score_jax.records import Task
 from score_jax.rl.dialogue import DialoguePlan, Encoder
@@ -209,7 +210,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
       ValueError: a setting does not fit the devices, the model or the tokenizer.
     """
     mesh = sharding.make_mesh(settings.mesh, devices)
-    config = model_config(settings)
+    config = resolve_attention(model_config(settings), mesh.devices.flat[0])
     chat = load_chat(settings)
     check_vocabulary(settings, chat, config.vocab_size)
     check_rows(settings, mesh)

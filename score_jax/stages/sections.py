@@ -40,6 +40,7 @@ class ComputeConfig:
 
     dtype: str = ""  # of activations, and of the parameters while sampling
     remat: str = ""  # activations that the backward pass recomputes: none, dots, full
+    attention: str = ""  # without a cache: auto, plain, cudnn, splash
 
     def __post_init__(self):
         check_fields(self, "compute")
