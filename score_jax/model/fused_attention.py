@@ -92,7 +92,7 @@ def fused_attention(
     """
     length = query.shape[1]
     near = config.window if config.window is not None and config.window < length else None
-    kernel = {"splash": splash, "cudnn": partial(library, "cudnn")}[config.attention]
+    kernel = {"splash": splash, "cudnn": cudnn}[config.attention]
     whole, local = (sharded(partial(kernel, config, size)) for size in (None, near))
     if near is None or not any(config.is_local):
         return whole(query, key, value, segments)
@@ -122,8 +122,7 @@ def sharded(attend: Attend) -> Attend:
     return split
 
 
-def library(
-    name: Any,
+def cudnn(
     config: ModelConfig,
     window: int | None,
     query: Float[Array, "B T N H"],
@@ -131,9 +130,9 @@ def library(
     value: Float[Array, "B K T H"],
     segments: Int[Array, "B T"] | None,
 ) -> Float[Array, "B T N H"]:
-    """JAX's own attention; an implementation "xla" runs anywhere, for tests.
+    """cuDNN's kernel through `jax.nn`.
 
-    With segments a window is part of the mask, since cuDNN takes no bias beside a window.
+    With segments a window is part of the mask: cuDNN takes one or the other.
     """
     length, mask = query.shape[1], None
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
@@ -150,7 +149,7 @@ def library(
         scale=config.query_scale,
         is_causal=True,
         local_window_size=(window - 1, 0) if window and mask is None else None,
-        implementation=name,
+        implementation="cudnn",
     )
     return mixed[:, :length]
 

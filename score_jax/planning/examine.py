@@ -4,8 +4,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import flax.linen as nn
-import jax
 from jax.errors import JaxRuntimeError
 
 from score_jax.planning import flops, hlo, roofline, step_programs, tpu, traffic
@@ -51,7 +49,7 @@ def examine(
     """Compiles one program and reads memory, collectives, traffic and bounds from it."""
     others = sum(resident[name] for name in call.resident)
     mesh = call.program.mesh
-    with jax.set_mesh(mesh), nn.logical_axis_rules(call.program.rules):
+    with call.program.traced():
         traced = call.program.jitted.trace(*call.arguments)
         lowered = traced.lower()
     wall, cpu = time.monotonic(), time.process_time()
@@ -66,9 +64,10 @@ def examine(
     memory: Any = compiled.memory_analysis()
     steps = decode_steps(programs) if call.name == "sample" else []
     module = hlo.parse(compiled.as_text())
-    sent = hlo.collectives(module, steps=steps)
-    once, loops = flops.count(traced.jaxpr.jaxpr)
-    moved = traffic.hbm_traffic(module, steps)
+    shares = flops.layer_shares(programs.decoder.config)
+    sent = hlo.collectives(module, steps=steps, shares=shares)
+    once, loops = flops.count(traced.jaxpr.jaxpr, shares)
+    moved = traffic.hbm_traffic(module, steps, shares)
     chip = topology.chip
     outside = [c for c in sent if not c.in_loop]
     first = "prefill" if call.name == "sample" else call.name

@@ -1,10 +1,12 @@
 """Counts floating-point operations of a traced program and of a model's forward pass.
 
 Operations are counted before partitioning, over all devices, and multiplied by the trip
-counts of scans. Only matrix products count, as in a chip's peak.
+counts of scans. Only matrix products count, as in a chip's peak; those inside a splash
+attention kernel too, which the compiled program hides.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from score_jax.model.config import ModelConfig
@@ -18,24 +20,61 @@ def product_flops(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
 
 
-def count(jaxpr: Any) -> tuple[float, list[float]]:
-    """Operations outside of while loops, and those of one iteration of each while loop."""
+def count(jaxpr: Any, shares: Sequence[float] = ()) -> tuple[float, list[float]]:
+    """Operations outside of while loops, and those of one iteration of each while loop.
+
+    Args:
+      shares: of a model's layers that are whole and local, where a conditional chooses between
+        two attention kernels; (): as of other conditionals, every branch counts.
+    """
     once, loops = 0.0, []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             once += product_flops(equation)
+        elif name == "pallas_call":
+            once += kernel_steps(equation) * count(params["jaxpr"])[0]
         elif name == "while":
-            body, nested = count(params["body_jaxpr"].jaxpr)
+            body, nested = count(params["body_jaxpr"].jaxpr, shares)
             assert not nested, "a while loop inside a while loop: its trip count is unknown"
             loops.append(body)
         else:
-            times = params["length"] if name == "scan" else 1
-            for inner in inner_jaxprs(params):
-                outside, inside = count(inner)
-                once += times * outside
-                loops += [times * body for body in inside]
+            inner = inner_jaxprs(params)
+            times = [repetitions(name, params)] * len(inner)
+            if name == "cond" and shares and has_kernel(inner[0]):
+                times = list(shares)
+            for repeated, one in zip(times, inner, strict=True):
+                outside, inside = count(one, shares)
+                once += repeated * outside
+                loops += [repeated * body for body in inside]
     return once, loops
+
+
+def has_kernel(jaxpr: Any) -> bool:
+    """Whether a Pallas kernel is called."""
+    return any(
+        equation.primitive.name == "pallas_call"
+        or any(map(has_kernel, inner_jaxprs(equation.params)))
+        for equation in jaxpr.eqns
+    )
+
+
+def repetitions(name: str, params: dict[str, Any]) -> float:
+    """How often an equation runs what it contains; under shard_map every device does."""
+    if name == "shard_map":
+        return params["mesh"].size
+    return params["length"] if name == "scan" else 1
+
+
+def kernel_steps(equation: Any) -> float:
+    """Grid steps of a splash attention kernel that multiply: the others' blocks are masked.
+
+    Of the n rows of blocks (dkv: columns) row i has the diagonal's and up to i others that are
+    visible; the last axis of the grid is as long as the longest row.
+    """
+    grid = equation.params["grid_mapping"].grid
+    width, rows = grid[-1], grid[-3 if "dkv" in str(equation.params["name"]) else -2]
+    return math.prod(grid) * sum(min(i + 1, width) for i in range(rows)) / (rows * width)
 
 
 def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
@@ -48,6 +87,12 @@ def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
             elif hasattr(one, "eqns"):
                 found.append(one)
     return found
+
+
+def layer_shares(config: ModelConfig) -> tuple[float, float]:
+    """The shares of global and local layers, in the order of `fused_attention`'s branches."""
+    local = sum(config.is_local) / config.layers
+    return 1 - local, local
 
 
 def matrix_parameters(config: ModelConfig) -> int:

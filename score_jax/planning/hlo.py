@@ -12,7 +12,7 @@ a send to the host, which forwards it (Megascale).
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -172,7 +172,9 @@ class Run:
     fused: bool = False  # a collective inside a fusion
 
 
-def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
+def runs(
+    module: Module, steps: Sequence[float] = (), shares: Sequence[float] = ()
+) -> Iterator[Run]:
     """Every instruction outside of fusions, and the collectives in them, with its run count.
 
     The TPU compiler writes a collective that it overlaps with several fusions into each of
@@ -181,6 +183,7 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
     Args:
       steps: iterations of each loop whose end depends on data, in program order; if empty,
         each counts one iteration.
+      shares: of the runs of a conditional between attention kernels that take each branch.
     """
     remaining = list(steps)
 
@@ -199,8 +202,11 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
                 for role in ("body", "condition"):
                     yield from visit(parts[role], times * trips, inside)
             elif instruction.kind in ("call", "conditional") or "async" in instruction.kind:
-                for part in parts.values():
-                    yield from visit(part, times, in_loop)
+                weights: Sequence[float] = [1.0] * len(parts)
+                if instruction.kind == "conditional" and any(has_kernel(module, parts.values())):
+                    weights = shares or weights
+                for part, weight in zip(parts.values(), weights, strict=True):
+                    yield from visit(part, times * weight, in_loop)
             elif instruction.kind == "fusion":
                 for computation, one in inner_collectives(module, parts["calls"]):
                     if not known_channel(one, seen):
@@ -208,6 +214,12 @@ def runs(module: Module, steps: Sequence[float] = ()) -> Iterator[Run]:
 
     yield from visit(module.entry, 1.0, False)
     assert not remaining, f"{len(remaining)} of {len(steps)} loops are not in the program"
+
+
+def has_kernel(module: Module, names: Iterable[str]) -> Iterator[bool]:
+    """For each computation, whether it runs a splash attention kernel."""
+    for name in names:
+        yield any(one.name.startswith("splash_") for one in module.computations[name])
 
 
 def known_channel(instruction: Instruction, seen: set[str]) -> bool:
@@ -289,14 +301,17 @@ def wire_bytes(kind: str, payload: float, group: int) -> float:
     return payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
-def collectives(module: Module, *, steps: Sequence[float] = ()) -> list[Collective]:
+def collectives(
+    module: Module, *, steps: Sequence[float] = (), shares: Sequence[float] = ()
+) -> list[Collective]:
     """A program's collectives, summed by kind, group size and flags; the most bytes first.
 
     Args:
       steps: iterations of each sampling loop.
+      shares: as of `runs`.
     """
     totals: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for run in runs(module, steps):
+    for run in runs(module, steps, shares):
         if not is_collective(run.instruction):
             continue
         kind, size, across = participants(run.instruction)

@@ -2,7 +2,8 @@
 
 Each instruction outside of a fusion reads its operands and writes its result. A slice
 counts its result only, an update in place the update only, and arrays in the vector
-memory count nothing.
+memory count nothing. A kernel counts its operands once, though splash attention reads a row's
+keys and values again for each of its blocks of queries.
 """
 
 import re
@@ -33,15 +34,18 @@ class Traffic:
     in_loop: float  # inside of them; 0 for a program without
 
 
-def hbm_traffic(module: Module, steps: Sequence[float] = ()) -> Traffic:
+def hbm_traffic(
+    module: Module, steps: Sequence[float] = (), shares: Sequence[float] = ()
+) -> Traffic:
     """Bytes that a program reads and writes, with loops multiplied by their trip counts.
 
     Args:
       steps: iterations of each sampling loop.
+      shares: as of `hlo.runs`.
     """
     once = in_loop = 0.0
     shapes = {name: {i.name: i.shape for i in body} for name, body in module.computations.items()}
-    for run in runs(module, steps):
+    for run in runs(module, steps, shares):
         moved = run.times * instruction_bytes(module, run.instruction, shapes[run.computation])
         if run.in_loop:
             in_loop += moved

@@ -4,6 +4,7 @@ import pytest
 
 from score_jax.planning import hlo
 from score_jax.planning.hlo import Collective
+from score_jax.planning.traffic import hbm_traffic
 from tests.planning.hlo_text import PROGRAM
 
 
@@ -162,3 +163,45 @@ def test_group_notations(text, members):
 def test_bytes_on_the_wire_of_a_ring_of_four(kind, sent):
     assert hlo.wire_bytes(kind, 100, 4) == sent
     assert kind == "collective-permute" or hlo.wire_bytes(kind, 100, 1) == 0
+
+
+TWO_KERNELS = """\
+HloModule jit_layers
+
+%whole (q: bf16[4,8]) -> bf16[4,8] {
+  %q = bf16[4,8]{1,0} parameter(0)
+  ROOT %splash_mha_fwd_no_residuals.1 = bf16[4,8]{1,0} custom-call(%q), custom_call_target="x"
+}
+
+%local (p: bf16[4,8]) -> bf16[4,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  %far = bf16[4,8]{1,0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+  ROOT %splash_mha_fwd_no_residuals.2 = bf16[4,8]{1,0} custom-call(%far), custom_call_target="x"
+}
+
+%other (o: bf16[4,8]) -> bf16[4,8] {
+  %o = bf16[4,8]{1,0} parameter(0)
+  ROOT %negated = bf16[4,8]{1,0} negate(%o)
+}
+
+ENTRY %main (index: s32[], x: bf16[4,8]) -> bf16[4,8] {
+  %index = s32[] parameter(0)
+  %x = bf16[4,8]{1,0} parameter(1)
+  %mixed = bf16[4,8]{1,0} conditional(%index, %x, %x), branch_computations={%whole, %local}
+  ROOT %last = bf16[4,8]{1,0} conditional(%index, %mixed, %mixed), branch_computations={%other, %other}
+}
+"""
+
+
+def test_a_conditional_between_kernels_runs_each_branch_for_its_share_of_layers():
+    module = hlo.parse(TWO_KERNELS)
+    times = {}
+    for run in hlo.runs(module, shares=(0.25, 0.75)):
+        times[run.instruction.name] = times.get(run.instruction.name, 0) + run.times
+    assert times["splash_mha_fwd_no_residuals.1"] == 0.25
+    assert times["splash_mha_fwd_no_residuals.2"] == times["far"] == 0.75
+    assert times["negated"] == 2  # another conditional
+    assert [c.count for c in hlo.collectives(module, shares=(0.25, 0.75))] == [0.75]
+    assert [c.count for c in hlo.collectives(module)] == [1]
+    passed = 2 * 4 * 8 * 2  # bytes read and written by each instruction
+    assert hbm_traffic(module, (), (0.25, 0.75)).once == passed * (0.25 + 2 * 0.75 + 2)

@@ -165,3 +165,11 @@ def test_an_adapter_is_all_that_the_state_holds():
     config.lora.rank = 2
     with pytest.raises(ValueError, match=r"lora.targets is .*router.*choose some of query"):
         parse(config)
+
+
+def test_the_devices_decide_which_attention_a_stage_computes():
+    config = stage1.get_config()
+    assert build(parse(config)).decoder.config.attention == "plain"
+    config.compute.attention = "splash"
+    with pytest.raises(ValueError, match=r"model\.attention is 'splash', but the devices are of"):
+        build(parse(config))

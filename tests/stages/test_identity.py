@@ -130,6 +130,7 @@ LINEAR = RopeScaling(kind="linear", factor=2.0)
         ({"query_scale": 0.4}, False),
         ({"heads": 1}, False),
         ({"dtype": "bfloat16", "unroll": 2, "remat": "full", "max_length": 99}, True),
+        ({"attention": "splash"}, True),
         ({"query_scale": 0.5}, True),  # 4 ** -0.5, as by default
         ({"rope_local_base": 5.0, "local_layers": (True, False)}, True),  # without a window
     ],

@@ -46,7 +46,14 @@ MODEL = ModelConfig(
 
 
 @pytest.mark.parametrize(
-    "own", [{}, {"dtype": "bfloat16"}, {"remat": "full"}, {"dtype": "bfloat16", "remat": "none"}]
+    "own",
+    [
+        {},
+        {"dtype": "bfloat16"},
+        {"remat": "full"},
+        {"dtype": "bfloat16", "remat": "none"},
+        {"attention": "plain"},
+    ],
 )
 def test_what_compute_leaves_open_stays_as_the_model_has_it(own):
     found = ComputeConfig(**own).apply_to(MODEL)
@@ -58,6 +65,10 @@ def test_what_compute_leaves_open_stays_as_the_model_has_it(own):
     assert changed == own
     with pytest.raises(ValueError, match=r"model\.remat is 'some'; "):
         ComputeConfig(remat="some").apply_to(MODEL)
+    with pytest.raises(
+        ValueError, match=r"model\.attention is 'flash'; choose one of auto, plain,"
+    ):
+        ComputeConfig(attention="flash").apply_to(MODEL)
 
 
 def settings(**sets):
