@@ -24,7 +24,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -186,8 +186,8 @@ def splash(
     if segments is not None:
         (segments,) = padded(block, 1, segments)
     attend = partial(splash_rows, block, window, config.attention_cap)
-    mixed = at_default_precision(attend, query, key, value, segments)
-    return jnp.swapaxes(mixed[:, :, :length], 1, 2)
+    mixed = cast(Array, at_default_precision(attend, query, key, value, segments))
+    return jnp.swapaxes(mixed, 1, 2)[:, :length]
 
 
 def block_size(length: int) -> int:
@@ -214,13 +214,16 @@ def splash_rows(
         if window is None
         else splash_attention.LocalMask(shape, (window - 1, 0), 0)
     )
+    # Forward, then backward: of dk and dv, of dq.
+    passes = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes: dict[str, Any] = {f"block_{name}": block for name in passes}
     kernel = splash_attention.make_splash_mha_single_device(
         mask=splash_attention.MultiHeadMask([mask] * heads),
-        block_sizes=splash_attention.BlockSizes(*(block,) * 8),
+        block_sizes=splash_attention.BlockSizes(**sizes),
         attn_logits_soft_cap=cap,
     )
     ids = None if segments is None else splash_attention.SegmentIds(segments, segments)
-    return jax.vmap(kernel)(query, key, value, ids)
+    return cast(Array, jax.vmap(kernel)(query, key, value, ids))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -105,29 +105,31 @@ def test_a_window_as_long_as_the_row_needs_one_kernel_only():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_decoder_of_mixed_layers_agrees_with_the_plain_one(remat, on_cpu):
-    """Values and gradients in bfloat16, packed dialogues with positions from 0 included."""
+    """Gradients in float32, of packed dialogues with positions from 0 and all else a model has."""
     tokens = jnp.arange(200).reshape(2, 100) % 9
     segments = jnp.array([[0] * 40 + [1] * 60, [0] * 75 + [1] * 25])
     positions = jnp.arange(100) - jnp.where(segments == 1, jnp.array([[40], [75]]), 0)
     config = dataclasses.replace(
-        CONFIG, window=30, local_layers=(True, False), attention_cap=5.0, remat=remat
+        CONFIG,
+        dtype="float32",
+        window=30,
+        local_layers=(True, False),
+        attention_cap=5.0,
+        remat=remat,
     )
     params = nn.unbox(Decoder(config).init(jax.random.key(0), tokens, positions))
 
     def loss(config, params):
         hidden, _ = Decoder(config).apply(params, tokens, positions, None, segments)
-        return jnp.mean(
-            hidden.astype(jnp.float32) * jnp.sin(jnp.arange(hidden.size)).reshape(hidden.shape)
-        )
+        return jnp.mean(hidden.ravel() * jnp.sin(jnp.arange(hidden.size)))
 
     def gradient(kind):
-        found = jax.jit(jax.grad(partial(loss, dataclasses.replace(config, attention=kind))))(
-            params
-        )
+        given = dataclasses.replace(config, attention=kind)
+        found = jax.jit(jax.grad(partial(loss, given)))(params)
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(found)])
 
     found, plain = gradient("splash"), gradient("plain")
-    assert jnp.linalg.norm(found - plain) < 0.02 * jnp.linalg.norm(plain)
+    assert jnp.linalg.norm(found - plain) < 1e-5 * jnp.linalg.norm(plain)
 
 
 def equations(jaxpr, name):

@@ -188,7 +188,8 @@ ENTRY %main (index: s32[], x: bf16[4,8]) -> bf16[4,8] {
   %index = s32[] parameter(0)
   %x = bf16[4,8]{1,0} parameter(1)
   %mixed = bf16[4,8]{1,0} conditional(%index, %x, %x), branch_computations={%whole, %local}
-  ROOT %last = bf16[4,8]{1,0} conditional(%index, %mixed, %mixed), branch_computations={%other, %other}
+  ROOT %last = bf16[4,8]{1,0} conditional(%index, %mixed, %mixed), \
+branch_computations={%other, %other}
 }
 """
 
