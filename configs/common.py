@@ -57,7 +57,10 @@ def get_config() -> ConfigDict:
         {
             "group_size": 4,  # dialogues per problem
             "second_attempts": 1,  # second attempts per first attempt
-            "decode_segments": 1,  # loops, each over more of the cache; long turns want about 4
+            "decode_segments": 1,  # lengths of the cache; long turns want about 4
+            "row_sizes": 2,  # sizes of the loop's arrays: all rows, half of them, a quarter
+            "draft_tokens": 0,  # guessed from the row's earlier turns at a time; 0: none
+            "draft_yield": 1.5,  # tokens per guess and row below which guessing stops
             "prompt_limit": 12,  # tokens
             "turn_limit": 50,  # tokens of one turn
             "row_limit": 96,  # tokens of a whole dialogue; 0: no further limit
@@ -128,6 +131,7 @@ def get_config() -> ConfigDict:
         {
             "microbatches": 1,
             "minibatches": 1,
+            "pack": True,  # several dialogues in one row; False: padded to the limit
             "logits_chunk": 128,
             "baseline_decay": 0.9,
             "weight_noise": 0.0,  # supervised only: random step before each gradient

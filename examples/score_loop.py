@@ -36,7 +36,8 @@ from score_jax.rl.logprobs import spread_to_tokens
 from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig, make_optimizer
 from score_jax.rl.rollout import attempt_texts
-from score_jax.rl.sampling import SamplingConfig, sample_dialogues
+from score_jax.rl.sampling import sample_dialogues
+from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.tasks import registry
 from score_jax.text.chat import Chat, get_format
 from score_jax.types import Batch, Episodes, Params, TrainState

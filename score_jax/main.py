@@ -4,6 +4,7 @@
         [--mode=train|evaluate|report|export|ask|collect] [--config.field=value ...]
         [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
     python -m score_jax.main --config=FILE:preset --mode=plan --topology=v5p:4x4x4 [--search]
+    python -m score_jax.main --config=FILE --mode=bench [--lengths=drawn|full|realistic]
 
 A config names its parent stage. Stages that the workdir already holds are used, missing ones
 run first. The exit code is 0 only on success; an error is printed in one line, and its
@@ -29,6 +30,7 @@ from score_jax.checks import RENAMED_FIELDS
 from score_jax.distributed import processes
 from score_jax.distributed.signals import Interrupted
 from score_jax.distributed.watchdog import HostLost, Watchdog
+from score_jax.planning.bench import LENGTHS, run_bench
 from score_jax.planning.command import run_plan
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
@@ -43,9 +45,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; run
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "report", "export", "ask", "collect", "plan"],
+    ["train", "evaluate", "report", "export", "ask", "collect", "plan", "bench"],
     "train (evaluates and reports too), a part of that, a Hugging Face folder, a dialogue, graded "
-    "rollouts of the stage's policy, or what a TPU slice would make of it",
+    "rollouts of the stage's policy, what a TPU slice would make of it, or its speed here",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "several hosts: HOST:PORT of process 0; auto: as TPU, Slurm or MPI say"
@@ -56,6 +58,16 @@ OVER_HOSTS = ("train", "evaluate", "export", "collect")  # other modes run in on
 PROMPT = flags.DEFINE_string("prompt", "", "the problem for --mode=ask; none: a terminal asks")
 TOPOLOGY = flags.DEFINE_string("topology", "", "of --mode=plan: v5e:4x4, 2*v5p:4x4x4, ...")
 SEARCH = flags.DEFINE_bool("search", False, "of --mode=plan: try meshes and ways to save memory")
+TURN_LENGTHS = flags.DEFINE_enum(
+    "lengths",
+    "drawn",
+    LENGTHS,
+    "of --mode=bench: turns end where the model ends them, at their limits, or at lengths from a "
+    "long-tailed list with a mean of 35% of the limit",
+)
+REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "of --mode=bench: times that each phase is timed", lower_bound=1
+)
 
 # Overrides of these fields on the command line apply to the parent stages as well: they define
 # what is trained and measured, not how one stage is trained.
@@ -248,6 +260,9 @@ def main(_: list[str]) -> None:
     stages = resolve_stages(CONFIG.value, overrides, path)
     if MODE.value == "plan":
         run_plan(stages[-1].settings, TOPOLOGY.value, workdir(), search=SEARCH.value)
+        return
+    if MODE.value == "bench":
+        run_bench(stages[-1].settings, workdir(), lengths=TURN_LENGTHS.value, repeats=REPEATS.value)
         return
     if MODE.value in OVER_HOSTS:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)

@@ -52,6 +52,17 @@ class Prompts(struct.PyTreeNode):
     drawn: Bool[Array, "P R"]  # the policy draws it
     trained: Bool[Array, "P R"]  # its tokens carry loss
     ids: Ids  # `sample` is that of the first row
+    # Tokens of each turn of each of a prompt's G dialogues, none above the plan's limits; None:
+    # those, for all. The sampler's own rows hold "B R" here.
+    turn_limits: Int[Array, "P G R"] | None = None
+
+
+class Effort(struct.PyTreeNode):
+    """What drawing a row took, for measuring the sampler."""
+
+    computed: Int[Array, "B"]  # positions that passed through the model, useful or not, in turns
+    drafted: Int[Array, "B"]  # iterations in which its tokens were guessed
+    accepted: Int[Array, "B"]  # guesses that were drawn
 
 
 class Episodes(struct.PyTreeNode):
@@ -69,15 +80,18 @@ class Episodes(struct.PyTreeNode):
     ids: Ids
     # Added to the returns of turns, no part of their rewards (a penalty for repetition, say).
     shaping: Float[Array, "B R"] | None = None
+    effort: Effort | None = None  # None: not drawn by the sampling program
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of a dialogue; a token's slot is its position in the row."""
+    """Keys and values of tokens, an array for each group of layers (model.decoder.split_layers).
 
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
-    # Attention reads only this many slots, from the first; None: all of them.
-    attended_slots: int | None = struct.field(pytree_node=False, default=None)
+    C divides B: the rows of a batch share a cache in groups of B / C.
+    """
+
+    keys: tuple[Float[Array, "L C K S H"], ...]
+    values: tuple[Float[Array, "L C K S H"], ...]
+    positions: Int[Array, "C S"]  # of the token in each slot; negative: the slot is empty
 
 
 class Scores(struct.PyTreeNode):

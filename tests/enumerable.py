@@ -157,7 +157,7 @@ class TableDecoder:
     def config(self):
         return SimpleNamespace(logit_cap=None, dtype="float32")
 
-    def apply(self, variables, tokens=None, positions=None, method=None):
+    def apply(self, variables, tokens=None, positions=None, segments=None, method=None):
         """Hidden states of a block of tokens, or the table whose rows they choose."""
         if method == "output_table":
             return variables["params"]["table"].T
@@ -165,7 +165,7 @@ class TableDecoder:
         same = tokens[:, None, :] == jnp.asarray(self.prefixes)[None, :, :width]  # B C T
         so_far = jnp.cumprod(same, axis=-1)
         here = jnp.asarray(self.lengths)[:, None] == jnp.arange(1, width + 1)
-        return (so_far * here[None]).swapaxes(1, 2).astype(jnp.float32), None
+        return (so_far * here[None]).swapaxes(1, 2).astype(jnp.float32)
 
 
 def log_softmax(table):
@@ -196,7 +196,8 @@ def learner_functions(world, objective, plan, *, estimator=REINFORCE, config=Non
         decoder=world.decoder(),
         optimizer=SGD,
         max_tokens=plan.drawn_tokens,
-        config=config or learner.LearnerConfig(logits_chunk=3),
+        # The table's contexts begin where a row does: one dialogue a row.
+        config=config or learner.LearnerConfig(logits_chunk=3, pack=False),
         estimator=estimator,
     )
     keep = estimator.kl == "exact"
@@ -240,7 +241,8 @@ def updates(
     batches = world.episodes(
         table, rewards, groups, second_attempts=second_attempts, plan=plan, shaping=shaping
     )
-    return jax.jit(jax.vmap(one))(batches)
+    # One after the other: what an update skips by a condition is skipped, as in a run.
+    return jax.jit(partial(jax.lax.map, one))(batches)
 
 
 def ascents(world, table, reference, rewards, objective, groups, **options):

@@ -24,7 +24,8 @@ from score_jax.rl.metrics import flat
 from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig, make_optimizer
 from score_jax.rl.rollout import RolloutPrograms, collect_rollout
-from score_jax.rl.sampling import SamplingConfig, sample_dialogues
+from score_jax.rl.sampling import sample_dialogues
+from score_jax.rl.sampling_plan import SamplingConfig
 from tests.guarded import guarded
 from tests.tiny import MODEL, random_params
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.rl.dialogue import Encoder
-from score_jax.rl.sampling import SamplingConfig, fan_out
+from score_jax.rl.sampling import fan_out
+from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.types import Episodes
 
 CUT = "…"  # at the end of a text: the turn was cut there

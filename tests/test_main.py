@@ -172,6 +172,14 @@ REFUSED = {  # flags, and what stderr says, each in one line with exit code 2
     "a circle": ([STAGE2, "--config.parent=configs/stage2.py"], r"circle: stage2 -> stage2"),
     "no such mode": ([STAGE2, "--mode=fly"], r"--mode=fly: value should be one of <train\|eval"),
     "no such flag": ([STAGE2, "--wrokdir=x"], r"flag 'wrokdir'. Did you mean: workdir"),
+    "bench of no rollouts": (
+        ["--config=configs/base.py", "--mode=bench"],
+        r"'supervised'; --mode=bench measures rl stages",
+    ),
+    "bench without repeats": (
+        [STAGE2, "--mode=bench", "--repeats=0"],
+        r"--repeats=0: 0 is not a positive",
+    ),
     "stray word": ([STAGE2, "stray"], r"unknown arguments: stray; write --name=value"),
     "no config": ([], r"--config is missing; set it to a file such as configs/stage2.py"),
     "nothing to report": ([STAGE2, "--mode=report", "--workdir={empty}"], r"workdir is .* train"),

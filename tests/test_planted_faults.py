@@ -48,7 +48,7 @@ def scored(decoder, params, episodes, positions=None):
     """The learner's log-probabilities, at other positions if given."""
     positions = jnp.arange(episodes.tokens.shape[1]) if positions is None else positions
     positions = jnp.broadcast_to(positions, episodes.tokens.shape)
-    hidden, _ = forward(decoder, params, episodes.tokens, positions)
+    hidden = forward(decoder, params, episodes.tokens, positions)
     return score_tokens(
         decoder, params, hidden, episodes, max_tokens=100, logits_chunk=128
     ).logprobs

@@ -100,7 +100,7 @@ def test_the_exported_model_has_the_policys_logits_in_transformers(run, cache):
     tokens = jnp.asarray([ids])
 
     def logits(model):
-        return model.logits(model(tokens, jnp.arange(len(ids))[None, :])[0])[0]
+        return model.logits(model(tokens, jnp.arange(len(ids))[None, :]))[0]
 
     decoder = Decoder(found.programs.decoder.config)
     ours = jax.jit(lambda p: decoder.apply({"params": p}, method=logits))(found.params)

@@ -6,7 +6,7 @@ from typing import get_args
 import jax
 import numpy as np
 
-from score_jax.types import Episodes, Ids, Scores, TrainState
+from score_jax.types import Effort, Episodes, Ids, Scores, TrainState
 
 
 def test_pytrees_can_be_mapped_and_replaced():
@@ -24,7 +24,7 @@ def test_the_train_state_never_holds_the_reference():
 
 def test_every_field_of_a_row_leads_with_the_batch():
     """So that rows can be split, dealt out and gathered without knowing the fields."""
-    own = [field for field in dataclasses.fields(Episodes) if field.name != "ids"]
-    for field in [*own, *dataclasses.fields(Ids)]:
+    own = [field for field in dataclasses.fields(Episodes) if field.name not in ("ids", "effort")]
+    for field in [*own, *dataclasses.fields(Ids), *dataclasses.fields(Effort)]:
         kinds = [kind for kind in get_args(field.type) or (field.type,) if kind is not type(None)]
         assert [str(kind.dim_str).split()[0] for kind in kinds] == ["B"], field.name

@@ -11,7 +11,7 @@ import numpy as np
 from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import Decoder
 from score_jax.rl.dialogue import DialoguePlan, row_ids
-from score_jax.rl.sampling import SamplingConfig
+from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.types import Episodes, Prompts
 
 MODEL = ModelConfig(vocab_size=9, layers=2, width=16, heads=4, kv_heads=2, head_dim=4, mlp_dim=24)
@@ -92,7 +92,7 @@ def row_logits(config):
     def run(params, tokens):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         decoder = Decoder(config)
-        hidden, _ = decoder.apply({"params": params}, tokens, positions)
+        hidden = decoder.apply({"params": params}, tokens, positions)
         return decoder.apply({"params": params}, hidden, method="logits")
 
     return run

@@ -167,9 +167,9 @@ def warm_up_collectives(mesh: Mesh) -> None:
             program(ones).block_until_ready()
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh, axes: Sequence[str] = ROW_AXES) -> int:
     """The number of parts that rows are split into, in training and between hosts and devices."""
-    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def rows(mesh: Mesh) -> NamedSharding:

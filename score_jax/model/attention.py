@@ -1,13 +1,14 @@
-"""Grouped-query attention over a block of new tokens and, when decoding, a cache.
+"""Grouped-query attention over a block of new tokens and, when decoding, caches.
 
-New tokens always attend to each other causally. With a cache they also attend to the
-slots before the block's first token; the block's keys and values are returned, not
-written, so that the caller writes those of all layers at once:
+New tokens always attend to each other causally. They also attend to the tokens of each cache,
+which all stand before the block; the block's keys and values are returned, not written, so that
+the caller chooses where. A cache says per slot which position its token has, so a slot may be
+empty, and a row's tokens may lie anywhere. Here two rows share the cache of their prompt:
 
-                 cache slots          block
-                 0 1 2 3 4 5 6 7      a b
-    query a      x x x x x . . .      x .       row whose block starts at position 5
-    query b      x x x x x . . .      x x
+                 prompt          own             block
+    position     0 1 2 . .       3 4 . 5 .       6 7
+    query a      x x x . .       x x . x .       x .       row that has drawn three tokens
+    query b      x x x . .       x x . x .       x x
 
 The head axis precedes the slot axis, in the cache too, so that a decode step reads a
 layer's slice of the cache in place. With slots first the TPU compiler copies that slice
@@ -17,17 +18,32 @@ Without a cache (learner, prefill) a kernel of `fused_attention` may take the pl
 masked softmax; config.attention says which.
 """
 
+from collections.abc import Sequence
+from functools import reduce
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from score_jax.model.config import ModelConfig
 from score_jax.model.fused_attention import fused_attention
-from score_jax.model.layers import RmsNorm, product, rotate, soft_cap, vector, weight
+from score_jax.model.layers import (
+    RmsNorm,
+    linear,
+    product,
+    rotate,
+    soft_cap,
+    vector,
+    weight,
+    wide_product,
+)
 
 KeysValues = tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]
-Cached = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
+# Keys, values, and the position of each slot's token, negative where there is none. The rows of
+# a cache, C, divide B: rows of a batch share it in groups of B / C. C and S are each cache's own.
+Cached = tuple[Float[Array, "_ K _ H"], Float[Array, "_ K _ H"], Int[Array, "_ _"]]
 
 
 def visible(
@@ -36,6 +52,23 @@ def visible(
     """The attention mask: True for keys at or before the query and within the window."""
     distance = queries[:, :, None] - keys[:, None, :]
     return (distance >= 0) & (distance < window)
+
+
+def past(
+    queries: Int[Array, "B T"], slots: Int[Array, "C S"], window: Int[Array, ""]
+) -> Bool[Array, "B T S"]:
+    """The mask of a cache: its slots that hold a token within the window."""
+    slots = jnp.repeat(slots, len(queries) // len(slots), axis=0)
+    return visible(queries, slots, window) & (slots >= 0)[:, None, :]
+
+
+def mix(
+    probs: Float[Array, "B K Q T S"], values: Float[Array, "C K S H"]
+) -> Float[Array, "B T K Q H"]:
+    """The weighted sums of values, each cache for its own group of rows."""
+    grouped = probs.reshape(len(values), -1, *probs.shape[1:])
+    mixed = product("CGKQTS,CKSH->CGTKQH", grouped, values)
+    return mixed.reshape(len(probs), *mixed.shape[2:])
 
 
 class Attention(nn.Module):
@@ -49,7 +82,7 @@ class Attention(nn.Module):
         shape = (config.width, heads, config.head_dim)
         axes = ("embed", axis, "head_dim")
         matrix = weight(self, name, shape, axes, config.width, x.dtype)
-        y = product("BTD,DNH->BTNH", x, matrix)
+        y = linear(x, matrix)
         if config.qkv_bias:
             size = heads * config.head_dim
             bias = vector(self, f"{name}_bias", size, (axis,), 0.0)
@@ -63,14 +96,14 @@ class Attention(nn.Module):
         positions: Int[Array, "B T"],
         frequencies: Float[Array, "Half"],
         window: Int[Array, ""],
-        cached: Cached | None,
+        cached: Sequence[Cached],
         magnitude: Float[Array, ""] | None = None,
         segments: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """Applies attention; also returns the keys and values of the block.
 
         Args:
-          cached: keys and values of S slots; slot s holds position s.
+          cached: what else the block attends to; tokens before it.
           magnitude: factor of rotated queries and keys (YaRN); None: 1.
           segments: a token attends to those of its own segment only; None: to all.
         """
@@ -84,24 +117,19 @@ class Attention(nn.Module):
         query = rotate(query, positions, frequencies, magnitude)
         key = rotate(key, positions, frequencies, magnitude)
         key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # B K T H
-        if cached is None and config.attention in ("cudnn", "splash"):
+        if not cached and config.attention in ("cudnn", "splash"):
             mixed = fused_attention(config, query, key, value, window, segments)
             return self.output(mixed), (key, value)
 
         mask = visible(positions, positions, window)
         if segments is not None:
             mask &= segments[:, :, None] == segments[:, None, :]
-        scores = self.scores(query, key, mask)
-        if cached is not None:
-            slots = jnp.arange(cached[0].shape[2])[None, :]
-            past = visible(positions, slots, window) & (slots < positions[:, :1])[:, None, :]
-            cached_scores = self.scores(query, cached[0], past)
-            scores = jnp.concatenate([cached_scores, scores], axis=-1)  # B K G T S+T
-        probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        block = x.shape[1]
-        mixed = product("BKGTS,BKSH->BTKGH", probs[..., -block:], value)
-        if cached is not None:
-            mixed += product("BKGTS,BKSH->BTKGH", probs[..., :-block], cached[1])
+        parts = [(keys, values, past(positions, at, window)) for keys, values, at in cached]
+        parts.append((key, value, mask))
+        scores = [self.scores(query, keys, mask) for keys, _, mask in parts]
+        probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
+        shares = jnp.split(probs, np.cumsum([part.shape[-1] for part in scores])[:-1], axis=-1)
+        mixed = reduce(jnp.add, map(mix, shares, [values for _, values, _ in parts]))
         mixed = mixed.reshape(*x.shape[:2], config.heads, config.head_dim)
         return self.output(mixed), (key, value)
 
@@ -111,15 +139,23 @@ class Attention(nn.Module):
         shape = (config.heads, config.head_dim, config.width)
         fan_in = config.heads * config.head_dim
         out = weight(self, "out", shape, ("heads", "head_dim", "embed"), fan_in, mixed.dtype)
-        return product("BTNH,NHD->BTD", mixed, out)
+        return linear(mixed, out, 2)
 
     def scores(
-        self, query: Array, key: Array, mask: Bool[Array, "B T S"]
-    ) -> Float[Array, "B K G T S"]:
-        """Scaled, capped and masked logits in float32; query heads grouped by key head."""
-        config = self.config
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "C K S H"],
+        mask: Bool[Array, "B T S"],
+    ) -> Float[Array, "B K Q T S"]:
+        """Scaled, capped and masked logits in float32; Q query heads for each key head."""
+        config, (rows, block) = self.config, query.shape[:2]
         scale = config.query_scale or config.head_dim**-0.5
-        grouped = query.reshape(*query.shape[:2], config.kv_heads, -1, config.head_dim)
-        logits = product("BTKGH,BKSH->BKGTS", grouped * scale, key, jnp.float32)
-        logits = soft_cap(logits, config.attention_cap)
+        grouped = (query * scale).reshape(len(key), -1, block, config.kv_heads, *self.per_key)
+        logits = wide_product("CGTKQH,CKSH->CGKQTS", grouped, key)
+        logits = soft_cap(logits.reshape(rows, *logits.shape[2:]), config.attention_cap)
         return jnp.where(mask[:, None, None], logits, -1e30)
+
+    @property
+    def per_key(self) -> tuple[int, int]:
+        """Q, the query heads for each key head, and H."""
+        return self.config.heads // self.config.kv_heads, self.config.head_dim

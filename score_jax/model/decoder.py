@@ -1,9 +1,10 @@
-"""The decoder: scanned blocks with an optional key/value cache.
+"""The decoder: scanned blocks over whole rows, or over a block of tokens behind caches.
 
-The same apply function samples, scores and trains. It returns hidden states; logits are
-a second method, so that callers choose the positions for which they are computed.
+The same blocks sample, score and train. They return hidden states; logits are a function of
+their own, so that callers choose the positions for which they are computed.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -12,20 +13,34 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
-from score_jax.model.attention import Attention, Cached, KeysValues
+from score_jax.model.attention import Attention, KeysValues
 from score_jax.model.config import ModelConfig
 from score_jax.model.layers import (
     GatedMlp,
     RmsNorm,
     layer_frequencies,
     layer_magnitudes,
-    product,
     soft_cap,
     weight,
+    wide_product,
 )
 from score_jax.types import Cache, Params
 
 UNLIMITED = 1 << 30  # tokens; the window of a global layer
+
+# Keys and values of a scan's layers, and each slot's position, as of attention.Cached.
+Stacked = tuple[Float[Array, "_ _ K _ H"], Float[Array, "_ _ K _ H"], Int[Array, "_ _"]]
+# A layer's rotary frequencies and magnitude, its window in tokens, and its index in the scan.
+LayerInputs = tuple[Array, Array | None, Array, Array]
+
+
+def layer_inputs(config: ModelConfig, begin: int, end: int) -> LayerInputs:
+    """The inputs of the layers begin .. end - 1, stacked."""
+    windows = jnp.where(jnp.asarray(config.is_local), config.window or UNLIMITED, UNLIMITED)
+    magnitudes = layer_magnitudes(config)
+    frequencies = layer_frequencies(config)[begin:end]
+    magnitudes = None if magnitudes is None else magnitudes[begin:end]
+    return frequencies, magnitudes, windows[begin:end], jnp.arange(end - begin)
 
 
 class Block(nn.Module):
@@ -38,18 +53,18 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        layer: tuple[Array, Array | None, Array, Array],
-        cache: Cache | None,
+        layer: LayerInputs,
+        caches: Sequence[Stacked],
         segments: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """Applies one layer.
 
         Args:
-          layer: its rotary frequencies, rotary magnitude, window in tokens, and index.
+          caches: of all layers of the scan, each read at this one's index.
         """
         config = self.config
         frequencies, magnitude, window, index = layer
-        cached = None if cache is None else read_cache(cache, index)
+        cached = [(keys[index], values[index], at) for keys, values, at in caches]
         normed = RmsNorm(config, name="attention_norm")(x)
         attention = Attention(config, name="attention")
         mixed, new = attention(normed, positions, frequencies, window, cached, magnitude, segments)
@@ -73,6 +88,21 @@ def rematerialised(config: ModelConfig) -> type[nn.Module]:
     return nn.remat(Block, policy=policies[config.remat], prevent_cse=False)
 
 
+def scanned(config: ModelConfig, layers: int) -> Any:
+    """The class of `layers` blocks in a scan, called with what Block is; parameters stacked."""
+    whole: Any = nn.broadcast
+    per_layer: Any = (whole, 0, whole, whole)  # positions, layer, caches, segments
+    return nn.scan(
+        rematerialised(config),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=per_layer,
+        length=layers,
+        unroll=config.unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
 class Decoder(nn.Module):
     """Maps token ids to hidden states."""
 
@@ -85,35 +115,28 @@ class Decoder(nn.Module):
         self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), config.width)
         if not config.tied_embeddings:
             self.unembedding = weight(self, "unembedding", shape, ("vocab", "embed"), config.width)
-        whole: Any = nn.broadcast
-        per_layer: Any = (whole, 0, whole, whole)  # positions, layer, cache, segments
-        self.blocks = nn.scan(
-            rematerialised(config),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=per_layer,
-            length=config.layers,
-            unroll=config.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config)
+        self.blocks = scanned(config, config.layers)(config)
         self.final_norm = RmsNorm(config)
 
     def __call__(
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        cache: Cache | None = None,
         segments: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Hidden states of a block of tokens, and the block's keys and values.
+    ) -> Float[Array, "B T D"]:
+        """Hidden states of whole rows.
 
         Args:
-          positions: index of each token in its row; consecutive within a block.
-          cache: keys and values of the tokens before the block; slots from the block's
-            first position on are ignored.
+          positions: index of each token in its dialogue.
           segments: number of the dialogue that each token belongs to, where several are packed
             into one row; a token attends to its own dialogue only. None: one dialogue a row.
         """
+        layers = layer_inputs(self.config, 0, self.config.layers)
+        x, _ = self.blocks(self.embed(tokens), positions, layers, (), segments)
+        return self.final_norm(x)
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What the first layer takes."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
         # The lookup's result is sharded over the width, as the table is; only afterwards over
@@ -123,12 +146,11 @@ class Decoder(nn.Module):
         x = with_logical_constraint(x, ("lookup_batch", "length", "embed"))
         if config.embedding_scale:
             x = x * jnp.asarray(config.width**0.5, dtype)
-        x = with_logical_constraint(x, ("batch", "length", "embed_out"))
-        windows = jnp.where(jnp.asarray(config.is_local), config.window or UNLIMITED, UNLIMITED)
-        rotations = (layer_frequencies(config), layer_magnitudes(config))
-        layers = (*rotations, windows, jnp.arange(config.layers))
-        x, (keys, values) = self.blocks(x, positions, layers, cache, segments)
-        return self.final_norm(x), Cache(keys=keys, values=values)
+        return with_logical_constraint(x, ("batch", "length", "embed_out"))
+
+    def normalise(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states, from what the last layer returns."""
+        return self.final_norm(x)
 
     def output_table(self) -> Float[Array, "V D"]:
         """The unembedding, sharded over the vocabulary as the logits are."""
@@ -145,12 +167,53 @@ def forward(
     params: Params,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    cache: Cache | None = None,
     segments: Int[Array, "B T"] | None = None,
-) -> tuple[Float[Array, "B T D"], Cache]:
+) -> Float[Array, "B T D"]:
     """Decoder.__call__ as a pure function of its parameters."""
-    result = decoder.apply({"params": params}, tokens, positions, cache, segments)
-    return cast(tuple[Array, Cache], result)
+    return cast(Array, decoder.apply({"params": params}, tokens, positions, segments))
+
+
+def split_layers(params: Params, groups: int) -> Params:
+    """Parameters with the stacked layers cut into equal groups of one array each, for `decode`.
+
+    A scan over stacked layers slices each layer's weights out of the stack. In a loop that reads
+    all weights for a few tokens, CPUs and GPUs make a copy of every slice; groups of one layer
+    are read where they lie (docs/speed.md).
+    """
+
+    leaves, tree = jax.tree.flatten(params["blocks"])
+    parts = zip(*(jnp.split(x, groups) for x in leaves), strict=True)
+    return {**params, "blocks": tuple(map(tree.unflatten, parts))}
+
+
+def decode(
+    decoder: Decoder,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    caches: Sequence[Cache] = (),
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Hidden states of a block of tokens behind caches, and the block's own keys and values.
+
+    Args:
+      params: of the model, or of `split_layers`.
+      positions: index of each token in its row; consecutive within a block.
+      caches: keys and values of tokens before the block.
+    """
+    config, blocks = decoder.config, params["blocks"]
+    blocks = blocks if isinstance(blocks, tuple) else (blocks,)
+    size = config.layers // len(blocks)
+    x: Any = decoder.apply({"params": params}, tokens, method="embed")
+    found = []
+    for group, part in enumerate(blocks):
+        own = [(cache.keys[group], cache.values[group], cache.positions) for cache in caches]
+        layers = layer_inputs(config, group * size, (group + 1) * size)
+        apply = scanned(config, size)(config).apply
+        x, new = apply({"params": part}, x, positions, layers, tuple(own), None)
+        found.append(new)
+    hidden: Any = decoder.apply({"params": params}, x, method="normalise")
+    keys, values = zip(*found, strict=True)
+    return hidden, Cache(keys=keys, values=values, positions=positions)
 
 
 def output_table(decoder: Decoder, params: Params) -> Float[Array, "V D"]:
@@ -168,7 +231,9 @@ def vocabulary_logits(
     """
     between = (None,) * (hidden.ndim - 2)
     hidden = with_logical_constraint(hidden, ("logit_batch", *between, "embed_out"))
-    logits = product("...D,VD->...V", hidden, table.astype(hidden.dtype), jnp.float32)
+    rows = hidden.reshape(-1, hidden.shape[-1])  # as in layers.linear
+    logits = wide_product("ND,VD->NV", rows, table.astype(hidden.dtype))
+    logits = logits.reshape(*hidden.shape[:-1], -1)
     logits = with_logical_constraint(logits, ("logit_batch", *between, "vocab_out"))
     return soft_cap(logits, config.logit_cap)
 
@@ -187,32 +252,33 @@ def compute_params(config: ModelConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast_one, params)
 
 
-def read_cache(cache: Cache, layer: Int[Array, ""]) -> Cached:
-    """A layer's keys and values in the first `cache.attended_slots` slots; None: all slots.
+def write_cache(
+    cache: Cache, new: Cache, slot: Int[Array, ""] | Int[Array, "B"], positions: Int[Array, "B T"]
+) -> Cache:
+    """Writes a block behind the tokens of a cache.
 
-    A single slice over layers and slots: the TPU compiler fuses it into the product that
-    reads it. Two slices, one after the other, it would materialise as a copy.
-    """
-    _, rows, heads, slots, size = cache.keys.shape
-    shape = (1, rows, heads, cache.attended_slots or slots, size)
-    keys, values = (
-        jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0), shape)[0] for x in (cache.keys, cache.values)
-    )
-    return keys, values
+    In place where the cache is donated or carried. One slot for all rows is one slice on every
+    backend; a slot for each row is a loop over rows on a CPU (docs/speed.md).
 
-
-def write_cache(cache: Cache, new: Cache, start: Int[Array, "B"]) -> Cache:
-    """Writes a block's keys and values of all layers, each row's from its slot `start` on.
-
-    A row-wise dynamic_update_slice: in place where the cache is donated or carried.
+    Args:
+      slot: of the block's first token.
+      positions: of its tokens; negative where a row has none.
     """
 
-    def write_row(row: Array, block: Array, slot: Array) -> Array:
-        return jax.lax.dynamic_update_slice(row, block, (0, 0, slot, 0))  # L K S H
+    def write(whole: Array, block: Array, at: Array) -> Array:
+        start = (0,) * (whole.ndim - 2) + (at, 0)
+        return jax.lax.dynamic_update_slice(whole, block, start)
 
-    write = jax.vmap(write_row, in_axes=(1, 1, 0), out_axes=1)
-    return cache.replace(
-        keys=write(cache.keys, new.keys, start), values=write(cache.values, new.values, start)
+    def write_positions(whole: Array, block: Array, at: Array) -> Array:
+        return jax.lax.dynamic_update_slice(whole, block, (0,) * (whole.ndim - 1) + (at,))
+
+    if slot.ndim:
+        write = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
+        write_positions = jax.vmap(write_positions)
+    return Cache(
+        keys=tuple(write(a, b, slot) for a, b in zip(cache.keys, new.keys, strict=True)),
+        values=tuple(write(a, b, slot) for a, b in zip(cache.values, new.values, strict=True)),
+        positions=write_positions(cache.positions, positions, slot),
     )
 
 

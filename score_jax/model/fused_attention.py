@@ -136,8 +136,9 @@ def cudnn(
     """
     length, mask = query.shape[1], None
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    query, key, value = padded(ALIGNED, 1, query, key, value)
     if segments is not None:
-        query, key, value, segments = padded(ALIGNED, 1, query, key, value, segments)
+        (segments,) = padded(ALIGNED, 1, segments)
         index = jnp.arange(segments.shape[1])
         near = index[:, None] - index < (window or len(index))
         mask = ((segments[:, :, None] == segments[:, None, :]) & near)[:, None]

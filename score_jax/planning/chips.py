@@ -1,9 +1,10 @@
-"""Peak rates and memory of Cloud TPU chips, and the parser of topology names.
+"""Peak rates of chips, memory of Cloud TPUs, and the parser of topology names.
 
 Source: cloud.google.com/tpu/docs/v5e, /v5p and /v6e: peak bf16 compute, bandwidths of HBM and,
 for all ports in both directions, of ICI. HBM is what libtpu 0.0.42 lets a program use (of 16,
 95 and 32 GiB), as its out-of-memory message states. DCN per chip: 50 Gbps on v5p (the same page),
 6.4 Tbps per v5e pod of 256; v6e: 100 Gbps (jax-ml.github.io/scaling-book/tpus).
+NVIDIA's data sheets of H100 SXM and H200: dense bf16 compute, bandwidth of HBM.
 """
 
 import math
@@ -44,6 +45,24 @@ CHIPS = {
         accelerator="v6e-{chips}",
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that a device computes and moves."""
+
+    flops: float  # bf16 per second
+    hbm_bandwidth: float  # bytes per second
+
+
+DEVICE_KINDS = {  # as jax names them
+    "TPU v5 lite": Peak(CHIPS["v5e"].flops, CHIPS["v5e"].hbm_bandwidth),
+    "TPU v5": Peak(CHIPS["v5p"].flops, CHIPS["v5p"].hbm_bandwidth),
+    "TPU v5p": Peak(CHIPS["v5p"].flops, CHIPS["v5p"].hbm_bandwidth),
+    "TPU v6 lite": Peak(CHIPS["v6e"].flops, CHIPS["v6e"].hbm_bandwidth),
+    "NVIDIA H100 80GB HBM3": Peak(990e12, 3.35e12),
+    "NVIDIA H200": Peak(990e12, 4.8e12),
+}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,19 @@
 """Compiles a stage's programs for a topology; reports memory, traffic and time bounds."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jax.errors import JaxRuntimeError
 
+from score_jax.distributed import sharding
 from score_jax.planning import flops, hlo, roofline, step_programs, tpu, traffic
 from score_jax.planning.chips import Topology
 from score_jax.planning.step_programs import Call
-from score_jax.rl.sampling import segment_schedule
+from score_jax.rl.learner import scores_before
+from score_jax.rl.packing import microbatch_rows
+from score_jax.rl.sampling_plan import PATIENCE, forced_blocks, loop_sizes, rounded, segment_slots
 from score_jax.stages.build import StagePrograms, build
 from score_jax.stages.settings import Settings
 
@@ -35,12 +39,68 @@ class Examined:
         return self.own_bytes + self.resident_bytes
 
 
-def decode_steps(programs: StagePrograms) -> list[int]:
-    """Iterations of each sampling loop if every turn reaches its limit."""
+def decode_steps(programs: StagePrograms) -> int:
+    """Tokens that the sampling loops append to a row if every turn reaches its limit."""
     settings, encoder = programs.settings, step_programs.encoder(programs)
-    schedule = segment_schedule(settings.plan, encoder.width, encoder.block, settings.sampling)
-    ends = [end for end, _ in schedule]
-    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    return settings.plan.steps(encoder.block, settings.sampling.row_limit)
+
+
+def loop_trips(programs: StagePrograms) -> list[float]:
+    """Iterations of each sampling loop, in program order, if every turn reaches its limit.
+
+    The loops stand in one loop over turns: what is told is the mean over these. No row ends
+    early, so that all of the work falls to the loops over all rows.
+    """
+    settings, block = programs.settings, step_programs.encoder(programs).block
+    plan, config = settings.plan, settings.sampling
+    shards = sharding.row_shards(programs.mesh, sharding.SAMPLE_ROW_AXES)
+    sizes = len(loop_sizes(settings.batch * config.group_size // shards, config))
+    segments = segment_slots(plan, block, config)
+    drawn, blocks, slot = [0.0] * len(segments), 0, 0
+    for index, turn in enumerate(plan.drawn):
+        if index:
+            count, size = forced_blocks(block)
+            blocks += count
+            slot += rounded(count * size, PATIENCE)
+        end = slot + rounded(plan.limits[turn - 1], PATIENCE)
+        for number, slots in enumerate(segments):
+            room = max(min(end, slots) - slot, 0)
+            drawn[number] += room
+            slot += room
+    several = len(plan.drawn) > 1
+    trips: list[float] = [blocks] if several else []
+    kinds = 2 if config.draft_tokens else 1  # the plain loop is the last of a size's
+    for count in drawn:
+        per_question = count / (1 if shards == 1 else PATIENCE)
+        own = [0.0] * (kinds * sizes)
+        own[kinds - 1] = per_question
+        trips += own
+    turns = plan.turns - plan.drawn[0] + 1
+    return [count / turns for count in trips]
+
+
+def packed_steps(programs: StagePrograms, name: str) -> list[int]:
+    """Microbatches of each loop of `score` or `update` where every row is as long as it may be."""
+    settings, learner = programs.settings, programs.settings.learner
+    if not learner.pack:
+        return []
+    rows = settings.batch * settings.sampling.group_size // programs.learner.row_shards
+
+    def loop(rows: int, microbatches: int) -> int:
+        return -(-rows // microbatch_rows(rows, microbatches))
+
+    scored = loop(rows, learner.microbatches * learner.minibatches)
+    if name == "score":
+        return [scored]
+    learnt = loop(rows // learner.minibatches, learner.microbatches)
+    return [scored, learnt] if scores_before(programs.learner) else [learnt]
+
+
+def loop_steps(programs: StagePrograms, name: str) -> Sequence[float]:
+    """Iterations of each loop of a program whose end depends on data, in its longest run."""
+    if name == "sample":
+        return loop_trips(programs)
+    return packed_steps(programs, name) if name in ("score", "update") else []
 
 
 def examine(
@@ -62,20 +122,24 @@ def examine(
         return Examined(name=call.name, own_bytes=used[0], resident_bytes=others, refused=True)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     memory: Any = compiled.memory_analysis()
-    steps = decode_steps(programs) if call.name == "sample" else []
+    steps = loop_steps(programs, call.name)
     module = hlo.parse(compiled.as_text())
     shares = flops.layer_shares(programs.decoder.config)
     sent = hlo.collectives(module, steps=steps, shares=shares)
     once, loops = flops.count(traced.jaxpr.jaxpr, shares)
     moved = traffic.hbm_traffic(module, steps, shares)
     chip = topology.chip
-    outside = [c for c in sent if not c.in_loop]
-    first = "prefill" if call.name == "sample" else call.name
-    phases = [roofline.phase(first, chip, once / mesh.size, moved.once, outside)]
+    looped = sum(n * body for n, body in zip(steps, loops, strict=True))
     if call.name == "sample":
-        inside = [c for c in sent if c.in_loop]
-        drawn = sum(n * body for n, body in zip(steps, loops, strict=True)) / mesh.size
-        phases.append(roofline.phase("decode", chip, drawn, moved.in_loop, inside))
+        inside, outside = ([c for c in sent if c.in_loop == looping] for looping in (True, False))
+        phases = [
+            roofline.phase("prefill", chip, once / mesh.size, moved.once, outside),
+            roofline.phase("decode", chip, looped / mesh.size, moved.in_loop, inside),
+        ]
+    else:  # a loop over microbatches is no phase of its own
+        sent = [replace(c, in_loop=False) for c in sent]
+        work = (once + looped) / mesh.size
+        phases = [roofline.phase(call.name, chip, work, moved.once + moved.in_loop, sent)]
     return Examined(
         name=call.name,
         own_bytes=memory.peak_memory_in_bytes,
@@ -150,7 +214,7 @@ def make_plan(
         topology=topology,
         resident=resident,
         programs=found,
-        steps=sum(decode_steps(programs)),
+        steps=decode_steps(programs),
         useful_flops=useful_flops(programs),
     )
 
@@ -164,7 +228,7 @@ def useful_flops(programs: StagePrograms) -> float:
     sampling = settings.sampling
     rows = settings.batch * sampling.group_size
     length = step_programs.encoder(programs).row_length(sampling.row_limit)
-    drawn = sum(decode_steps(programs))
+    drawn = decode_steps(programs)
     policy = settings.plan.drawn_tokens
     prefill = flops.forward_flops(
         config, settings.batch * sampling.prompt_limit, sampling.prompt_limit / 2, 0

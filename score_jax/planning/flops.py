@@ -6,6 +6,7 @@ attention kernel too, which the compiled program hides.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def count(jaxpr: Any, shares: Sequence[float] = ()) -> tuple[float, list[float]]
 
     Args:
       shares: of a model's layers that are whole and local, where a conditional chooses between
-        two attention kernels; (): as of other conditionals, every branch counts.
+        two attention kernels; of other conditionals the dearest branch counts, and all loops.
     """
     once, loops = 0.0, []
     for equation in jaxpr.eqns:
@@ -38,15 +39,18 @@ def count(jaxpr: Any, shares: Sequence[float] = ()) -> tuple[float, list[float]]
             body, nested = count(params["body_jaxpr"].jaxpr, shares)
             assert not nested, "a while loop inside a while loop: its trip count is unknown"
             loops.append(body)
+        elif name == "cond":
+            branches = [count(branch.jaxpr, shares) for branch in params["branches"]]
+            outside = [own for own, _ in branches]
+            chosen = shares and has_kernel(params["branches"][0].jaxpr)
+            once += sum(map(operator.mul, shares, outside)) if chosen else max(outside)
+            loops += [body for _, inside in branches for body in inside]
         else:
-            inner = inner_jaxprs(params)
-            times = [repetitions(name, params)] * len(inner)
-            if name == "cond" and shares and has_kernel(inner[0]):
-                times = list(shares)
-            for repeated, one in zip(times, inner, strict=True):
-                outside, inside = count(one, shares)
-                once += repeated * outside
-                loops += [repeated * body for body in inside]
+            times = repetitions(name, params)
+            for inner in inner_jaxprs(params):
+                outside, inside = count(inner, shares)
+                once += times * outside
+                loops += [times * body for body in inside]
     return once, loops
 
 

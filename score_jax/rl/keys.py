@@ -56,18 +56,22 @@ def row_keys(key: Key[Array, ""], ids: Ids) -> tuple[Key[Array, "B"], Key[Array,
     return jax.vmap(fold)(ids.draw, ids.attempt), jax.vmap(fold)(ids.draw, ids.sample)
 
 
-def token_keys(
-    first: Key[Array, "B"],
-    own: Key[Array, "B"],
-    turn: Int[Array, "B"],
-    position: Int[Array, "B"],
+def turn_keys(
+    first: Key[Array, "B"], own: Key[Array, "B"], turn: Int[Array, ""]
 ) -> Key[Array, "B"]:
-    """Keys of each row's next token.
+    """Keys of a turn, from 1, of each row.
 
     Args:
       first, own: of `row_keys`.
-      turn: that the token belongs to, from 1.
-      position: of the token, in tokens since the dialogue began.
     """
-    fold = jax.vmap(jax.random.fold_in)
-    return fold(fold(jnp.where(turn == 1, first, own), turn), position)
+    keys = jax.tree.map(partial(jnp.where, turn == 1), first, own)
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, turn)
+
+
+def token_keys(turn: Key[Array, "B"], position: Int[Array, "B"]) -> Key[Array, "B"]:
+    """Keys of tokens at given positions of their dialogues.
+
+    Args:
+      turn: of `turn_keys`.
+    """
+    return jax.vmap(jax.random.fold_in)(turn, position)

@@ -7,6 +7,7 @@ and supervised learning differ by the advantages and weights of the tokens alone
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,10 +34,23 @@ from score_jax.rl.logprobs import spread_to_tokens, sum_by_turn
 from score_jax.rl.metrics import Metric, largest, mean, total
 from score_jax.rl.mismatch import importance_weights, mismatch_metrics, mismatch_parts
 from score_jax.rl.objectives import Objective
+from score_jax.rl.packing import (
+    Microbatches,
+    Places,
+    join_rows,
+    pack,
+    pack_batch,
+    packed_episodes,
+    padding,
+    places_of,
+    split_batch,
+    split_rows,
+    spread,
+)
 from score_jax.rl.scoring import hidden_states, score_tokens
-from score_jax.types import Batch, Episodes, Params, Scores, TrainState
+from score_jax.types import Batch, Episodes, Params, Scores, TokenScores, TrainState
 
-Loss = Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Metric]]]
+Loss = Callable[[Params, Batch, Places | None], tuple[Float[Array, ""], dict[str, Metric]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +59,7 @@ class LearnerConfig:
 
     microbatches: Count = 1  # parts of a minibatch whose gradients are accumulated
     minibatches: Count = 1  # updates per rollout; above 1 needs estimator.clip
+    pack: bool = True  # several dialogues in one row; False: a row each, padded to the limit
     logits_chunk: Count = 128  # positions per row whose logits are held at a time
     baseline_decay: Decay = (
         0.9  # of the running baseline, per rollout; 0: only the last rollout counts
@@ -77,6 +92,7 @@ class Learner:
     # Makes the policy; with an adapter (model.lora.attach) what is trained is not all of it.
     compose: Compose = all_trained
     seed: int = 0  # of the random steps of config.weight_noise
+    row_shards: int = 1  # parts of the rows that devices hold; each is packed by itself
 
 
 def begin(learner: Learner, params: Params, objective: Objective) -> TrainState:
@@ -90,18 +106,6 @@ def begin(learner: Learner, params: Params, objective: Objective) -> TrainState:
     )
 
 
-def split_rows(tree: Any, parts: int) -> Any:
-    """Splits rows into parts such that every device keeps its own rows."""
-    return jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree
-    )
-
-
-def join_rows(tree: Any) -> Any:
-    """Undoes `split_rows`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
-
-
 def score_episodes(
     learner: Learner, params: Params, episodes: Episodes, *, keep_hidden: bool = False
 ) -> Scores:
@@ -111,43 +115,74 @@ def score_episodes(
       keep_hidden: keep the hidden states instead, of which the update makes the exact KL.
     """
     config = learner.config
+    parts = config.microbatches * config.minibatches
 
-    def one(part: Episodes) -> Scores:
-        hidden = hidden_states(learner.decoder, params, part.tokens)
+    def one(part: Episodes, places: Places | None = None) -> Scores:
+        hidden = hidden_states(learner.decoder, params, part.tokens, places)
         if keep_hidden:
             return Scores(logprobs=jnp.zeros(part.turn.shape), hidden=hidden)
-        scores = score_tokens(
-            learner.decoder,
-            params,
-            hidden,
-            part,
-            max_tokens=learner.max_tokens,
-            logits_chunk=config.logits_chunk,
-        )
+        scores = token_scores(learner, params, hidden, part, places)
         return Scores(logprobs=scores.logprobs, hidden=None)
 
-    parts = config.microbatches * config.minibatches
-    return join_rows(jax.lax.map(one, split_rows(episodes, parts)))
+    if not config.pack:
+        return join_rows(jax.lax.map(one, split_rows(episodes, parts)))
+    packing = pack(episodes, shards=learner.row_shards, microbatches=parts)
+
+    def part(index: Int[Array, ""]) -> tuple[Places, Scores]:
+        places = places_of(packing, index)
+        return places, one(packed_episodes(places, episodes), places)
+
+    def put(index: Int[Array, ""], found: Scores) -> Scores:
+        places, scores = part(index)
+        return jax.tree.map(partial(spread, places), found, scores)
+
+    shapes = jax.eval_shape(lambda: part(jnp.array(0))[1])
+    rows = episodes.tokens.shape
+    empty = jax.tree.map(lambda x: jnp.zeros((*rows, *x.shape[2:]), x.dtype), shapes)
+    return jax.lax.fori_loop(0, packing.microbatches, put, empty)
 
 
-def batch_loss(
-    learner: Learner, params: Params, reference_params: Params, batch: Batch
-) -> tuple[Float[Array, ""], dict[str, Metric]]:
-    """The weighted sum of the token losses of rows, and their part of the metrics."""
-    episodes, estimator = batch.episodes, learner.estimator
-    hidden = hidden_states(learner.decoder, params, episodes.tokens)
-    reference = None
-    if batch.scores is not None and batch.scores.hidden is not None:
-        reference = (reference_params, batch.scores.hidden)
-    scores = score_tokens(
+def token_scores(
+    learner: Learner,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    episodes: Episodes,
+    places: Places | None,
+    reference: tuple[Params, Float[Array, "B T D"]] | None = None,
+) -> TokenScores:
+    """The scores of a microbatch's tokens; of packed ones, each shard's stand in one row."""
+    most, chunk = learner.max_tokens, learner.config.logits_chunk
+    if places is not None:
+        most, chunk = episodes.tokens.shape[1], chunk * places.row.shape[1]
+    return score_tokens(
         learner.decoder,
         params,
         hidden,
         episodes,
-        max_tokens=learner.max_tokens,
-        logits_chunk=learner.config.logits_chunk,
+        max_tokens=most,
+        logits_chunk=chunk,
         reference=reference,
     )
+
+
+def batch_loss(
+    learner: Learner,
+    params: Params,
+    reference_params: Params,
+    batch: Batch,
+    places: Places | None = None,
+) -> tuple[Float[Array, ""], dict[str, Metric]]:
+    """The weighted sum of the token losses of a microbatch, and its part of the metrics.
+
+    Args:
+      places: of packed tokens; None: each row is a dialogue.
+    """
+    episodes, estimator = batch.episodes, learner.estimator
+    hidden = hidden_states(learner.decoder, params, episodes.tokens, places)
+    reference = None
+    if batch.scores is not None and batch.scores.hidden is not None:
+        reference = (reference_params, batch.scores.hidden)
+    scores = token_scores(learner, params, hidden, episodes, places, reference)
     kl_loss, kl_estimate = kl_terms(estimator.kl, scores, batch)
     before = batch.logprobs
     if before is None:
@@ -162,10 +197,9 @@ def batch_loss(
     drawn = jnp.where(episodes.sampled, episodes.turn, 0)
     owner = jnp.where(episodes.sampled | episodes.trained, episodes.turn, 0)
     tokens = sum_by_turn(jnp.ones(owner.shape), owner, turns).sum(0)
-    rows = episodes.present.sum(0).astype(jnp.float32)
     return loss, {
         "loss": total(loss),
-        "kl": mean(sum_by_turn(kl_estimate, drawn, turns).sum(0), rows, "nats"),
+        "kl": total(sum_by_turn(kl_estimate, drawn, turns).sum(0), "nats"),
         "entropy": mean(sum_by_turn(scores.entropy, owner, turns).sum(0), tokens, "nats"),
         "importance_capped": mean(sum_by_turn(capped, drawn, turns).sum(0), tokens),
         **mismatch_parts(episodes.logprobs, before, drawn, turns),
@@ -173,19 +207,18 @@ def batch_loss(
 
 
 def accumulated_gradient(
-    loss: Loss, params: Params, batch: Any, microbatches: int
+    loss: Loss, params: Params, parts: Microbatches
 ) -> tuple[Params, dict[str, Metric]]:
     """Gradient and metrics of a batch, one microbatch in memory at a time."""
     gradient_of = jax.grad(loss, has_aux=True)
-    parts = split_rows(batch, microbatches)
 
-    def add(so_far: tuple, part: Any) -> tuple[tuple, None]:
-        gradient, found = gradient_of(params, part)
-        return (jax.tree.map(jnp.add, so_far[0], gradient), metrics.merge((so_far[1], found))), None
+    def add(index: Int[Array, ""], so_far: tuple) -> tuple[Params, dict[str, Metric]]:
+        gradient, found = gradient_of(params, *parts.get(index))
+        return jax.tree.map(jnp.add, so_far[0], gradient), metrics.merge((so_far[1], found))
 
-    shapes, found = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts))
+    shapes, found = jax.eval_shape(lambda: gradient_of(params, *parts.get(jnp.array(0))))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, (zeros, metrics.empty(found)), parts)[0]
+    return jax.lax.fori_loop(0, parts.count, add, (zeros, metrics.empty(found)))
 
 
 def running_mean(
@@ -229,9 +262,11 @@ def descend(
     """
     config = learner.config
 
-    def loss(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Metric]]:
+    def loss(
+        params: Params, part: Batch, places: Places | None
+    ) -> tuple[Float[Array, ""], dict[str, Metric]]:
         policy = learner.compose(params, reference_params)
-        return batch_loss(learner, policy, reference_params, part)
+        return batch_loss(learner, policy, reference_params, part, places)
 
     def one_minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], dict]:
         params, opt_state = carry
@@ -239,10 +274,15 @@ def descend(
         if config.weight_noise:
             key = jax.random.fold_in(jax.random.key(learner.seed), state.step)
             place = random_move(params, key, config.weight_noise)
-        gradient, found = accumulated_gradient(loss, place, part, config.microbatches)
+        cut = split_batch if not config.pack else partial(pack_batch, shards=learner.row_shards)
+        parts = cut(part, microbatches=config.microbatches)
+        gradient, found = accumulated_gradient(loss, place, parts)
         updates, opt_state = learner.optimizer.update(gradient, opt_state, params)
         found["gradient_norm"] = mean(optax.tree.norm(gradient), jnp.ones(()))
         found["loss"] = mean(found["loss"].total, jnp.ones(()))
+        rows = part.episodes.present.sum(0).astype(jnp.float32)
+        found["kl"] = mean(found["kl"].total, rows, "nats")
+        found["padding"] = padding(part.episodes, parts.positions)
         return (optax.apply_updates(params, updates), opt_state), found
 
     # A minibatch's loss is a mean over its own rows.
@@ -272,7 +312,12 @@ def imitate(
     )
     learner = replace(learner, estimator=EstimatorConfig())  # the likelihood has no variants
     state, found = descend(learner, state, reference_params, batch)
-    return state, {name: found[name] for name in ("loss", "gradient_norm", "entropy")}
+    return state, {name: found[name] for name in ("loss", "gradient_norm", "entropy", "padding")}
+
+
+def scores_before(learner: Learner) -> bool:
+    """Whether an update needs the policy's log-probabilities before its loss finds them."""
+    return learner.estimator.kl == "reward" or learner.config.minibatches > 1
 
 
 def update(
@@ -300,7 +345,7 @@ def update(
     """
     estimator, config, now = learner.estimator, learner.config, state.coefficients
     before, penalty = None, jnp.zeros_like(episodes.rewards)
-    if estimator.kl == "reward" or config.minibatches > 1:  # needed before the loss finds them
+    if scores_before(learner):
         policy = learner.compose(state.params, reference_params)
         before = score_episodes(learner, policy, episodes).logprobs
     if estimator.kl == "reward":
@@ -342,7 +387,7 @@ def update(
         ),
     )
     told = summarise(found, episodes, returns, advantages, groups, plan)
-    names = ["loss", "gradient_norm", "kl", "entropy"]
+    names = ["loss", "gradient_norm", "kl", "entropy", "padding"]
     names += ["importance_capped"] if estimator.importance_cap is not None else []
     told |= {name: found[name] for name in names}
     return state, told | {"alpha": largest(now.alpha), "beta": largest(now.beta)}

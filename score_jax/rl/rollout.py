@@ -196,6 +196,24 @@ def grading_metrics(
     return found
 
 
+def sampling_metrics(episodes: Episodes, draft_tokens: int) -> dict[str, Metric]:
+    """What the sampling program made of the positions that it computed, and of its guesses.
+
+    Args:
+      episodes: numpy arrays.
+      draft_tokens: of SamplingConfig.
+    """
+    effort = episodes.effort
+    if effort is None:
+        return {}
+    drawn, computed = np.sum(episodes.sampled), np.sum(effort.computed)
+    found = {"sample/useful": mean(float(drawn), float(computed))}
+    if draft_tokens:
+        guessed = draft_tokens * np.sum(effort.drafted)
+        found["sample/guessed_right"] = mean(float(np.sum(effort.accepted)), float(guessed))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Graded dialogues on the devices, and the same rows on this host."""

@@ -2,7 +2,7 @@
 
 They are taken at sampled and trained tokens only, a chunk of positions at a time, each
 chunk recomputed in the backward pass: `[B T V]` never exists, and neither prompt nor
-instruction positions are expanded.
+instruction positions are expanded. Chunks that no row fills are skipped.
 """
 
 import jax
@@ -11,15 +11,25 @@ from jaxtyping import Array, Bool, Float, Int
 
 from score_jax.model.decoder import Decoder, forward, output_table, vocabulary_logits
 from score_jax.rl.logprobs import entropy, exact_kl, log_softmax, select_logprob
+from score_jax.rl.packing import Places
 from score_jax.types import Episodes, Params, TokenScores
 
 
 def hidden_states(
-    decoder: Decoder, params: Params, tokens: Int[Array, "B T"]
+    decoder: Decoder, params: Params, tokens: Int[Array, "B T"], places: Places | None = None
 ) -> Float[Array, "B T D"]:
-    """Final hidden states of whole rows; causality makes the padding harmless."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return forward(decoder, params, tokens, positions)[0]
+    """Final hidden states of whole rows; causality makes the padding harmless.
+
+    Args:
+      places: of packed tokens, a shard's in one row; None: each row is a dialogue.
+    """
+    if places is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return forward(decoder, params, tokens, positions)
+    rows = (x.reshape(-1, places.row.shape[-1]) for x in (tokens, places.position, places.segments))
+    packed, positions, segments = rows
+    hidden = forward(decoder, params, packed, positions, segments)
+    return hidden.reshape(*tokens.shape, -1)
 
 
 def scored_positions(
@@ -60,7 +70,6 @@ def score_tokens(
         logits = vocabulary_logits(decoder.config, table, before)
         return log_softmax(logits)
 
-    @jax.checkpoint
     def one_chunk(table: Array, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
         logprobs = expand(table, hidden, at)
         chosen = select_logprob(logprobs, jnp.take_along_axis(episodes.tokens, at, 1))
@@ -71,7 +80,17 @@ def score_tokens(
 
     scored = episodes.sampled | episodes.trained
     at = scored_positions(scored, max_tokens, logits_chunk)
-    parts = jax.lax.map(lambda at: one_chunk(table, hidden, at), at)
+    most = jnp.max(scored.sum(1))  # over all devices, which take the same branch
+
+    @jax.checkpoint
+    def if_needed(table: Array, hidden: Array, first: Array, at: Array) -> tuple[Array, ...]:
+        def skipped(*_: Array) -> tuple[Array, ...]:
+            return tuple(jnp.zeros(at.shape) for _ in range(3))
+
+        return jax.lax.cond(first < most, one_chunk, skipped, table, hidden, at)
+
+    firsts = jnp.arange(len(at)) * at.shape[2]
+    parts = jax.lax.map(lambda chunk: if_needed(table, hidden, *chunk), (firsts, at))
     flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
     rows = jnp.arange(flat.shape[0])[:, None]
 

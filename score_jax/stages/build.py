@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from score_jax.distributed import sharding
 from score_jax.model import lora
-from score_jax.model.decoder import Decoder, compute_params
+from score_jax.model.config import ModelConfig
+from score_jax.model.decoder import Decoder, compute_params, split_layers
 from score_jax.model.fused_attention import resolve_attention
 from score_jax.model.weights import embedded, load
 from score_jax.records import Task
@@ -25,7 +26,8 @@ from score_jax.rl.learner import Learner, all_trained, begin, imitate, score_epi
 from score_jax.rl.mismatch import MISMATCH_LIMITS
 from score_jax.rl.optimizer import make_optimizer
 from score_jax.rl.rollout import RolloutPrograms
-from score_jax.rl.sampling import SamplingConfig, sample_dialogues
+from score_jax.rl.sampling import sample_dialogues
+from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.stages.base_model import load_chat, model_config
 from score_jax.stages.settings import Settings
 from score_jax.tasks import registry
@@ -82,6 +84,7 @@ class StagePrograms:
     model_shardings: Params  # of the whole model, also where only an adapter is trained
     sample_shardings: Params
     gathered_shardings: Params  # intermediate: model_shardings -> these -> sample_shardings
+    layer_groups: int  # arrays that hold the layers in sampling (`decoder.split_layers`)
     # Made so far, so that each is compiled once, also where a copy has other evaluation settings.
     samplers: dict[tuple[SamplingConfig, DialoguePlan], Program] = field(default_factory=dict)
 
@@ -105,7 +108,8 @@ class StagePrograms:
 
         def convert(params: Params) -> Params:
             params = compute_params(self.decoder.config, params)
-            return jax.lax.with_sharding_constraint(params, self.gathered_shardings)
+            params = jax.lax.with_sharding_constraint(params, self.gathered_shardings)
+            return split_layers(params, self.layer_groups) if self.layer_groups > 1 else params
 
         jitted = jax.jit(
             convert, in_shardings=(self.model_shardings,), out_shardings=self.sample_shardings
@@ -114,16 +118,14 @@ class StagePrograms:
 
     def for_sampling(self, params: Params) -> Params:
         """Parameters as `sample` takes them; the same arrays where nothing has to change."""
-        same = jax.tree.leaves(
-            jax.tree.map(
-                lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
-                params,
-                self.sample_shardings,
-            )
+        if self.layer_groups > 1 or self.decoder.config.dtype != "float32":
+            return self.reshard(params)
+        same = jax.tree.map(
+            lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
+            params,
+            self.sample_shardings,
         )
-        if all(same) and self.decoder.config.dtype == "float32":
-            return params
-        return self.reshard(params)
+        return params if all(jax.tree.leaves(same)) else self.reshard(params)
 
     def sample(self, config: SamplingConfig, plan: DialoguePlan) -> Program:
         """The sampling program (params of `for_sampling`, prompts, key) -> Episodes."""
@@ -131,11 +133,22 @@ class StagePrograms:
             self.samplers[config, plan] = self.make_sampler(config, plan)
         return self.samplers[config, plan]
 
-    def make_sampler(self, config: SamplingConfig, plan: DialoguePlan) -> Program:
-        """Jits the sampling program."""
+    def make_sampler(
+        self, config: SamplingConfig, plan: DialoguePlan, stops: tuple[int, ...] = ()
+    ) -> Program:
+        """Jits the sampling program.
+
+        Args:
+          stops: ids that end a turn; (): the chat's.
+        """
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
         draw = partial(
-            sample_dialogues, self.decoder, plan=plan, stops=self.chat.stops, config=config
+            sample_dialogues,
+            self.decoder,
+            plan=plan,
+            stops=stops or self.chat.stops,
+            config=config,
+            shards=sharding.row_shards(self.mesh, sharding.SAMPLE_ROW_AXES),
         )
         jitted = jax.jit(
             draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
@@ -195,10 +208,22 @@ def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainSta
     return TrainState(**shardings)
 
 
-def sampling_shardings(boxed: Params, mesh: Mesh) -> dict[str, Params]:
-    """The parameters' shardings in sampling, and the intermediate ones on the way there."""
+def layer_groups(config: ModelConfig, mesh: Mesh) -> int:
+    """Into how many arrays the layers are cut for sampling: one for each where that is faster."""
+    return config.layers if mesh.devices.flat[0].platform == "gpu" else 1
+
+
+def sampling_shardings(boxed: Params, mesh: Mesh, groups: int) -> dict[str, Params]:
+    """The parameters' shardings in sampling, and the intermediate ones on the way there.
+
+    Args:
+      groups: into which the layers are cut.
+    """
+    there = sharding.parameter_shardings(boxed, mesh, sharding.SAMPLE_RULES)
     return {
-        "sample_shardings": sharding.parameter_shardings(boxed, mesh, sharding.SAMPLE_RULES),
+        "sample_shardings": there
+        if groups == 1
+        else {**there, "blocks": (there["blocks"],) * groups},
         "gathered_shardings": sharding.parameter_shardings(boxed, mesh, sharding.GATHERED_RULES),
     }
 
@@ -227,7 +252,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
     model = sharding.parameter_shardings(whole_model, mesh)
     adapter = adapter_functions(settings, whole_model)
     boxed = jax.eval_shape(adapter.init) if adapter else whole_model
-    learner = make_learner(settings, decoder, adapter)
+    learner = make_learner(settings, decoder, adapter, sharding.row_shards(mesh))
     init_state = partial(begin, learner, objective=settings.objective)
     shardings = state_shardings(boxed, init_state, mesh)
     rows, whole = sharding.rows(mesh), sharding.replicated(mesh)
@@ -257,7 +282,8 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
         ),
         state_shardings=shardings,
         model_shardings=model,
-        **sampling_shardings(whole_model, mesh),
+        **sampling_shardings(whole_model, mesh, layer_groups(config, mesh)),
+        layer_groups=layer_groups(config, mesh),
     )
     tasks = (settings.task, settings.measured_task)
     check_lengths(programs, *({"": registry.get(task)} for task in tasks))
@@ -274,9 +300,16 @@ class LearnerFunctions:
 
 
 def make_learner(
-    settings: Settings, decoder: Decoder, adapter: "AdapterFunctions | None"
+    settings: Settings,
+    decoder: Decoder,
+    adapter: "AdapterFunctions | None",
+    row_shards: int = 1,
 ) -> Learner:
-    """The learner of a stage's settings."""
+    """The learner of a stage's settings.
+
+    Args:
+      row_shards: parts of the rows that devices hold.
+    """
     updates, plan = settings.steps * settings.learner.minibatches, settings.plan
     return Learner(
         decoder=decoder,
@@ -286,6 +319,7 @@ def make_learner(
         estimator=settings.estimator.resolved(decoder.config.dtype),
         compose=adapter.attach if adapter else all_trained,
         seed=settings.seed,
+        row_shards=row_shards,
     )
 
 

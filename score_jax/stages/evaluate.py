@@ -23,7 +23,7 @@ from score_jax.report.json_files import read_json, write_json
 from score_jax.rl.dialogue import Encoder
 from score_jax.rl.keys import run_key
 from score_jax.rl.rollout import Grader, grade_rollout
-from score_jax.rl.sampling import SamplingConfig
+from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.stages import protocol as protocols
 from score_jax.stages import rollouts, saved_evaluation
 from score_jax.stages.build import StagePrograms, greedy_sampling

@@ -172,6 +172,8 @@ def try_row(
         group_size=1,
         second_attempts=1,
         decode_segments=1,
+        row_sizes=1,
+        draft_tokens=0,
         temperature=0.0,
         row_limit=0,
     )

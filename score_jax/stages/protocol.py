@@ -12,7 +12,7 @@ from typing import Any
 
 from score_jax.records import Problem
 from score_jax.rl.dialogue import Encoder
-from score_jax.rl.sampling import SamplingConfig
+from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.stages.build import StagePrograms
 from score_jax.stages.identity import fingerprint_problems
 

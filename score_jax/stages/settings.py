@@ -28,7 +28,7 @@ from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig
-from score_jax.rl.sampling import SamplingConfig
+from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.stages.methods import LIST_FIELDS
 from score_jax.stages.sections import (
     AS_STORED,

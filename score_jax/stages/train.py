@@ -30,6 +30,7 @@ from score_jax.rl.rollout import (
     RolloutPrograms,
     collect_rollout,
     grading_metrics,
+    sampling_metrics,
 )
 from score_jax.stages import rollouts
 from score_jax.stages.build import StagePrograms
@@ -296,6 +297,7 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
         stage.progress.position = step + 1
         values["mismatch/limit"] = programs.mismatch_limit
         graded = grading_metrics(devices.encoder, rollout.problems, rollout.graded)
+        graded |= sampling_metrics(rollout.local, settings.sampling.draft_tokens)
         clock = timings(rollout, seconds)
         stage.log.units(metrics.units(clock) | dict.fromkeys(SPEEDS, "tokens/s"))
         return values | over_hosts(graded) | speeds(rollout, over_hosts(clock))

@@ -33,7 +33,7 @@ def test_grouped_heads_against_a_loop():
     x = rng.normal(size=(1, 5, 6)).astype(np.float32)
     still = jnp.zeros(1)  # no rotation
     found, (keys, _) = jax.jit(Attention(config).apply)(
-        {"params": p}, x, jnp.arange(5)[None, :], still, jnp.asarray(3), None
+        {"params": p}, x, jnp.arange(5)[None, :], still, jnp.asarray(3), ()
     )
     expected = np.zeros((5, 6))
     for t in range(5):

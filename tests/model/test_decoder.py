@@ -1,6 +1,7 @@
 """The decoder agrees with itself: cached and whole, padded and bare, remat and plain."""
 
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 
 from score_jax.model.config import ModelConfig
-from score_jax.model.decoder import Decoder, parameter_count, write_cache
+from score_jax.model.decoder import (
+    Decoder,
+    decode,
+    parameter_count,
+    split_layers,
+    write_cache,
+)
 from score_jax.types import Cache
 
 CONFIG = ModelConfig(
@@ -35,38 +42,61 @@ def variables():
     return nn.unbox(jax.jit(Decoder(CONFIG).init)(jax.random.key(0), TOKENS, POSITIONS))
 
 
-def run(variables, tokens, positions, cache=None, config=CONFIG):
-    return jax.jit(Decoder(config).apply)(variables, tokens, positions, cache)
+def run(variables, tokens, positions):
+    return jax.jit(Decoder(CONFIG).apply)(variables, tokens, positions)
+
+
+@partial(jax.jit, static_argnames="groups")
+def behind(variables, tokens, positions, caches=(), groups=1):
+    """The hidden states of a block, and its keys and values."""
+    params = split_layers(variables["params"], groups)
+    return decode(Decoder(CONFIG), params, tokens, positions, caches)
+
+
+def grown(cache, slots):
+    """The cache with room for more tokens, noise in it."""
+    pad = [(0, 0), (0, 0), (0, 0), (0, slots), (0, 0)]
+    keys, values = jax.tree.map(
+        lambda x: jnp.pad(x, pad, constant_values=1e6), (cache.keys, cache.values)
+    )
+    positions = jnp.pad(cache.positions, [(0, 0), (0, slots)], constant_values=-1)
+    return Cache(keys=keys, values=values, positions=positions)
 
 
 def test_rows_of_unequal_length_decode_as_alone(variables):
     """Two rows are prefilled together, padded; each goes on at its own length."""
     lengths = jnp.array([5, 8])
-    whole, _ = run(variables, TOKENS, POSITIONS)
-    _, new = run(variables, TOKENS[:, :8], POSITIONS[:, :8])
-    cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, 4), (0, 0)]), new)
-    for step in range(4):
-        at = lengths + step
-        token = jnp.take_along_axis(TOKENS, at[:, None], axis=1)
-        hidden, new = run(variables, token, at[:, None], cache)
-        for row in range(2):
-            expected = whole[row, at[row]]
-            np.testing.assert_allclose(hidden[row, 0], expected, atol=2e-5)
-        cache = write_cache(cache, new, at)
+    whole = run(variables, TOKENS, POSITIONS)
+    _, new = behind(variables, TOKENS[:, :8], POSITIONS[:, :8])
+    there = jnp.where(POSITIONS[:, :8] < lengths[:, None], POSITIONS[:, :8], -1)
+    for wise in ("one slot for all", "a slot for each row"):
+        cache = grown(new.replace(positions=there), 5)
+        for step in range(4):
+            at = lengths + step
+            slot = jnp.asarray(8 + step) if wise == "one slot for all" else jnp.array([9, 8]) + step
+            token = jnp.take_along_axis(TOKENS, at[:, None], axis=1)
+            hidden, own = behind(variables, token, at[:, None], [cache])
+            for row in range(2):
+                expected = whole[row, at[row]]
+                np.testing.assert_allclose(hidden[row, 0], expected, atol=2e-5)
+            cache = write_cache(cache, own, slot, at[:, None])
 
 
-def test_what_lies_in_slots_ahead_is_never_seen(variables):
-    _, cache = run(variables, TOKENS[:, :6], POSITIONS[:, :6])
-    grown = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, 6), (0, 0)]), cache)
-    dirty = jax.tree.map(lambda x: x.at[:, :, :, 6:].set(1e6), grown)
-    clean, _ = run(variables, TOKENS[:, 6:7], POSITIONS[:, 6:7], grown)
-    found, _ = run(variables, TOKENS[:, 6:7], POSITIONS[:, 6:7], dirty)
-    np.testing.assert_array_equal(found, clean)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rows_that_share_a_cache_decode_as_alone(variables, groups):
+    """Four rows, the first two behind one prompt, the others behind the other; layers split."""
+    _, prompt = behind(variables, TOKENS[:, :5], POSITIONS[:, :5], groups=groups)
+    rows = jnp.repeat(TOKENS, 2, axis=0).at[:, 5:].add(jnp.arange(4)[:, None]) % 29
+    places = jnp.repeat(POSITIONS, 2, axis=0)
+    whole = run(variables, rows, places)
+    _, own = behind(variables, rows[:, 5:8], places[:, 5:8], [prompt], groups=groups)
+    hidden, _ = behind(variables, rows[:, 8:], places[:, 8:], [prompt, own], groups=groups)
+    np.testing.assert_allclose(hidden, whole[:, 8:], atol=2e-5)
 
 
 def test_a_token_sees_nothing_ahead_of_it(variables):
-    whole, _ = run(variables, TOKENS, POSITIONS)
-    changed, _ = run(variables, TOKENS.at[:, 7:].set(0), POSITIONS)
+    whole = run(variables, TOKENS, POSITIONS)
+    changed = run(variables, TOKENS.at[:, 7:].set(0), POSITIONS)
     np.testing.assert_array_equal(changed[:, :7], whole[:, :7])
     assert np.abs(changed[:, 7:] - whole[:, 7:]).max() > 1e-3
 
@@ -75,7 +105,7 @@ def test_a_token_sees_nothing_ahead_of_it(variables):
 def test_remat_changes_no_gradient(variables, remat):
     def gradient(config):
         def loss(params):
-            return jnp.sum(Decoder(config).apply({"params": params}, TOKENS, POSITIONS)[0] ** 2)
+            return jnp.sum(Decoder(config).apply({"params": params}, TOKENS, POSITIONS) ** 2)
 
         return jax.jit(jax.grad(loss))(variables["params"])
 
@@ -92,7 +122,7 @@ def test_remat_keeps_less_for_the_backward_pass():
     def kept(remat):
         def loss(params):
             decoder = Decoder(replace(config, remat=remat))
-            return jnp.sum(decoder.apply({"params": params}, tokens, positions)[0] ** 2)
+            return jnp.sum(decoder.apply({"params": params}, tokens, positions) ** 2)
 
         params = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, positions)
         compiled = jax.jit(jax.grad(loss)).lower(params["params"]).compile()
@@ -103,12 +133,19 @@ def test_remat_keeps_less_for_the_backward_pass():
 
 
 def test_a_block_is_written_at_each_rows_own_place():
-    cache = Cache(keys=jnp.zeros((2, 2, 1, 5, 1)), values=jnp.zeros((2, 2, 1, 5, 1)))
+    zeros, places = jnp.zeros((2, 2, 1, 5, 1)), jnp.array([[7, 8], [4, -1]])
+    cache = Cache(keys=(zeros,), values=(zeros,), positions=jnp.full((2, 5), -1))
     block = jnp.arange(8.0).reshape(2, 2, 1, 2, 1) + 1
-    written = write_cache(cache, Cache(keys=block, values=-block), jnp.array([0, 3]))
+    new = Cache(keys=(block,), values=(-block,), positions=places)
+    written = write_cache(cache, new, jnp.array([0, 3]), places)
     expected = [[[1, 2, 0, 0, 0], [0, 0, 0, 3, 4]], [[5, 6, 0, 0, 0], [0, 0, 0, 7, 8]]]
-    np.testing.assert_array_equal(written.keys[:, :, 0, :, 0], expected)
-    np.testing.assert_array_equal(written.values[:, :, 0, :, 0], -np.array(expected))
+    np.testing.assert_array_equal(written.keys[0][:, :, 0, :, 0], expected)
+    np.testing.assert_array_equal(written.values[0][:, :, 0, :, 0], -np.array(expected))
+    assert written.positions.tolist() == [[7, 8, -1, -1, -1], [-1, -1, -1, 4, -1]]
+    together = write_cache(cache, new, jnp.asarray(2), places)
+    np.testing.assert_array_equal(together.keys[0][:, :, 0, 2:4, 0], block[:, :, 0, :, 0])
+    assert not together.keys[0][:, :, 0, 4].any() and not together.keys[0][:, :, 0, :2].any()
+    assert together.positions.tolist() == [[-1, -1, 7, 8, -1], [-1, -1, 4, -1, -1]]
 
 
 def test_parameters_are_counted_by_hand():

@@ -24,7 +24,7 @@ def test_logits_are_those_of_transformers(family, tmp_path):
     tokens = jnp.asarray(pinned_tokens())
 
     def run(model):
-        return model.logits(model(tokens, jnp.arange(24)[None, :])[0][:, -1])
+        return model.logits(model(tokens, jnp.arange(24)[None, :])[:, -1])
 
     logits = jax.jit(lambda v: Decoder(config).apply(v, method=run))(variables)
     found = np.asarray(logits)[0, : len(pinned["logits"])]

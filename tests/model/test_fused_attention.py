@@ -120,7 +120,7 @@ def test_a_decoder_of_mixed_layers_agrees_with_the_plain_one(remat, on_cpu):
     params = nn.unbox(Decoder(config).init(jax.random.key(0), tokens, positions))
 
     def loss(config, params):
-        hidden, _ = Decoder(config).apply(params, tokens, positions, None, segments)
+        hidden = Decoder(config).apply(params, tokens, positions, segments)
         return jnp.mean(hidden.ravel() * jnp.sin(jnp.arange(hidden.size)))
 
     def gradient(kind):

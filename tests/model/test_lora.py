@@ -1,6 +1,7 @@
 """Adapters: exact, frozen base, no effect at first, axes for every half."""
 
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from score_jax.model.config import ModelConfig
-from score_jax.model.decoder import Decoder
+from score_jax.model.decoder import Decoder, decode
 from score_jax.model.lora import INPUT_AXES, LoraConfig, attach, init_lora, merge
 
 CONFIG = ModelConfig(
@@ -33,7 +34,7 @@ def filled(boxed, lora=LORA):
 
 def plain_logits(params, config=CONFIG):
     def run(model):
-        return model.logits(model(TOKENS, POSITIONS)[0])
+        return model.logits(model(TOKENS, POSITIONS))
 
     return Decoder(config).apply({"params": params}, method=run)
 
@@ -113,11 +114,11 @@ def test_every_half_has_logical_axes_and_a_small_size(base):
 
 
 def test_cached_decoding_sees_the_adapter(base):
-    variables = {"params": attach(nn.unbox(base), filled(base), LORA)}
-    run = jax.jit(Decoder(CONFIG).apply)
-    full, _ = run(variables, TOKENS, POSITIONS)
-    _, cache = run(variables, TOKENS[:, :6], POSITIONS[:, :6])
-    rest, _ = run(variables, TOKENS[:, 6:], POSITIONS[:, 6:], cache)
+    params = attach(nn.unbox(base), filled(base), LORA)
+    run = jax.jit(partial(decode, Decoder(CONFIG)))
+    full, _ = run(params, TOKENS, POSITIONS)
+    _, cache = run(params, TOKENS[:, :6], POSITIONS[:, :6])
+    rest, _ = run(params, TOKENS[:, 6:], POSITIONS[:, 6:], [cache])
     np.testing.assert_allclose(rest, full[:, 6:], atol=1e-5)
 
 

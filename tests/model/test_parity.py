@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.model.decoder import Decoder, write_cache
+from score_jax.model.decoder import Decoder, decode, split_layers, write_cache
 from score_jax.model.weights.load import load_params, model_config
 from score_jax.types import Cache
 from tests.reference_models import FAMILIES, build
@@ -38,14 +38,14 @@ def full_logits(decoder, variables, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
     def run(model):
-        return model.logits(model(jnp.asarray(tokens), positions)[0])
+        return model.logits(model(jnp.asarray(tokens), positions))
 
     return np.asarray(jax.jit(lambda v: decoder.apply(v, method=run))(variables))
 
 
 def empty_cache(config, rows, slots):
-    shape = (config.layers, rows, config.kv_heads, slots, config.head_dim)
-    return Cache(keys=jnp.zeros(shape), values=jnp.zeros(shape))
+    zeros = jnp.zeros((config.layers, rows, config.kv_heads, slots, config.head_dim))
+    return Cache(keys=(zeros,), values=(zeros,), positions=jnp.full((rows, slots), -1))
 
 
 def advance(decoder):
@@ -54,13 +54,10 @@ def advance(decoder):
     @jax.jit
     def step(variables, tokens, start, cache):
         positions = start[:, None] + jnp.arange(tokens.shape[1])
-
-        def run(model):
-            hidden, new = model(tokens, positions, cache)
-            return model.logits(hidden), new
-
-        logits, new = decoder.apply(variables, method=run)
-        return logits, write_cache(cache, new, start)
+        params = split_layers(variables["params"], 1)
+        hidden, new = decode(decoder, params, tokens, positions, [cache])
+        logits = decoder.apply(variables, hidden, method="logits")
+        return logits, write_cache(cache, new, start, positions)
 
     return step
 

@@ -36,7 +36,7 @@ def lowered(config, dtype, platform):
 
     def loss(params):
         positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
-        hidden, _ = decoder.apply({"params": params}, tokens, positions)
+        hidden = decoder.apply({"params": params}, tokens, positions)
         return jnp.square(decoder.apply({"params": params}, hidden, method="logits")).sum()
 
     exported = export.export(jax.jit(jax.grad(loss)), platforms=[platform])
@@ -62,7 +62,7 @@ def test_a_gpus_float32_is_a_cpus(config):
     positions = jnp.broadcast_to(jnp.arange(64), (4, 64))
 
     def logits(params):
-        hidden, _ = decoder.apply({"params": params}, tokens, positions)
+        hidden = decoder.apply({"params": params}, tokens, positions)
         return decoder.apply({"params": params}, hidden, method="logits")
 
     def loss(params):

@@ -28,7 +28,7 @@ def stage(mesh, **model):
     settings = eight_devices.settings("", **mesh)
     return dataclasses.replace(
         settings,
-        sampling=dataclasses.replace(settings.sampling, decode_segments=1),
+        sampling=dataclasses.replace(settings.sampling, decode_segments=1, row_sizes=1),
         tokenizer=dataclasses.replace(settings.tokenizer, **STAND_IN),
         model=dataclasses.replace(settings.model, vocab_size=256, **model),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from score_jax.rl.dialogue import row_ids
-from score_jax.rl.keys import row_keys, run_key, token_keys
+from score_jax.rl.keys import row_keys, run_key, token_keys, turn_keys
 from tests.tiny import grouped
 
 
@@ -28,7 +28,7 @@ def token_key(seed=3, purpose="train", stage="stage2", round=0, draw=17, sample=
     """The key of one token, by the functions of the package."""
     key = run_key(seed, purpose, stage=stage, round=round)
     first, own = row_keys(key, row_ids(np.array([5, draw]), np.array([5, draw]), [0, sample]))
-    return words(token_keys(first[1:], own[1:], jnp.asarray([turn]), jnp.asarray([at])))
+    return words(token_keys(turn_keys(first[1:], own[1:], turn), jnp.asarray([at])))
 
 
 def test_a_key_is_folded_from_seed_purpose_stage_round_draw_sample_turn_and_position():
@@ -66,8 +66,8 @@ def test_branches_share_the_keys_of_their_first_attempt_only():
     first, own = row_keys(run_key(0, "train"), ids)
 
     def keys(turn):
-        turns, at = jnp.full(8, turn), jnp.full(8, 12)
-        return [tuple(row) for row in words(token_keys(first, own, turns, at))]
+        found = token_keys(turn_keys(first, own, turn), jnp.full(8, 12))
+        return [tuple(row) for row in words(found)]
 
     one, two = keys(1), keys(2)
     assert one[0::2] == one[1::2] and len(set(one)) == 4

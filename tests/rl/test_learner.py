@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from score_jax.model.decoder import Decoder
-from score_jax.rl import coefficients, learner
+from score_jax.rl import coefficients, learner, packing
 from score_jax.rl.coefficients import CONSTANT
 from score_jax.rl.dialogue import DialoguePlan
 from score_jax.rl.estimators import EstimatorConfig
@@ -147,8 +147,11 @@ def assert_close(a, b, atol=1e-5):
 
 
 def assert_same_metrics(metrics, others):
+    """Of the same dialogues; how they are laid out is not one of theirs."""
     assert metrics.keys() == others.keys()
     for name, got in metrics.items():
+        if name == "padding":
+            continue
         np.testing.assert_allclose(got, others[name], rtol=1e-6, atol=1e-5, err_msg=name)
 
 
@@ -325,7 +328,7 @@ def test_importance_cap_weighs_each_tokens_loss(cap, clip):
     loss, slope = weighed_slope(rows, by_hand, cap or 1.0, ADVANTAGES, ALL)
     assert_close(gradient(state), slope)
     if clip is None:
-        assert metrics["loss"] == pytest.approx(float(loss), abs=1e-5)
+        assert metrics["loss"] == pytest.approx(float(loss), rel=3e-6)  # of float32 sums
     for turn in (1, 2):
         share = (np.exp(off[np.asarray(rows.turn) == turn]) > (cap or np.inf)).mean()
         name = f"importance_capped/turn{turn}"
@@ -377,6 +380,6 @@ def test_the_kl_in_the_return_is_the_learners_not_the_samplers():
 
 def test_rows_are_dealt_out_and_joined_again():
     tree = {"a": jnp.arange(12).reshape(6, 2)}
-    parts = learner.split_rows(tree, 3)
+    parts = packing.split_rows(tree, 3)
     assert parts["a"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
-    assert (learner.join_rows(parts)["a"] == tree["a"]).all()
+    assert (packing.join_rows(parts)["a"] == tree["a"]).all()

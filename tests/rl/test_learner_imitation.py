@@ -78,7 +78,8 @@ def test_the_entropy_that_is_told_is_of_the_learnt_tokens():
     table = np.asarray(jax.nn.log_softmax(row_logits(MODEL)(random_params(MODEL), rows.tokens)))
     entropy = -(np.exp(table) * table).sum(-1)[:, :-1]
     _, metrics = updated(random_params(MODEL), rows)
-    assert metrics.keys() == {"loss", "gradient_norm", "entropy/turn1", "entropy/turn2"}
+    names = {"loss", "gradient_norm", "entropy/turn1", "entropy/turn2", "padding"}
+    assert metrics.keys() == names
     for turn in (1, 2):
         own = (rows.trained & (rows.turn == turn))[:, 1:]
         assert metrics[f"entropy/turn{turn}"] == pytest.approx(entropy[own].mean(), rel=1e-4)
@@ -88,13 +89,13 @@ def test_neither_microbatches_nor_padding_change_what_is_learnt():
     """A row of its own that teaches nothing, behind the others, does not either."""
     params = random_params(MODEL)
     base, told = updated(params, worked())
-    state, metrics = updated(params, worked(width=15), microbatches=4)
-    assert_close(state, base)
-    assert metrics == pytest.approx(told, rel=1e-5)
+    told.pop("padding")
     empty = jax.tree.map(lambda x: np.concatenate([x, 0 * x[:1], 0 * x[:1]]), worked())
-    state, metrics = updated(params, empty)
-    assert_close(state, base)
-    assert metrics == pytest.approx(told, rel=1e-5)
+    for rows, microbatches in ((worked(width=15), 4), (empty, 2)):
+        state, metrics = updated(params, rows, microbatches=microbatches)
+        metrics.pop("padding")
+        assert_close(state, base)
+        assert metrics == pytest.approx(told, rel=1e-5)
 
 
 def test_what_is_trained_may_be_a_part_that_the_policy_is_composed_of():

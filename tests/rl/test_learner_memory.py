@@ -18,7 +18,8 @@ from score_jax.rl import learner
 from score_jax.rl.dialogue import DialoguePlan
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
-from score_jax.rl.sampling import SamplingConfig, sample_dialogues
+from score_jax.rl.sampling import sample_dialogues
+from score_jax.rl.sampling_plan import SamplingConfig
 from tests.tiny import MODEL, grouped, prompts_of, random_params, rows_of
 
 VOCABULARY = 3001

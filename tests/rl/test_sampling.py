@@ -4,16 +4,14 @@ import dataclasses
 from functools import lru_cache, partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.model.decoder import Decoder, write_cache
+from score_jax.model.decoder import Decoder
 from score_jax.records import Problem, Task
-from score_jax.rl import sampling as sampling_module
 from score_jax.rl.dialogue import DialoguePlan, Encoder, row_ids
-from score_jax.rl.sampling import SamplingConfig, sample_dialogues, segment_schedule
-from score_jax.types import Cache
+from score_jax.rl.sampling import sample_dialogues
+from score_jax.rl.sampling_plan import SamplingConfig, forced_blocks, loop_sizes, segment_slots
 from tests.guarded import guarded
 from tests.pin_step import DigitChat
 from tests.tiny import (
@@ -329,25 +327,18 @@ def test_branches_share_the_first_attempt_and_part_at_the_second():
     assert seconds[0::2] != seconds[1::2]
 
 
-def test_the_loop_ends_with_the_longest_row():
-    steps = []
-
-    class Counting(Decoder):
-        def __call__(self, tokens, positions, cache=None):
-            if cache is not None:
-                jax.debug.callback(lambda: steps.append(1))
-            return super().__call__(tokens, positions, cache)
-
-    draw = jax.jit(
-        partial(
-            sample_dialogues, Counting(MODEL), plan=PLAN, stops=STOPS, config=with_(group_size=1)
-        )
-    )
-    got = jax.block_until_ready(draw(random_params(MODEL), PROMPTS, jax.random.key(18)))
-    jax.effects_barrier()
-    drawn = np.asarray(got.length) - PROMPTS.length
-    assert len(steps) == drawn.max()
-    assert drawn.max() < PLAN.row_length(4, 3) - 5  # it could have gone on
+def test_rows_that_have_ended_cost_nothing():
+    """The positions computed, by hand: of all rows while more than half draw, then of half."""
+    prompts = prompts_of([[3, 4, 5]], draws=[5])
+    one, sampling = turns(1, 40), with_(group_size=8, row_sizes=2)
+    got = sample(prompts, one, sampling)
+    drawn = np.sort(got.length - 3)
+    middle, longest = drawn[3], drawn[7]
+    assert middle < longest < 40
+    assert got.effort.computed.sum() == 8 * middle + 4 * (longest - middle)
+    plain = sample(prompts, one, with_(group_size=8, row_sizes=1))
+    assert plain.effort.computed.tolist() == [longest] * 8
+    assert rows(plain) == rows(got)
 
 
 GIVEN = turns(2, sources=("given", "sampled"))
@@ -502,50 +493,16 @@ def test_what_is_drawn_but_not_trained_is_marked_as_such():
     np.testing.assert_array_equal(got.logprobs, sample().logprobs)
 
 
-@pytest.mark.parametrize(
-    ("config", "tolerance"),
-    [(GEMMA, 1e-5), (dataclasses.replace(GEMMA, dtype="bfloat16"), 0.06)],
-    ids=["float32", "bfloat16"],
-)
-def test_cached_decoding_is_the_full_forward(config, tolerance):
-    """A block of the prompt, then one token at a time, each row at its own length."""
-    decoder, params = Decoder(config), random_params(config)
-    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 9)
-    everywhere = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    apply = jax.jit(decoder.apply)
-    full, _ = apply({"params": params}, tokens, everywhere)
-    begun = jnp.array([3, 5])
-    _, new = apply({"params": params}, tokens[:, :5], everywhere[:, :5])
-    slots = [(0, 0), (0, 0), (0, 0), (0, 7), (0, 0)]
-    # What lies in slots that are not yet written must not matter.
-    cache = Cache(
-        keys=jnp.pad(new.keys, slots, constant_values=9.0),
-        values=jnp.pad(new.values, slots, constant_values=9.0),
-    )
-
-    @jax.jit
-    def one(cache, at):
-        token = jnp.take_along_axis(tokens, at[:, None], axis=1)
-        hidden, new = decoder.apply({"params": params}, token, at[:, None], cache)
-        return hidden[:, 0], write_cache(cache, new, at)
-
-    for step in range(7):
-        at = begun + step
-        hidden, cache = one(cache, at)
-        want = full[jnp.arange(2), at].astype(jnp.float32)
-        scale = jnp.abs(want).max()
-        np.testing.assert_allclose(hidden / scale, want / scale, atol=tolerance)
-
-
-def test_each_segment_sees_all_that_may_be_written_in_it():
-    """Prompts of 10, then 2 * 20 + 4 = 44 tokens at most, in thirds; slots in tiles of 16."""
+def test_each_segment_ends_at_a_tile_and_the_last_holds_all():
+    """Turns of 20, so 24 slots each, and 4 tokens between them in one block of 8."""
     plan = turns(2, 20)
-    config = SamplingConfig(decode_segments=3)
-    assert segment_schedule(plan, 10, 4, config) == [(14, 32), (29, 48), (44, 54)]
-    whole = dataclasses.replace(config, decode_segments=1)
-    assert segment_schedule(plan, 10, 4, whole) == [(44, 54)]
-    full = SamplingConfig(prompt_limit=10, row_limit=30)
-    assert segment_schedule(plan, 10, 4, full) == [(29, 30)]  # prompts of 1
+    assert segment_slots(plan, 4, SamplingConfig()) == [56]
+    assert segment_slots(plan, 4, SamplingConfig(decode_segments=3)) == [32, 48, 56]
+    # Guesses of 3 tokens may go 8 iterations of 4 beyond the limit.
+    drafts = SamplingConfig(decode_segments=2, draft_tokens=3)
+    assert segment_slots(plan, 4, drafts) == [32, 56 + 32]
+    assert forced_blocks(4) == (1, 8) and forced_blocks(50) == (4, 14)
+    assert loop_sizes(10, SamplingConfig(row_sizes=3)) == [10, 5, 3]
 
 
 @pytest.mark.parametrize(
@@ -563,45 +520,3 @@ def test_each_segment_sees_all_that_may_be_written_in_it():
 def test_impossible_settings_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**fields)
-
-
-def pictured(name):
-    """The rows of the module's picture of forced tokens: one list of words for each row."""
-    lines = sampling_module.__doc__.splitlines()
-    first = next(n for n, line in enumerate(lines) if line.split()[:1] == ["iteration"])
-    found = [line.split() for line in lines[first + 1 : first + 7]]
-    return [words[words.index(name) + 1 :] for words in found if name in words]
-
-
-def test_the_picture_of_forced_tokens_shows_what_advance_does():
-    """Drawn tokens are taken from the picture; what is forced and whose it is must follow."""
-    ids = {"#": 0, "i": 7, "j": 8, "y": 3, ".": 3}
-    rows = jax.tree.map(jnp.asarray, prompts_of([[1]] * 2))
-    forced_tokens = [0, 7, 8]
-    state = sampling_module.SamplingState(
-        tokens=jnp.zeros((2, 8), jnp.int32),
-        turn_ids=jnp.zeros((2, 8), jnp.int32),
-        logprobs=jnp.zeros((2, 8)),
-        truncated=jnp.zeros((2, 2), bool),
-        length=jnp.zeros(2, jnp.int32),
-        turn=jnp.ones(2, jnp.int32),
-        used=jnp.zeros(2, jnp.int32),
-        forced=jnp.zeros(2, jnp.int32),
-        done=jnp.zeros(2, bool),
-        hidden=jnp.zeros((2, 1)),
-        cache=None,
-    )
-    tokens, forced = pictured("token"), pictured("forced")
-    for step in range(8):
-        assert state.forced.tolist() == [int(row[step]) for row in forced], f"iteration {step}"
-        drawn = [ids[row[step]] for row in tokens]
-        token = [
-            forced_tokens[at] if turn == 2 and at < 3 else own
-            for at, turn, own in zip(state.forced.tolist(), state.turn.tolist(), drawn, strict=True)
-        ]
-        state = sampling_module.advance(
-            state, jnp.asarray(token), jnp.full(2, -1.0), rows, stops=STOPS, limits=(3, 3)
-        )
-    assert state.tokens.tolist() == [[ids[x] if x != "." else 0 for x in row] for row in tokens]
-    assert state.turn_ids.tolist() == [[int(x) for x in row] for row in pictured("turn")]
-    assert state.done.all() and state.truncated.tolist() == [[False, False], [True, False]]

@@ -110,7 +110,7 @@ def test_the_merged_model_is_exported_and_answers(adapted, capsys):
     positions = np.arange(5)[None]
 
     def run(decoder):
-        return decoder.logits(decoder(tokens, positions)[0])
+        return decoder.logits(decoder(tokens, positions))
 
     ours = programs.decoder.apply({"params": policy}, method=run)
     with torch.no_grad():

@@ -103,7 +103,7 @@ def test_transformers_to_ours_and_back_leaves_logits_unchanged(family, adapted, 
         positions = jnp.broadcast_to(jnp.arange(30), tokens.shape)
 
         def run(model):
-            return model.logits(model(jnp.asarray(tokens), positions)[0])
+            return model.logits(model(jnp.asarray(tokens), positions))
 
         return jax.jit(lambda p: Decoder(config).apply({"params": p}, method=run))(params)
 

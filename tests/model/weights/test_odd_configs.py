@@ -180,7 +180,7 @@ def our_logits(folder, tokens):
     params = load_params(str(folder), config)
 
     def run(model):
-        return model.logits(model(jnp.asarray(tokens), jnp.arange(tokens.shape[1])[None])[0])
+        return model.logits(model(jnp.asarray(tokens), jnp.arange(tokens.shape[1])[None]))
 
     return np.asarray(jax.jit(lambda p: Decoder(config).apply({"params": p}, method=run))(params))
 

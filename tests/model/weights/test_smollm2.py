@@ -46,7 +46,7 @@ def logits(config, params, ids):
     tokens = jnp.asarray([ids])
 
     def run(model):
-        return model.logits(model(tokens, jnp.arange(len(ids))[None, :])[0])[0]
+        return model.logits(model(tokens, jnp.arange(len(ids))[None, :]))[0]
 
     return jax.jit(lambda p: Decoder(config).apply({"params": p}, method=run))(params)
 
