@@ -156,16 +156,16 @@ def cudnn(
 
 
 def padded(multiple: int, axis: int, *arrays: Array) -> list[Array]:
-    """Adds zeros at the end of the token axis; the last array, segments, has it second.
+    """Adds zeros at the end of the token axis.
 
     No token attends to them: they come after it. Their own results are cut off.
     """
-    found = []
-    for array in arrays:
-        at = min(axis, array.ndim - 1)
-        widths = [(0, -array.shape[at] % multiple if n == at else 0) for n in range(array.ndim)]
-        found.append(jnp.pad(array, widths))
-    return found
+
+    def one(array: Array) -> Array:
+        missing = -array.shape[axis] % multiple
+        return jnp.pad(array, [(0, missing if n == axis else 0) for n in range(array.ndim)])
+
+    return [one(array) for array in arrays]
 
 
 def splash(

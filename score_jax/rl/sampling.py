@@ -189,8 +189,17 @@ def sample_dialogues(
         return draw_turn(engine, state, prompt, fixed, turn, segments)
 
     end = jax.lax.fori_loop(plan.drawn[0], plan.turns + 1, one_turn, state)
+    return constrain_rows(finished(rows, end))
+
+
+def finished(rows: Prompts, end: SamplingState) -> Episodes:
+    """The dialogues of rows that draw nothing more.
+
+    Args:
+      rows: of `fan_out`.
+    """
     sampled = mark_turns(rows.drawn, end.turn_ids)
-    episodes = Episodes(
+    return Episodes(
         tokens=end.tokens,
         length=end.length,
         turn=end.turn_ids,
@@ -203,7 +212,6 @@ def sample_dialogues(
         ids=rows.ids,
         effort=end.effort,
     )
-    return constrain_rows(episodes)
 
 
 def mark_turns(turns: Bool[Array, "B R"], turn: Int[Array, "B T"]) -> Bool[Array, "B T"]:
