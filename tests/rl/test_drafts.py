@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from score_jax.rl.metrics import flat
+from score_jax.rl.rollout import sampling_metrics
 from score_jax.rl.row_loops import TRIAL
 from tests.rl.test_sampling import (
     ATTEMPTS,
@@ -95,3 +97,16 @@ def test_first_turns_are_never_guessed():
     got = sample(asked(ONE), ONE, with_(draft_tokens=3))
     assert rows(got) == naive(asked(ONE), ONE)
     assert not got.effort.drafted.any()
+
+
+def test_what_drawing_took_is_logged():
+    """Drawn tokens by computed positions, and guesses that were right; of drawn rows only."""
+    got = sample(plan=LONG, sampling=with_(draft_tokens=2, draft_yield=0.0))
+    found = flat(sampling_metrics(got, 2))
+    second, drawn = (got.turn == 2).sum(), (got.turn > 0).sum()
+    assert found["sample/useful"] == pytest.approx(drawn / got.effort.computed.sum())
+    iterations = got.effort.drafted.sum()
+    want = (second - iterations) / (2 * iterations)
+    assert found["sample/guessed_right"] == pytest.approx(want)
+    assert set(flat(sampling_metrics(got, 0))) == {"sample/useful"}
+    assert sampling_metrics(got.replace(effort=None), 2) == {}
