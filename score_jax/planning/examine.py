@@ -13,7 +13,7 @@ from score_jax.planning.chips import Topology
 from score_jax.planning.step_programs import Call
 from score_jax.rl.learner import scores_before
 from score_jax.rl.packing import microbatch_rows
-from score_jax.rl.sampling_plan import PATIENCE, forced_blocks, loop_sizes, rounded, segment_slots
+from score_jax.rl.sampling_plan import loop_trips
 from score_jax.stages.build import StagePrograms, build
 from score_jax.stages.settings import Settings
 
@@ -45,38 +45,17 @@ def decode_steps(programs: StagePrograms) -> int:
     return settings.plan.steps(encoder.block, settings.sampling.row_limit)
 
 
-def loop_trips(programs: StagePrograms) -> list[float]:
-    """Iterations of each sampling loop, in program order, if every turn reaches its limit.
-
-    The loops stand in one loop over turns: what is told is the mean over these. No row ends
-    early, so that all of the work falls to the loops over all rows.
-    """
-    settings, block = programs.settings, step_programs.encoder(programs).block
-    plan, config = settings.plan, settings.sampling
+def sampling_trips(programs: StagePrograms) -> list[float]:
+    """`loop_trips` of a stage's sampling program."""
+    settings = programs.settings
     shards = sharding.row_shards(programs.mesh, sharding.SAMPLE_ROW_AXES)
-    sizes = len(loop_sizes(settings.batch * config.group_size // shards, config))
-    segments = segment_slots(plan, block, config)
-    drawn, blocks, slot = [0.0] * len(segments), 0, 0
-    for index, turn in enumerate(plan.drawn):
-        if index:
-            count, size = forced_blocks(block)
-            blocks += count
-            slot += rounded(count * size, PATIENCE)
-        end = slot + rounded(plan.limits[turn - 1], PATIENCE)
-        for number, slots in enumerate(segments):
-            room = max(min(end, slots) - slot, 0)
-            drawn[number] += room
-            slot += room
-    several = len(plan.drawn) > 1
-    trips: list[float] = [blocks] if several else []
-    kinds = 2 if config.draft_tokens else 1  # the plain loop is the last of a size's
-    for count in drawn:
-        per_question = count / (1 if shards == 1 else PATIENCE)
-        own = [0.0] * (kinds * sizes)
-        own[kinds - 1] = per_question
-        trips += own
-    turns = plan.turns - plan.drawn[0] + 1
-    return [count / turns for count in trips]
+    return loop_trips(
+        settings.plan,
+        step_programs.encoder(programs).block,
+        settings.sampling,
+        rows=settings.batch * settings.sampling.group_size // shards,
+        shards=shards,
+    )
 
 
 def packed_steps(programs: StagePrograms, name: str) -> list[int]:
@@ -99,7 +78,7 @@ def packed_steps(programs: StagePrograms, name: str) -> list[int]:
 def loop_steps(programs: StagePrograms, name: str) -> Sequence[float]:
     """Iterations of each loop of a program whose end depends on data, in its longest run."""
     if name == "sample":
-        return loop_trips(programs)
+        return sampling_trips(programs)
     return packed_steps(programs, name) if name in ("score", "update") else []
 
 

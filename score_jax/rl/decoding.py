@@ -12,7 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from score_jax.model.decoder import Decoder, decode, vocabulary_logits, write_cache
 from score_jax.rl.draws import guess_continuation, sample_scored
 from score_jax.rl.keys import token_keys
-from score_jax.rl.sampling_plan import PATIENCE, SamplingConfig, forced_blocks
+from score_jax.rl.sampling_plan import (
+    PATIENCE,
+    SamplingConfig,
+    forced_blocks,
+    iterations_between,
+)
 from score_jax.types import Cache, Effort, Params, Prompts
 
 
@@ -82,7 +87,7 @@ class Engine:
     @property
     def patience(self) -> int:
         """Iterations between two questions whether rows are still drawing."""
-        return 1 if self.shards == 1 else PATIENCE
+        return iterations_between(self.shards)
 
     def drawn(
         self, keys: Key[Array, "B ..."], hidden: Float[Array, "B ... D"]

@@ -68,3 +68,43 @@ def forced_blocks(block: int) -> tuple[int, int]:
 def loop_sizes(rows: int, config: SamplingConfig) -> list[int]:
     """Rows of each loop's arrays, of so many rows in all."""
     return sorted({-(-rows // 2**n) for n in range(config.row_sizes)}, reverse=True)
+
+
+def iterations_between(shards: int) -> int:
+    """Iterations between two questions whether rows are still drawing."""
+    return 1 if shards == 1 else PATIENCE
+
+
+def loop_trips(
+    plan: DialoguePlan, block: int, config: SamplingConfig, *, rows: int, shards: int
+) -> list[float]:
+    """Iterations of each sampling loop, in program order, if every turn reaches its limit.
+
+    The loops stand in one loop over turns: what is told is the mean over these. No row ends
+    early, so that all of the work falls to the loops over all rows.
+
+    Args:
+      block: I, the tokens that may stand between two drawn turns.
+      rows: of each shard.
+    """
+    sizes, segments = len(loop_sizes(rows, config)), segment_slots(plan, block, config)
+    drawn, blocks, slot = [0.0] * len(segments), 0, 0
+    for index, turn in enumerate(plan.drawn):
+        if index:
+            count, size = forced_blocks(block)
+            blocks += count
+            slot += rounded(count * size, PATIENCE)
+        end = slot + rounded(plan.limits[turn - 1], PATIENCE)
+        for number, slots in enumerate(segments):
+            room = max(min(end, slots) - slot, 0)
+            drawn[number] += room
+            slot += room
+    several = len(plan.drawn) > 1
+    trips: list[float] = [blocks] if several else []
+    kinds = 2 if config.draft_tokens else 1  # the plain loop is the last of a size's
+    for count in drawn:
+        own = [0.0] * (kinds * sizes)
+        own[kinds - 1] = count / iterations_between(shards)
+        trips += own
+    turns = plan.turns - plan.drawn[0] + 1
+    return [count / turns for count in trips]

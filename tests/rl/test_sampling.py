@@ -11,7 +11,13 @@ from score_jax.model.decoder import Decoder
 from score_jax.records import Problem, Task
 from score_jax.rl.dialogue import DialoguePlan, Encoder, row_ids
 from score_jax.rl.sampling import sample_dialogues
-from score_jax.rl.sampling_plan import SamplingConfig, forced_blocks, loop_sizes, segment_slots
+from score_jax.rl.sampling_plan import (
+    SamplingConfig,
+    forced_blocks,
+    loop_sizes,
+    loop_trips,
+    segment_slots,
+)
 from tests.guarded import guarded
 from tests.pin_step import DigitChat
 from tests.tiny import (
@@ -503,6 +509,20 @@ def test_each_segment_ends_at_a_tile_and_the_last_holds_all():
     assert segment_slots(plan, 4, drafts) == [32, 56 + 32]
     assert forced_blocks(4) == (1, 8) and forced_blocks(50) == (4, 14)
     assert loop_sizes(10, SamplingConfig(row_sizes=3)) == [10, 5, 3]
+
+
+def test_iterations_are_those_of_each_loop_in_program_order():
+    """Turns of 20, so 24 slots, with a block of 8 between: 56 slots, of which 32 in the first."""
+    plan = turns(2, 20)
+    whole = SamplingConfig(row_sizes=2)
+    # One block; 24 + 24 iterations over all rows, none over half; each over two turns.
+    assert loop_trips(plan, 4, whole, rows=8, shards=1) == [0.5, 24.0, 0.0]
+    # On several devices an iteration of the loop is eight of a row.
+    assert loop_trips(plan, 4, whole, rows=8, shards=4) == [0.5, 3.0, 0.0]
+    # 24 slots of turn 1 before the block, then 24 from slot 32 on, the drafted loops before.
+    drafts = SamplingConfig(row_sizes=1, decode_segments=2, draft_tokens=3)
+    assert loop_trips(plan, 4, drafts, rows=8, shards=1) == [0.5, 0.0, 12.0, 0.0, 12.0]
+    assert loop_trips(turns(1, 20), 0, whole, rows=1, shards=1) == [24.0]
 
 
 @pytest.mark.parametrize(
