@@ -86,12 +86,14 @@ class Episodes(struct.PyTreeNode):
 class Cache(struct.PyTreeNode):
     """Keys and values of tokens, an array for each group of layers (model.decoder.split_layers).
 
-    C divides B: the rows of a batch share a cache in groups of B / C.
+    C divides B: the rows of a batch share a cache in groups of B / C. Keys and values may have more
+    rows and slots than positions: the first rows of each shard, and the first slots, are read.
     """
 
     keys: tuple[Float[Array, "L C K S H"], ...]
     values: tuple[Float[Array, "L C K S H"], ...]
     positions: Int[Array, "C S"]  # of the token in each slot; negative: the slot is empty
+    shards: int = struct.field(pytree_node=False, default=1)  # Z, parts of the rows
 
 
 class Scores(struct.PyTreeNode):

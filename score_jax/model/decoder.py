@@ -28,8 +28,8 @@ from score_jax.types import Cache, Params
 
 UNLIMITED = 1 << 30  # tokens; the window of a global layer
 
-# Keys and values of a scan's layers, and each slot's position, as of attention.Cached.
-Stacked = tuple[Float[Array, "_ _ K _ H"], Float[Array, "_ _ K _ H"], Int[Array, "_ _"]]
+# Keys and values of a scan's layers, the rows of each shard apart, and each slot's position.
+Stacked = tuple[Float[Array, "_ Z _ K _ H"], Float[Array, "_ Z _ K _ H"], Int[Array, "_ _"]]
 # A layer's rotary frequencies and magnitude, its window in tokens, and its index in the scan.
 LayerInputs = tuple[Array, Array | None, Array, Array]
 
@@ -64,7 +64,10 @@ class Block(nn.Module):
         """
         config = self.config
         frequencies, magnitude, window, index = layer
-        cached = [(keys[index], values[index], at) for keys, values, at in caches]
+        cached = [
+            (layer_part(keys, index, at), layer_part(values, index, at), at)
+            for keys, values, at in caches
+        ]
         normed = RmsNorm(config, name="attention_norm")(x)
         attention = Attention(config, name="attention")
         mixed, new = attention(normed, positions, frequencies, window, cached, magnitude, segments)
@@ -75,6 +78,24 @@ class Block(nn.Module):
         if config.post_norms:
             mixed = RmsNorm(config, name="mlp_post_norm")(mixed)
         return with_logical_constraint(x + mixed, ("batch", "length", "embed_out")), new
+
+
+def shards_apart(x: Array, shards: int, axis: int = 0) -> Array:
+    """Splits the row axis into shards and the rows of each."""
+    return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1 :])
+
+
+def layer_part(
+    stacked: Float[Array, "L Z N K S H"], layer: Int[Array, ""], positions: Int[Array, "C s"]
+) -> Float[Array, "C K s H"]:
+    """A layer's keys or values in the rows and slots that positions are given of.
+
+    It is one slice: of two, the TPU compiler copies what the first one gives.
+    """
+    _, shards, _, heads, _, size = stacked.shape
+    sizes = (1, shards, len(positions) // shards, heads, positions.shape[1], size)
+    part = jax.lax.dynamic_slice(stacked, (layer, *(0,) * 5), sizes)
+    return part.reshape(-1, *sizes[3:])
 
 
 def rematerialised(config: ModelConfig) -> type[nn.Module]:
@@ -206,7 +227,10 @@ def decode(
     x: Any = decoder.apply({"params": params}, tokens, method="embed")
     found = []
     for group, part in enumerate(blocks):
-        own = [(cache.keys[group], cache.values[group], cache.positions) for cache in caches]
+        own = [
+            (*(shards_apart(x[group], cache.shards, 1) for x in (cache.keys, cache.values)), at)
+            for cache, at in ((cache, cache.positions) for cache in caches)
+        ]
         layers = layer_inputs(config, group * size, (group + 1) * size)
         apply = scanned(config, size)(config).apply
         x, new = apply({"params": part}, x, positions, layers, tuple(own), None)
@@ -255,7 +279,7 @@ def compute_params(config: ModelConfig, params: Params) -> Params:
 def write_cache(
     cache: Cache, new: Cache, slot: Int[Array, ""] | Int[Array, "B"], positions: Int[Array, "B T"]
 ) -> Cache:
-    """Writes a block behind the tokens of a cache.
+    """Writes a block behind the tokens of a cache, into the first rows of each shard.
 
     In place where the cache is donated or carried. One slot for all rows is one slice on every
     backend; a slot for each row is a loop over rows on a CPU (docs/speed.md).
@@ -265,20 +289,28 @@ def write_cache(
       positions: of its tokens; negative where a row has none.
     """
 
-    def write(whole: Array, block: Array, at: Array) -> Array:
-        start = (0,) * (whole.ndim - 2) + (at, 0)
-        return jax.lax.dynamic_update_slice(whole, block, start)
+    def put(whole: Array, new: Array, slot: Int[Array, "n"]) -> Array:
+        row, slots = jnp.arange(len(slot))[:, None], slot[:, None] + jnp.arange(new.shape[3])
+        return whole.at[:, row, :, slots].set(jnp.moveaxis(new, (1, 3), (0, 1)))
 
-    def write_positions(whole: Array, block: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice(whole, block, (0,) * (whole.ndim - 1) + (at,))
+    def write(whole: Float[Array, "L C K S H"], new: Float[Array, "L B K T H"]) -> Array:
+        apart, own = (shards_apart(x, cache.shards, 1) for x in (whole, new))
+        if slot.ndim:
+            slots = slot.reshape(cache.shards, -1)
+            written = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)(apart, own, slots)
+        else:
+            written = jax.lax.dynamic_update_slice(apart, own, (0, 0, 0, 0, slot, 0))
+        return written.reshape(whole.shape)
 
-    if slot.ndim:
-        write = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
-        write_positions = jax.vmap(write_positions)
-    return Cache(
-        keys=tuple(write(a, b, slot) for a, b in zip(cache.keys, new.keys, strict=True)),
-        values=tuple(write(a, b, slot) for a, b in zip(cache.values, new.values, strict=True)),
-        positions=write_positions(cache.positions, positions, slot),
+    known = jax.vmap(lambda row, own, at: jax.lax.dynamic_update_slice(row, own, (at,)))
+    return cache.replace(
+        keys=tuple(map(write, cache.keys, new.keys)),
+        values=tuple(map(write, cache.values, new.values)),
+        positions=(
+            known(cache.positions, positions, slot)
+            if slot.ndim
+            else jax.lax.dynamic_update_slice(cache.positions, positions, (0, slot))
+        ),
     )
 
 

@@ -20,6 +20,8 @@ from score_jax.rl.sampling_plan import (
 )
 from score_jax.types import Cache, Effort, Params, Prompts
 
+CACHE_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")
+
 
 class SamplingState(struct.PyTreeNode):
     """Rows that are being drawn."""
@@ -60,11 +62,10 @@ def constrain_rows(tree: Any) -> Any:
 
 def constrain_cache(cache: Cache) -> Cache:
     """Constrains a cache to the row and head sharding of sampling."""
-    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
     keys, values = jax.tree.map(
-        lambda x: with_logical_constraint(x, axes), (cache.keys, cache.values)
+        lambda x: with_logical_constraint(x, CACHE_AXES), (cache.keys, cache.values)
     )
-    return Cache(keys=keys, values=values, positions=constrain_rows(cache.positions))
+    return cache.replace(keys=keys, values=values, positions=constrain_rows(cache.positions))
 
 
 def write_where(row: Array, at: Int[Array, "B"], value: Array, write: Bool[Array, "B"]) -> Array:

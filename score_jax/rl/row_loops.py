@@ -1,13 +1,18 @@
 """Loops over the rows that still draw, in arrays of a few sizes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from flax.linen.spmd import logical_to_mesh_axes
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
 
+from score_jax.model.decoder import shards_apart
 from score_jax.rl.decoding import (
+    CACHE_AXES,
     Engine,
     SamplingState,
     TurnRows,
@@ -54,7 +59,8 @@ class Loop:
     ) -> SamplingState:
         """Draws with the active rows alone, in arrays of the loop's size, until it is not due."""
         index = active_first(state.active, engine.shards, self.rows)
-        own, prompts = take_rows(rows, index), take_prompts(prompt, index, len(state.active))
+        own = constrain_rows(take_rows(rows, index))
+        prompts = take_prompts(prompt, index, len(state.active))
         step = drafted_step if self.drafted else plain_step
 
         def one(_: int, part: SamplingState) -> SamplingState:
@@ -79,73 +85,118 @@ def active_first(active: Bool[Array, "B"], shards: int, count: int) -> Int[Array
     return jnp.argsort(~split, axis=1, stable=True)[:, :count]
 
 
-def take_rows(tree: Any, index: Int[Array, "Z n"] | None) -> Any:
+def each_shard(function: Callable[..., Array], index: Int[Array, "Z n"], axis: int) -> Any:
+    """Makes a function of one shard's rows and index work on arrays of all shards' rows.
+
+    Args:
+      axis: of the rows, in arguments and result.
+    """
+
+    def whole(*arrays: Array) -> Array:
+        if len(index) == 1:
+            return function(*arrays, index[0])
+        apart = [shards_apart(x, len(index), axis) for x in arrays]
+        over = jax.vmap(function, in_axes=(*(axis for _ in arrays), 0), out_axes=axis)
+        found = over(*apart, index)
+        return found.reshape(*found.shape[:axis], -1, *found.shape[axis + 2 :])
+
+    return whole
+
+
+def take_rows(tree: Any, index: Int[Array, "Z n"] | None, axis: int = 0) -> Any:
     """Rows of each shard."""
     if index is None:
         return tree
-
-    def take(x: Array) -> Array:
-        parts = x.reshape(len(index), -1, *x.shape[1:])
-        return jax.vmap(lambda part, own: part[own])(parts, index).reshape(-1, *x.shape[1:])
-
-    return constrain_rows(jax.tree.map(take, tree))
+    all_before = (slice(None),) * axis
+    return jax.tree.map(each_shard(lambda x, own: x[(*all_before, own)], index, axis), tree)
 
 
 def put_rows(tree: Any, part: Any, index: Int[Array, "Z n"] | None) -> Any:
     """Undoes `take_rows`."""
     if index is None:
         return part
-
-    def put(x: Array, new: Array) -> Array:
-        parts = x.reshape(len(index), -1, *x.shape[1:])
-        rows = new.reshape(*index.shape, *x.shape[1:])
-        return jax.vmap(lambda a, i, b: a.at[i].set(b))(parts, index, rows).reshape(x.shape)
-
+    put = each_shard(lambda x, new, own: x.at[own].set(new), index, 0)
     return constrain_rows(jax.tree.map(put, tree, part))
-
-
-def take_cache(cache: Cache, index: Int[Array, "Z n"] | None, slots: int) -> Cache:
-    """The first slots of rows of each shard."""
-
-    def take(x: Array) -> Array:
-        return jnp.moveaxis(take_rows(jnp.moveaxis(x[:, :, :, :slots], 1, 0), index), 0, 1)
-
-    keys, values = jax.tree.map(take, (cache.keys, cache.values))
-    positions = take_rows(cache.positions[:, :slots], index)
-    return constrain_cache(Cache(keys=keys, values=values, positions=positions))
-
-
-def put_cache(cache: Cache, part: Cache, index: Int[Array, "Z n"] | None) -> Cache:
-    """Undoes `take_cache`."""
-    slots = part.positions.shape[1]
-
-    def put(x: Array, new: Array) -> Array:
-        rows = put_rows(jnp.moveaxis(x[:, :, :, :slots], 1, 0), jnp.moveaxis(new, 1, 0), index)
-        return x.at[:, :, :, :slots].set(jnp.moveaxis(rows, 0, 1))
-
-    keys, values = jax.tree.map(put, (cache.keys, cache.values), (part.keys, part.values))
-    positions = put_rows(cache.positions[:, :slots], part.positions, index)
-    positions = cache.positions.at[:, :slots].set(positions)
-    return constrain_cache(Cache(keys=keys, values=values, positions=positions))
 
 
 def take_prompts(prompt: Cache, index: Int[Array, "Z n"] | None, rows: int) -> Cache:
     """The prompts' cache for rows of each shard, a copy for each; all rows share theirs."""
     if index is None:
         return prompt
-    return take_cache(prompt, index // (rows // len(prompt.positions)), prompt.positions.shape[1])
+    own = index // (rows // len(prompt.positions))
+    keys, values = take_rows((prompt.keys, prompt.values), own, 1)
+    positions = take_rows(prompt.positions, own)
+    return constrain_cache(prompt.replace(keys=keys, values=values, positions=positions))
+
+
+def swap_rows(cache: Cache, index: Int[Array, "Z n"], *, back: bool = False) -> Cache:
+    """Exchanges row k of each shard with its row index[k], for k from 0 to n - 1.
+
+    In place, since a cache is most of the memory: no more than two rows are held besides. Under
+    shard_map, because the partitioner makes a scatter of it, which copies the cache.
+
+    Args:
+      back: undo it, in the other order.
+    """
+    last = index.shape[1] - 1
+
+    def exchange(x: Float[Array, "L N K S H"], here: Array, there: Array) -> Array:
+        rows = [jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1) for at in (here, there)]
+        # Both are read before either is written; else the compiler keeps a copy to read from.
+        first, second = jax.lax.optimization_barrier(rows)
+        x = jax.lax.dynamic_update_slice_in_dim(x, second, here, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(x, first, there, axis=1)
+
+    def swap(arrays: Any, index: Int[Array, "Z n"]) -> Any:
+        def one(n: Int[Array, ""], arrays: Any) -> Any:
+            k = last - n if back else n
+            at = each_shard(lambda x, partner: exchange(x, k, partner[k]), index, 1)
+            return jax.tree.map(at, arrays)
+
+        return jax.lax.fori_loop(0, last + 1, one, arrays)
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        split = logical_to_mesh_axes(CACHE_AXES) or P(None, None)
+        ins = (split, P(split[1]))
+        swap = jax.shard_map(swap, in_specs=ins, out_specs=split, check_vma=False)
+    keys, values = swap((cache.keys, cache.values), index)
+    return constrain_cache(cache.replace(keys=keys, values=values))
+
+
+def swaps_to_front(active: Bool[Array, "B"], index: Int[Array, "Z n"]) -> Int[Array, "Z n"]:
+    """The exchanges that bring the active rows forward; places that none takes keep their row.
+
+    Row k changes places with the k-th active one, which stands at k or behind it and was not
+    moved before.
+    """
+    place = jnp.arange(index.shape[1])
+    count = active.reshape(len(index), -1).sum(1)
+    return jnp.where(place < count[:, None], index, place)
 
 
 def take_state(state: SamplingState, index: Int[Array, "Z n"] | None, slots: int) -> SamplingState:
-    """Rows of each shard, with the first slots of their cache."""
-    rows = take_rows(state.replace(cache=None, slot=None), index)
-    return rows.replace(cache=take_cache(state.cache, index, slots), slot=state.slot)
+    """Rows of each shard, with the first slots of their cache, whose rows are brought forward.
+
+    Places behind the active rows may have any row's cache: nothing is drawn there.
+    """
+    cache = state.cache.replace(positions=state.cache.positions[:, :slots])
+    if index is not None:
+        cache = swap_rows(cache, swaps_to_front(state.active, index))
+        cache = cache.replace(positions=take_rows(cache.positions, index))
+    rows = constrain_rows(take_rows(state.replace(cache=None, slot=None), index))
+    return rows.replace(cache=cache, slot=state.slot)
 
 
 def put_state(
     state: SamplingState, part: SamplingState, index: Int[Array, "Z n"] | None
 ) -> SamplingState:
     """Undoes `take_state`."""
+    cache, slots = part.cache, part.cache.positions.shape[1]
+    if index is not None:
+        cache = swap_rows(cache, swaps_to_front(state.active, index), back=True)
+    positions = put_rows(state.cache.positions[:, :slots], cache.positions, index)
+    positions = state.cache.positions.at[:, :slots].set(positions)
     bare = (state.replace(cache=None, slot=None), part.replace(cache=None, slot=None))
-    cache = put_cache(state.cache, part.cache, index)
-    return put_rows(*bare, index).replace(cache=cache, slot=part.slot)
+    return put_rows(*bare, index).replace(
+        cache=constrain_cache(cache.replace(positions=positions)), slot=part.slot
+    )

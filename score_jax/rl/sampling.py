@@ -63,7 +63,7 @@ def fan_out(prompts: Prompts, config: SamplingConfig) -> Prompts:
 
 
 def prefill(
-    decoder: Decoder, params: Params, prompts: Prompts, rows: Prompts, *, length: int, slots: int
+    engine: Engine, prompts: Prompts, rows: Prompts, *, length: int, slots: int
 ) -> tuple[SamplingState, Cache]:
     """Runs each prompt once.
 
@@ -78,9 +78,10 @@ def prefill(
     count, width = prompts.tokens.shape
     group_size = len(rows.length) // count
     positions = jnp.broadcast_to(jnp.arange(width), (count, width))
-    hidden, new = decode(decoder, params, prompts.tokens, positions)
+    hidden, new = decode(engine.decoder, engine.params, prompts.tokens, positions)
     last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-    prompt = new.replace(positions=jnp.where(positions < prompts.length[:, None], positions, -1))
+    there = jnp.where(positions < prompts.length[:, None], positions, -1)
+    prompt = new.replace(positions=there, shards=engine.shards)
 
     def empty(x: Float[Array, "L P K T0 H"]) -> Float[Array, "L B K S H"]:
         layers, _, heads, _, size = x.shape
@@ -106,6 +107,7 @@ def prefill(
             keys=jax.tree.map(empty, new.keys),
             values=jax.tree.map(empty, new.values),
             positions=jnp.full((len(rows.length), slots), -1),
+            shards=engine.shards,
         ),
         slot=jnp.zeros((), jnp.int32),
     )
@@ -171,7 +173,7 @@ def sample_dialogues(
     )
     segments = segment_slots(plan, block, config)
     length = plan.row_length(width, block, config.row_limit)
-    state, prompt = prefill(decoder, params, prompts, rows, length=length, slots=segments[-1])
+    state, prompt = prefill(engine, prompts, rows, length=length, slots=segments[-1])
     numbers = jnp.arange(1, plan.turns + 1)[None, :]
     limits = rows.turn_limits
     if limits is None:
