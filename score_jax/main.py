@@ -4,6 +4,7 @@
         [--mode=train|evaluate|report|export|ask|collect] [--config.field=value ...]
         [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
     python -m score_jax.main --config=FILE:preset --mode=plan --topology=v5p:4x4x4 [--search]
+        [--lengths=full|realistic]
     python -m score_jax.main --config=FILE --mode=bench [--lengths=drawn|full|realistic]
 
 A config names its parent stage. Stages that the workdir already holds are used, missing ones
@@ -63,7 +64,7 @@ TURN_LENGTHS = flags.DEFINE_enum(
     "drawn",
     LENGTHS,
     "of --mode=bench: turns end where the model ends them, at their limits, or at lengths from a "
-    "long-tailed list with a mean of 35% of the limit",
+    "long-tailed list with a mean of 35% of the limit; --mode=plan counts realistic or full ones",
 )
 REPEATS = flags.DEFINE_integer(
     "repeats", 5, "of --mode=bench: times that each phase is timed", lower_bound=1
@@ -259,7 +260,14 @@ def main(_: list[str]) -> None:
     overrides = config_flags.get_override_values(flag) | null_overrides(sys.argv)
     stages = resolve_stages(CONFIG.value, overrides, path)
     if MODE.value == "plan":
-        run_plan(stages[-1].settings, TOPOLOGY.value, workdir(), search=SEARCH.value)
+        realistic = TURN_LENGTHS.value == "realistic"
+        run_plan(
+            stages[-1].settings,
+            TOPOLOGY.value,
+            workdir(),
+            search=SEARCH.value,
+            realistic=realistic,
+        )
         return
     if MODE.value == "bench":
         run_bench(stages[-1].settings, workdir(), lengths=TURN_LENGTHS.value, repeats=REPEATS.value)

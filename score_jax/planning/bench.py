@@ -11,7 +11,7 @@ realistic work: weights from the hub are then replaced by random ones of their s
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,7 @@ from score_jax.distributed import sharding
 from score_jax.planning import bench_table
 from score_jax.planning.chips import DEVICE_KINDS
 from score_jax.planning.command import without_weights
-from score_jax.planning.turn_lengths import realistic_lengths
+from score_jax.planning.turn_lengths import fitting, given_lengths
 from score_jax.planning.work import (
     StepCounts,
     count_step,
@@ -33,9 +33,7 @@ from score_jax.planning.work import (
     learner_bytes,
     learner_flops,
 )
-from score_jax.records import Problem
 from score_jax.report.json_files import write_json
-from score_jax.rl.dialogue import Encoder, TooLong
 from score_jax.rl.keys import run_key
 from score_jax.stages.build import Program, StagePrograms, build, load_reference
 from score_jax.stages.problem_sets import read, training_spec
@@ -79,36 +77,6 @@ def run_bench(
     print(bench_table.describe(found))
     print(f"bench: {folder / 'bench.json'}")
     return found
-
-
-def fitting(encoder: Encoder, problems: Sequence[Problem], count: int) -> list[Problem]:
-    """The first problems that fit the prompt limit, again from the first if there are too few.
-
-    Raises:
-      ValueError: there is none.
-    """
-    found: list[Problem] = []
-    for problem in problems:
-        try:
-            encoder.opening(problem)
-        except TooLong:
-            continue
-        found.append(problem)
-        if len(found) == count:
-            break
-    if not found:
-        raise ValueError(
-            f"config.sampling.prompt_limit is {encoder.prompt_limit}; no training problem fits: "
-            "raise it"
-        )
-    return [found[index % len(found)] for index in range(count)]
-
-
-def given_lengths(settings: Settings) -> np.ndarray:
-    """Lengths of every turn of every dialogue, i32[P G R]."""
-    problems, group_size = settings.batch, settings.sampling.group_size
-    lengths = realistic_lengths(problems * group_size, settings.plan.limits)
-    return lengths.reshape(problems, group_size, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,18 @@ from score_jax.stages.sections import TokenizerConfig, WeightsConfig
 from score_jax.stages.settings import Settings
 
 
-def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = False) -> bool:
+def run_plan(
+    settings: Settings,
+    topology: str,
+    folder: Path,
+    *,
+    search: bool = False,
+    realistic: bool = False,
+) -> bool:
     """Makes a plan, prints it and writes plan.json.
+
+    Args:
+      realistic: dialogues are as long as models write them, else as long as they may be.
 
     Returns:
       Whether the config fits the topology.
@@ -39,7 +49,7 @@ def run_plan(settings: Settings, topology: str, folder: Path, *, search: bool = 
     devices = topology_devices(slices)
     settings = without_weights(settings)
     make = searching.best_plan if search else make_plan
-    plan = make(settings, slices, devices)
+    plan = make(settings, slices, devices, realistic=realistic)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", as_json(plan))
     print(describe(plan))
@@ -65,13 +75,10 @@ def speeds(plan: Plan) -> dict[str, float]:
     """Bounds of a step: least seconds, most policy tokens per second and chip, highest MFU."""
     if not plan.seconds:
         return {}
-    settings, chip = plan.settings, plan.topology.chip
-    rows = settings.batch * settings.sampling.group_size
-    tokens = rows * settings.objective.turns * settings.sampling.turn_limit
-    chips = plan.topology.chips
+    chip, chips = plan.topology.chip, plan.topology.chips
     return {
         "step_seconds": plan.seconds,
-        "tokens_per_second_per_chip": tokens / plan.seconds / chips,
+        "tokens_per_second_per_chip": plan.lengths.turns.sum() / plan.seconds / chips,
         "mfu": plan.useful_flops / plan.seconds / chips / chip.flops,
     }
 
@@ -88,7 +95,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "hbm_limit_bytes": topology.chip.hbm_bytes,
         "resident_bytes": plan.resident,
         "bounds": speeds(plan),
-        "decode_steps": plan.steps,
+        "decode_steps": int(plan.lengths.appended.max()),
+        "mean_tokens": {
+            "opening": plan.lengths.opening.mean(),
+            "turns": plan.lengths.turns.mean(0).tolist(),
+        },
         "mesh": dataclasses.asdict(settings.mesh),
         "learner": dataclasses.asdict(settings.learner),
         "compute": dataclasses.asdict(settings.compute),
@@ -127,6 +138,8 @@ def describe(plan: Plan) -> str:
         f"{plan.topology.name}, {plan.topology.chips} chips; mesh slices={mesh.slices} "
         f"data={mesh.data} fsdp={mesh.fsdp} sampling_tensor={mesh.sampling_tensor} "
         f"tensor={mesh.tensor}; {plan.settings.learner.microbatches} microbatches",
+        f"dialogues of {plan.lengths.whole.mean():.0f} tokens on average, "
+        f"{plan.lengths.whole.max()} at most",
         "resident on every chip, GiB: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.resident.items() if size),
         "program    HBM GiB (own + rest)   compiled   collectives (runs, GB sent per chip)",

@@ -1,20 +1,21 @@
 """Compiles a stage's programs for a topology; reports memory, traffic and time bounds."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from jax.errors import JaxRuntimeError
 
 from score_jax.distributed import sharding
-from score_jax.planning import flops, hlo, roofline, step_programs, tpu, traffic
+from score_jax.planning import flops, hlo, roofline, step_programs, tpu, traffic, turn_lengths
 from score_jax.planning.chips import Topology
+from score_jax.planning.course import Course, Lengths, cut_lengths, learner_course
 from score_jax.planning.step_programs import Call
 from score_jax.rl.learner import scores_before
-from score_jax.rl.packing import microbatch_rows
 from score_jax.rl.sampling_plan import loop_trips
 from score_jax.stages.build import StagePrograms, build
+from score_jax.stages.problem_sets import read, training_spec
 from score_jax.stages.settings import Settings
 
 
@@ -39,51 +40,59 @@ class Examined:
         return self.own_bytes + self.resident_bytes
 
 
-def decode_steps(programs: StagePrograms) -> int:
-    """Tokens that the sampling loops append to a row if every turn reaches its limit."""
+def full_lengths(programs: StagePrograms) -> Lengths:
+    """Those of dialogues that are as long as they may be."""
     settings, encoder = programs.settings, step_programs.encoder(programs)
-    return settings.plan.steps(encoder.block, settings.sampling.row_limit)
+    rows = settings.batch * settings.sampling.group_size
+    turns = np.tile(settings.plan.limits, (rows, 1))
+    return step_lengths(programs, turns, np.full(rows, encoder.width))
 
 
-def sampling_trips(programs: StagePrograms) -> list[float]:
-    """`loop_trips` of a stage's sampling program."""
+def realistic_lengths(programs: StagePrograms) -> Lengths:
+    """Those of the first training problems' prompts, and of turns from a long-tailed list."""
     settings = programs.settings
-    shards = sharding.row_shards(programs.mesh, sharding.SAMPLE_ROW_AXES)
-    return loop_trips(
-        settings.plan,
-        step_programs.encoder(programs).block,
-        settings.sampling,
-        rows=settings.batch * settings.sampling.group_size // shards,
-        shards=shards,
-    )
+    tasks, problems = read(training_spec(settings))
+    encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, tasks)
+    found = turn_lengths.fitting(encoder, problems, settings.batch)
+    opening = [len(encoder.opening(problem)[0]) for problem in found]
+    turns = turn_lengths.given_lengths(settings)
+    rows = np.repeat(opening, settings.sampling.group_size)
+    return step_lengths(programs, turns.reshape(len(rows), -1), rows)
 
 
-def packed_steps(programs: StagePrograms, name: str) -> list[int]:
-    """Microbatches of each loop of `score` or `update` where every row is as long as it may be."""
-    settings, learner = programs.settings, programs.settings.learner
-    if not learner.pack:
-        return []
-    rows = settings.batch * settings.sampling.group_size // programs.learner.row_shards
-
-    def loop(rows: int, microbatches: int) -> int:
-        return -(-rows // microbatch_rows(rows, microbatches))
-
-    scored = loop(rows, learner.microbatches * learner.minibatches)
-    if name == "score":
-        return [scored]
-    learnt = loop(rows // learner.minibatches, learner.microbatches)
-    return [scored, learnt] if scores_before(programs.learner) else [learnt]
+def step_lengths(programs: StagePrograms, turns: np.ndarray, opening: np.ndarray) -> Lengths:
+    """Those of dialogues with such turns, as far as rows have room."""
+    encoder, plan = step_programs.encoder(programs), programs.settings.plan
+    width = encoder.row_length(programs.settings.sampling.row_limit)
+    return cut_lengths(plan, turns, opening, block=encoder.block, width=width)
 
 
-def loop_steps(programs: StagePrograms, name: str) -> Sequence[float]:
-    """Iterations of each loop of a program whose end depends on data, in its longest run."""
+def course_of(programs: StagePrograms, name: str, lengths: Lengths) -> Course:
+    """How a program of a step runs for dialogues of these lengths."""
+    settings, learner = programs.settings, programs.learner
+    kernels = flops.layer_shares(programs.decoder.config)
     if name == "sample":
-        return sampling_trips(programs)
-    return packed_steps(programs, name) if name in ("score", "update") else []
+        shards = sharding.row_shards(programs.mesh, sharding.SAMPLE_ROW_AXES)
+        turns = lengths.turns.reshape(shards, -1, settings.plan.turns)
+        trips = loop_trips(settings.plan, lengths.between, settings.sampling, turns)
+        return Course(loops=trips, kernels=kernels)
+    if name not in ("score", "update"):
+        return Course(kernels=kernels)
+    episodes = lengths.episodes()
+    loops, chunks = learner_course(learner, episodes, updates=1)
+    passes = [loops]
+    if name == "update":
+        loops, chunks = learner_course(learner, episodes, updates=learner.config.minibatches)
+        passes = [*passes, loops] if scores_before(learner) else [loops]
+    return Course(loops=[one for one in passes if one], kernels=kernels, chunks=chunks)
 
 
 def examine(
-    programs: StagePrograms, call: Call, topology: Topology, resident: dict[str, int]
+    programs: StagePrograms,
+    call: Call,
+    topology: Topology,
+    resident: dict[str, int],
+    lengths: Lengths,
 ) -> Examined:
     """Compiles one program and reads memory, collectives, traffic and bounds from it."""
     others = sum(resident[name] for name in call.resident)
@@ -101,14 +110,15 @@ def examine(
         return Examined(name=call.name, own_bytes=used[0], resident_bytes=others, refused=True)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     memory: Any = compiled.memory_analysis()
-    steps = loop_steps(programs, call.name)
+    course = course_of(programs, call.name, lengths)
     module = hlo.parse(compiled.as_text())
-    shares = flops.layer_shares(programs.decoder.config)
-    sent = hlo.collectives(module, steps=steps, shares=shares)
-    once, loops = flops.count(traced.jaxpr.jaxpr, shares)
-    moved = traffic.hbm_traffic(module, steps, shares)
+    sent = hlo.collectives(module, course)
+    once, loops = flops.count(traced.jaxpr.jaxpr, course)
+    moved = traffic.hbm_traffic(module, course)
     chip = topology.chip
-    looped = sum(n * body for n, body in zip(steps, loops, strict=True))
+    looped = sum(
+        body * sum(visits) / len(visits) for visits, body in zip(course.loops, loops, strict=True)
+    )
     if call.name == "sample":
         inside, outside = ([c for c in sent if c.in_loop == looping] for looping in (True, False))
         phases = [
@@ -140,7 +150,7 @@ class Plan:
     topology: Topology
     resident: dict[str, int]  # bytes per chip of the arrays that outlive a program
     programs: list[Examined]
-    steps: int  # iterations of the sampling loops in all
+    lengths: Lengths
     useful_flops: float  # of one training step over all chips, without recomputation
 
     @property
@@ -167,21 +177,25 @@ def make_plan(
     topology: Topology,
     devices: list[Any],
     known: dict[Any, Examined] | None = None,
+    *,
+    realistic: bool = False,
 ) -> Plan:
     """Compiles every program of a step.
 
     Args:
+      realistic: dialogues have `realistic_lengths`, else `full_lengths`.
       known: cache of programs that earlier calls examined; new ones are added to it.
     """
     programs = build(settings, devices)
     resident = step_programs.resident_bytes(programs)
+    lengths = (realistic_lengths if realistic else full_lengths)(programs)
     found = []
     for call in step_programs.calls(programs):
         learner = None if call.name in ("reshard", "sample") else settings.learner
         remat = programs.decoder.config.remat if call.name == "update" else None
         key = (call.name, settings.mesh, learner, remat)
         if known is None or key not in known:
-            examined = examine(programs, call, topology, resident)
+            examined = examine(programs, call, topology, resident, lengths)
             print(f"compiled {call.name} in {examined.compile_seconds:.0f} s", flush=True)
             if known is not None:
                 known[key] = examined
@@ -193,25 +207,25 @@ def make_plan(
         topology=topology,
         resident=resident,
         programs=found,
-        steps=decode_steps(programs),
-        useful_flops=useful_flops(programs),
+        lengths=lengths,
+        useful_flops=useful_flops(programs, lengths),
     )
 
 
-def useful_flops(programs: StagePrograms) -> float:
+def useful_flops(programs: StagePrograms, lengths: Lengths) -> float:
     """Operations of one step: sampling, the reference's forward pass, and the update.
 
     The update counts as three forward passes, its backward pass being two of them.
     """
-    settings, config = programs.settings, programs.decoder.config
-    sampling = settings.sampling
-    rows = settings.batch * sampling.group_size
-    length = step_programs.encoder(programs).row_length(sampling.row_limit)
-    drawn = decode_steps(programs)
-    policy = settings.plan.drawn_tokens
-    prefill = flops.forward_flops(
-        config, settings.batch * sampling.prompt_limit, sampling.prompt_limit / 2, 0
-    )
-    decode = flops.forward_flops(config, rows * drawn, length - drawn / 2, rows * drawn)
-    whole = flops.forward_flops(config, rows * length, length / 2, rows * policy)
-    return prefill + decode + 4 * whole
+    config, group = programs.decoder.config, programs.settings.sampling.group_size
+
+    def forward(lengths: np.ndarray, with_logits: float = 0) -> float:
+        """Of whole rows of these lengths."""
+        tokens = lengths.sum()
+        return flops.forward_flops(
+            config, tokens, (lengths * (lengths + 1) / 2).sum() / tokens, with_logits
+        )
+
+    openings, drawn = lengths.opening[::group], lengths.turns.sum()
+    decode = forward(lengths.whole, drawn) - forward(lengths.opening)
+    return forward(openings) + decode + 4 * forward(lengths.whole, drawn)

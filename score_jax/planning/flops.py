@@ -7,10 +7,10 @@ attention kernel too, which the compiled program hides.
 
 import math
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 from score_jax.model.config import ModelConfig
+from score_jax.planning.course import UNKNOWN, Course
 
 
 def product_flops(equation: Any) -> float:
@@ -21,12 +21,11 @@ def product_flops(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
 
 
-def count(jaxpr: Any, shares: Sequence[float] = ()) -> tuple[float, list[float]]:
+def count(jaxpr: Any, course: Course = UNKNOWN) -> tuple[float, list[float]]:
     """Operations outside of while loops, and those of one iteration of each while loop.
 
-    Args:
-      shares: of a model's layers that are whole and local, where a conditional chooses between
-        two attention kernels; of other conditionals the dearest branch counts, and all loops.
+    Of a conditional that does not choose between kernels the dearest branch counts, as often as
+    chunks of logits are not skipped, and all loops.
     """
     once, loops = 0.0, []
     for equation in jaxpr.eqns:
@@ -36,19 +35,21 @@ def count(jaxpr: Any, shares: Sequence[float] = ()) -> tuple[float, list[float]]
         elif name == "pallas_call":
             once += kernel_steps(equation) * count(params["jaxpr"])[0]
         elif name == "while":
-            body, nested = count(params["body_jaxpr"].jaxpr, shares)
+            body, nested = count(params["body_jaxpr"].jaxpr, course)
             assert not nested, "a while loop inside a while loop: its trip count is unknown"
             loops.append(body)
         elif name == "cond":
-            branches = [count(branch.jaxpr, shares) for branch in params["branches"]]
+            branches = [count(branch.jaxpr, course) for branch in params["branches"]]
             outside = [own for own, _ in branches]
-            chosen = shares and has_kernel(params["branches"][0].jaxpr)
-            once += sum(map(operator.mul, shares, outside)) if chosen else max(outside)
+            if course.kernels and has_kernel(params["branches"][0].jaxpr):
+                once += sum(map(operator.mul, course.kernels, outside))
+            else:
+                once += course.chunks * max(outside)
             loops += [body for _, inside in branches for body in inside]
         else:
             times = repetitions(name, params)
             for inner in inner_jaxprs(params):
-                outside, inside = count(inner, shares)
+                outside, inside = count(inner, course)
                 once += times * outside
                 loops += [times * body for body in inside]
     return once, loops

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from score_jax.planning.course import UNKNOWN, Course
+
 BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
     "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64,
@@ -172,20 +174,23 @@ class Run:
     fused: bool = False  # a collective inside a fusion
 
 
-def runs(
-    module: Module, steps: Sequence[float] = (), shares: Sequence[float] = ()
-) -> Iterator[Run]:
+def runs(module: Module, course: Course = UNKNOWN) -> Iterator[Run]:
     """Every instruction outside of fusions, and the collectives in them, with its run count.
 
     The TPU compiler writes a collective that it overlaps with several fusions into each of
     them, with one channel id: it is yielded once.
-
-    Args:
-      steps: iterations of each loop whose end depends on data, in program order; if empty,
-        each counts one iteration.
-      shares: of the runs of a conditional between attention kernels that take each branch.
     """
-    remaining = list(steps)
+    remaining = [list(visits) for visits in course.loops]
+
+    def weights(branches: list[str]) -> Sequence[float]:
+        """How often each branch runs."""
+        if any(has_kernel(module, branches)):
+            return course.kernels or [1.0] * len(branches)
+        share = course.chunks
+        if any(has_open_loop(module, name) for name in branches) and remaining:
+            visits, remaining[0] = remaining[0], [n for n in remaining[0] if n]
+            share = len(remaining[0]) / len(visits)
+        return [*(1 - share for _ in branches[1:]), share]
 
     def visit(name: str, times: float, in_loop: bool) -> Iterator[Run]:
         seen: set[str] = set()  # per computation: a peeled iteration shares its loop's channels
@@ -198,28 +203,37 @@ def runs(
                 trips = trip_count(module, instruction, body)
                 inside = in_loop or trips is None
                 if trips is None:
-                    trips = remaining.pop(0) if steps else 1.0
+                    visits = remaining.pop(0) if course.loops else [1.0]
+                    trips = sum(visits) / max(len(visits), 1)
                 for role in ("body", "condition"):
                     yield from visit(parts[role], times * trips, inside)
             elif instruction.kind in ("call", "conditional") or "async" in instruction.kind:
-                weights: Sequence[float] = [1.0] * len(parts)
-                if instruction.kind == "conditional" and any(has_kernel(module, parts.values())):
-                    weights = shares or weights
-                for part, weight in zip(parts.values(), weights, strict=True):
-                    yield from visit(part, times * weight, in_loop)
+                branches = list(parts.values())
+                choice = instruction.kind == "conditional"
+                often = weights(branches) if choice else [1.0] * len(branches)
+                for part, weight in zip(branches, often, strict=True):
+                    # What is done before and after a sampling loop belongs to it.
+                    inside = in_loop or (choice and has_open_loop(module, part))
+                    yield from visit(part, times * weight, inside)
             elif instruction.kind == "fusion":
                 for computation, one in inner_collectives(module, parts["calls"]):
                     if not known_channel(one, seen):
                         yield Run(one, times, in_loop, computation, fused=True)
 
     yield from visit(module.entry, 1.0, False)
-    assert not remaining, f"{len(remaining)} of {len(steps)} loops are not in the program"
+    assert not remaining, f"{len(remaining)} of {len(course.loops)} loops are not in the program"
 
 
 def has_kernel(module: Module, names: Iterable[str]) -> Iterator[bool]:
     """For each computation, whether it runs a splash attention kernel."""
     for name in names:
         yield any(one.name.startswith("splash_") for one in module.computations[name])
+
+
+def has_open_loop(module: Module, name: str) -> bool:
+    """Whether a computation holds a loop whose end depends on data."""
+    body = module.computations[name]
+    return any(one.kind == "while" and trip_count(module, one, body) is None for one in body)
 
 
 def known_channel(instruction: Instruction, seen: set[str]) -> bool:
@@ -301,17 +315,10 @@ def wire_bytes(kind: str, payload: float, group: int) -> float:
     return payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
-def collectives(
-    module: Module, *, steps: Sequence[float] = (), shares: Sequence[float] = ()
-) -> list[Collective]:
-    """A program's collectives, summed by kind, group size and flags; the most bytes first.
-
-    Args:
-      steps: iterations of each sampling loop.
-      shares: as of `runs`.
-    """
+def collectives(module: Module, course: Course = UNKNOWN) -> list[Collective]:
+    """A program's collectives, summed by kind, group size and flags; the most bytes first."""
     totals: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for run in runs(module, steps, shares):
+    for run in runs(module, course):
         if not is_collective(run.instruction):
             continue
         kind, size, across = participants(run.instruction)

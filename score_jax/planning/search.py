@@ -36,7 +36,9 @@ def changed(settings: Settings, mesh: MeshConfig, **learner: Any) -> Settings:
     )
 
 
-def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Plan:
+def best_plan(
+    settings: Settings, topology: Topology, devices: list[Any], *, realistic: bool = False
+) -> Plan:
     """The plan with the smallest lower bound of its step's time among those that fit.
 
     Tries every mesh with the least memory for activations (one row per microbatch, full
@@ -54,7 +56,7 @@ def best_plan(settings: Settings, topology: Topology, devices: list[Any]) -> Pla
     settings = dataclasses.replace(settings, compute=compute)
 
     def attempt(candidate: Settings) -> Plan:
-        plan = make_plan(candidate, topology, devices, known)
+        plan = make_plan(candidate, topology, devices, known, realistic=realistic)
         mesh, learner = candidate.mesh, candidate.learner
         verdict = f"at least {plan.seconds:.1f} s" if plan.fits else "does not fit"
         print(

@@ -7,9 +7,9 @@ keys and values again for each of its blocks of queries.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from score_jax.planning.course import UNKNOWN, Course
 from score_jax.planning.hlo import (
     Instruction,
     Module,
@@ -34,18 +34,11 @@ class Traffic:
     in_loop: float  # inside of them; 0 for a program without
 
 
-def hbm_traffic(
-    module: Module, steps: Sequence[float] = (), shares: Sequence[float] = ()
-) -> Traffic:
-    """Bytes that a program reads and writes, with loops multiplied by their trip counts.
-
-    Args:
-      steps: iterations of each sampling loop.
-      shares: as of `hlo.runs`.
-    """
+def hbm_traffic(module: Module, course: Course = UNKNOWN) -> Traffic:
+    """Bytes that a program reads and writes, with loops multiplied by their trip counts."""
     once = in_loop = 0.0
     shapes = {name: {i.name: i.shape for i in body} for name, body in module.computations.items()}
-    for run in runs(module, steps, shares):
+    for run in runs(module, course):
         moved = run.times * instruction_bytes(module, run.instruction, shapes[run.computation])
         if run.in_loop:
             in_loop += moved

@@ -1,10 +1,16 @@
-"""Lengths of turns to measure speed with: those that models write, whatever the weights say.
+"""Lengths to measure and plan with: those that models write, whatever the weights say.
 
 Turns of real models have lengths with a long tail, far below their limit on average. A list of
 such lengths, drawn once, makes the work of random weights realistic and equal in every run.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from score_jax.records import Problem
+from score_jax.rl.dialogue import Encoder, TooLong
+from score_jax.stages.settings import Settings
 
 SHARE = 0.35  # mean length of a turn, as a share of its limit
 SPREAD = 0.8  # standard deviation of the logarithm
@@ -26,3 +32,33 @@ def realistic_lengths(rows: int, limits: tuple[int, ...], *, seed: int = 0) -> n
             low, high = (scale, high) if lengths.mean() < SHARE * limit else (low, scale)
         columns.append(lengths)
     return np.stack(columns, axis=1).astype(np.int32)
+
+
+def fitting(encoder: Encoder, problems: Sequence[Problem], count: int) -> list[Problem]:
+    """The first problems that fit the prompt limit, again from the first if there are too few.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found: list[Problem] = []
+    for problem in problems:
+        try:
+            encoder.opening(problem)
+        except TooLong:
+            continue
+        found.append(problem)
+        if len(found) == count:
+            break
+    if not found:
+        raise ValueError(
+            f"config.sampling.prompt_limit is {encoder.prompt_limit}; no training problem fits: "
+            "raise it"
+        )
+    return [found[index % len(found)] for index in range(count)]
+
+
+def given_lengths(settings: Settings) -> np.ndarray:
+    """Lengths of every turn of every dialogue, i32[P G R]."""
+    problems, group_size = settings.batch, settings.sampling.group_size
+    lengths = realistic_lengths(problems * group_size, settings.plan.limits)
+    return lengths.reshape(problems, group_size, -1)

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Int
+
 from score_jax.checks import Count, Natural, NotNegative, check_fields
 from score_jax.rl.dialogue import DialoguePlan
 
@@ -76,35 +79,32 @@ def iterations_between(shards: int) -> int:
 
 
 def loop_trips(
-    plan: DialoguePlan, block: int, config: SamplingConfig, *, rows: int, shards: int
-) -> list[float]:
-    """Iterations of each sampling loop, in program order, if every turn reaches its limit.
+    plan: DialoguePlan, block: int, config: SamplingConfig, lengths: Int[np.ndarray, "Z N R"]
+) -> list[list[int]]:
+    """Iterations of each sampling loop, in program order: one number for each turn.
 
-    The loops stand in one loop over turns: what is told is the mean over these. No row ends
-    early, so that all of the work falls to the loops over all rows.
+    Drafts are taken never to be tried, since how many are accepted is not known.
 
     Args:
       block: I, the tokens that may stand between two drawn turns.
-      rows: of each shard.
+      lengths: tokens of each turn, of the rows of each shard.
     """
-    sizes, segments = len(loop_sizes(rows, config)), segment_slots(plan, block, config)
-    drawn, blocks, slot = [0.0] * len(segments), 0, 0
-    for index, turn in enumerate(plan.drawn):
-        if index:
+    shards, rows, _ = lengths.shape
+    segments, sizes = segment_slots(plan, block, config), loop_sizes(rows, config)
+    stride, kinds = iterations_between(shards), 2 if config.draft_tokens else 1
+    found, slot = [], 0
+    for turn in range(plan.drawn[0], plan.turns + 1):
+        trips = []
+        if len(plan.drawn) > 1:
             count, size = forced_blocks(block)
-            blocks += count
-            slot += rounded(count * size, PATIENCE)
-        end = slot + rounded(plan.limits[turn - 1], PATIENCE)
-        for number, slots in enumerate(segments):
-            room = max(min(end, slots) - slot, 0)
-            drawn[number] += room
-            slot += room
-    several = len(plan.drawn) > 1
-    trips: list[float] = [blocks] if several else []
-    kinds = 2 if config.draft_tokens else 1  # the plain loop is the last of a size's
-    for count in drawn:
-        own = [0.0] * (kinds * sizes)
-        own[kinds - 1] = count / iterations_between(shards)
-        trips += own
-    turns = plan.turns - plan.drawn[0] + 1
-    return [count / turns for count in trips]
+            trips.append(count if turn in plan.drawn[1:] else 0)
+            slot = rounded(slot + trips[0] * size, PATIENCE)
+        left = lengths[:, :, turn - 1] * (turn in plan.drawn)
+        for slots in segments:
+            for fewer in [*sizes[1:], 0]:
+                own = 0
+                while (left > 0).sum(1).max() > fewer and slot + stride <= slots:
+                    left, slot, own = left - stride, slot + stride, own + 1
+                trips += [0] * (kinds - 1) + [own]  # the plain loop is the last of a size's
+        found.append(trips)
+    return [list(trips) for trips in zip(*found, strict=True)]

@@ -9,6 +9,7 @@ import pytest
 
 from score_jax.planning import bench, bench_table
 from score_jax.planning.chips import CHIPS, DEVICE_KINDS
+from score_jax.planning.turn_lengths import given_lengths
 from score_jax.rl.keys import run_key
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.problem_sets import read, training_spec
@@ -77,13 +78,7 @@ def test_full_lengths_reach_every_limit(tmp_path):
 
 def test_realistic_lengths_are_those_given(tmp_path):
     found = bench.run_bench(settings(), tmp_path, lengths="realistic", repeats=1)
-    assert found["counts"]["drawn"] == bench.given_lengths(settings()).sum() < 0.5 * 8 * 2 * 8
-
-
-def test_given_lengths_are_those_of_the_list_by_problem_and_sample():
-    found = bench.given_lengths(settings())
-    assert found.shape == (4, 2, 2) and found.min() >= 1 and found.max() <= 8
-    assert found.mean() == pytest.approx(0.35 * 8, abs=0.5)
+    assert found["counts"]["drawn"] == given_lengths(settings()).sum() < 0.5 * 8 * 2 * 8
 
 
 def test_shares_of_the_peak_by_hand(monkeypatch):
@@ -113,11 +108,3 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
         bench.run_bench(settings("base"), tmp_path)
     with pytest.raises(ValueError, match="prompt_limit is 1; no training problem fits"):
         bench.run_bench(settings(prompt_limit=1), tmp_path)
-
-
-def test_problems_come_again_where_there_are_too_few():
-    programs = build(settings())
-    tasks, problems = read(training_spec(programs.settings))
-    encoder = programs.encoder(programs.settings.plan, 12, tasks)
-    found = bench.fitting(encoder, problems[:3], 7)
-    assert [p.id for p in found] == [problems[i].id for i in (0, 1, 2, 0, 1, 2, 0)]

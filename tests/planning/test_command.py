@@ -3,14 +3,15 @@
 import dataclasses
 import importlib.util
 import json
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from configs import stage2
 from score_jax.distributed.sharding import MeshConfig
 from score_jax.planning import command, examine, search, tpu
 from score_jax.planning.chips import GIB, parse_topology
+from score_jax.planning.course import Lengths
 from score_jax.planning.examine import Examined, Plan
 from score_jax.planning.hlo import Collective
 from score_jax.planning.roofline import phase
@@ -42,7 +43,9 @@ def planned(*programs):
         topology=parse_topology("v5e:4x4"),
         resident={"params": 1 * GIB, "optimizer": 2 * GIB, "reference": 1 * GIB},
         programs=list(programs),
-        steps=100,
+        lengths=Lengths(
+            opening=np.full(512, 512), turns=np.full((512, 2), 1024), between=40, width=2600
+        ),
         useful_flops=16 * 197e12,
     )
 
@@ -102,7 +105,7 @@ def test_another_message_is_none_of_memory():
 
 def test_plan_json_holds_what_is_promised(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "topology_devices", lambda _: [])
-    monkeypatch.setattr(command, "make_plan", lambda *_: planned(examined("sample", 10)))
+    monkeypatch.setattr(command, "make_plan", lambda *_, **__: planned(examined("sample", 10)))
     settings = parse(stage2.get_config("gemma2_2b_math"))
     assert command.run_plan(settings, "v5e:4x4", tmp_path / "new")
     found = json.loads((tmp_path / "new" / "plan.json").read_text())
@@ -127,30 +130,33 @@ def test_decoding_takes_both_turns_and_what_stands_between():
     programs = examine.build(settings)
     instruction = registry.get(settings.task).instruction
     between = len(programs.chat.encode_instruction(instruction))
-    found = examine.decode_steps(programs)
-    assert found == 2 * 1024 + 1 + between and 10 < between < 200
+    found = examine.full_lengths(programs)
+    assert found.opening.tolist() == [512] * 512 and 10 < between < 200
+    assert set(found.appended) == {2 * 1024 + 1 + between}
 
 
-def test_packed_loops_are_as_long_as_full_rows_make_them():
+def test_loops_are_as_long_as_full_rows_make_them():
     """512 rows; on 16 shards 32 of each, in 16 microbatches of 2, or 2 x 8 of 2 after a score."""
     settings = preset(fsdp=16)
-    learner = settings.learner
+    settings = dataclasses.replace(
+        settings, sampling=dataclasses.replace(settings.sampling, prompt_limit=16, turn_limit=16)
+    )
 
-    def steps(name, *, kl="exact", **fields):
+    def loops(name, *, kl="exact", **fields):
         estimator = dataclasses.replace(settings.estimator, kl=kl, clip=0.2)
-        changed = {"learner": dataclasses.replace(learner, **fields), "estimator": estimator}
-        programs = SimpleNamespace(
-            settings=dataclasses.replace(settings, **changed),
-            learner=SimpleNamespace(row_shards=16, config=changed["learner"], estimator=estimator),
-        )
-        return examine.loop_steps(programs, name)
+        learner = dataclasses.replace(settings.learner, **fields)
+        one = dataclasses.replace(settings, learner=learner, estimator=estimator, mesh=MeshConfig())
+        programs = examine.build(one)
+        learner = dataclasses.replace(programs.learner, row_shards=16)
+        programs = dataclasses.replace(programs, learner=learner)
+        return examine.course_of(programs, name, examine.full_lengths(programs)).loops
 
-    assert steps("score") == steps("update") == [16]
-    assert steps("update", microbatches=1) == [16]
-    assert steps("update", microbatches=32) == [32]
-    assert steps("update", microbatches=1, minibatches=2) == [16, 16]
-    assert steps("update", kl="reward") == [16, 16]
-    assert steps("score", pack=False) == steps("update", pack=False) == steps("merge") == []
+    assert loops("score") == loops("update") == [[16]]
+    assert loops("update", microbatches=1) == [[16]]
+    assert loops("update", microbatches=32) == [[32]]
+    assert loops("update", microbatches=1, minibatches=2) == [[16], [16, 16]]
+    assert loops("update", kl="reward") == [[16], [16]]
+    assert loops("score", pack=False) == loops("update", pack=False) == []
 
 
 def test_meshes_split_heads_chips_and_batch():

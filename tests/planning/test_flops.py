@@ -12,7 +12,10 @@ from jax.sharding import PartitionSpec as P
 from score_jax.model.decoder import Decoder
 from score_jax.model.fused_attention import splash_rows
 from score_jax.planning import flops
+from score_jax.planning.course import Course
 from tests.tiny import MODEL
+
+KERNELS = Course(kernels=(0.25, 0.75))
 
 
 def counted(function, *shapes):
@@ -94,7 +97,7 @@ def test_what_a_conditional_between_kernels_chooses_counts_by_layer():
     jaxpr = jax.make_jaxpr(either)(*shapes).jaxpr
     assert ends[0] > ends[1]
     assert flops.count(jaxpr)[0] == max(ends)
-    assert flops.count(jaxpr, (0.25, 0.75))[0] == 0.25 * ends[0] + 0.75 * ends[1]
+    assert flops.count(jaxpr, KERNELS)[0] == 0.25 * ends[0] + 0.75 * ends[1]
 
 
 def test_of_other_conditionals_the_dearest_branch_counts():
@@ -102,7 +105,9 @@ def test_of_other_conditionals_the_dearest_branch_counts():
         return jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: b @ a @ b)
 
     shape = jax.ShapeDtypeStruct((4, 4), jnp.float32)
-    assert flops.count(jax.make_jaxpr(either)(shape, shape).jaxpr, (0.25, 0.75))[0] == 2 * 128
+    assert flops.count(jax.make_jaxpr(either)(shape, shape).jaxpr, KERNELS)[0] == 2 * 128
+    seldom = Course(chunks=0.25)
+    assert flops.count(jax.make_jaxpr(either)(shape, shape).jaxpr, seldom)[0] == 64
 
 
 def test_every_device_counts_under_shard_map():

@@ -3,6 +3,7 @@
 import pytest
 
 from score_jax.planning import hlo
+from score_jax.planning.course import Course
 from score_jax.planning.hlo import Collective
 from score_jax.planning.traffic import hbm_traffic
 from tests.planning.hlo_text import PROGRAM
@@ -56,7 +57,7 @@ def test_a_number_that_the_compiler_has_noted_is_taken():
 
 def test_collectives_by_kind_group_and_place(module):
     """All-gathers send (n-1)/n of the whole, all-reduces twice that."""
-    found = set(hlo.collectives(module, steps=[7]))
+    found = set(hlo.collectives(module, Course(loops=[[7]])))
     assert found == {
         Collective("all-gather", 4, False, False, 1, 4 * 8 * 4 * 3 / 4),
         Collective("all-gather", 2, False, False, 1, 8 * 8 * 4 * 1 / 2),  # in two fusions
@@ -100,7 +101,7 @@ def test_an_iteration_taken_out_of_a_loop_counts_beside_the_others():
 
 def test_steps_are_for_every_open_loop(module):
     with pytest.raises(AssertionError, match="1 of 2 loops are not in the program"):
-        list(hlo.runs(module, [7, 7]))
+        list(hlo.runs(module, Course(loops=[[7], [7]])))
 
 
 SENDS = """\
@@ -197,12 +198,68 @@ branch_computations={%other, %other}
 def test_a_conditional_between_kernels_runs_each_branch_for_its_share_of_layers():
     module = hlo.parse(TWO_KERNELS)
     times = {}
-    for run in hlo.runs(module, shares=(0.25, 0.75)):
+    course = Course(kernels=(0.25, 0.75))
+    for run in hlo.runs(module, course):
         times[run.instruction.name] = times.get(run.instruction.name, 0) + run.times
     assert times["splash_mha_fwd_no_residuals.1"] == 0.25
     assert times["splash_mha_fwd_no_residuals.2"] == times["far"] == 0.75
-    assert times["negated"] == 2  # another conditional
-    assert [c.count for c in hlo.collectives(module, shares=(0.25, 0.75))] == [0.75]
+    assert times["negated"] == 1  # another conditional
+    assert [c.count for c in hlo.collectives(module, course)] == [0.75]
     assert [c.count for c in hlo.collectives(module)] == [1]
     passed = 2 * 4 * 8 * 2  # bytes read and written by each instruction
-    assert hbm_traffic(module, (), (0.25, 0.75)).once == passed * (0.25 + 2 * 0.75 + 2)
+    assert hbm_traffic(module, course).once == passed * (0.25 + 2 * 0.75 + 1)
+
+
+DRAWN = """\
+HloModule m
+
+%undone (s: (pred[], f32[8])) -> pred[] {
+  %s = (pred[], f32[8]) parameter(0)
+  ROOT %due = pred[] get-tuple-element(%s), index=0
+}
+
+%draw (s: (pred[], f32[8])) -> (pred[], f32[8]) {
+  %s = (pred[], f32[8]) parameter(0)
+  %due = pred[] get-tuple-element(%s), index=0
+  %old = f32[8]{0} get-tuple-element(%s), index=1
+  %drawn = f32[8]{0} negate(%old)
+  ROOT %next = (pred[], f32[8]) tuple(%due, %drawn)
+}
+
+%skipped (s: (pred[], f32[8])) -> (pred[], f32[8]) {
+  ROOT %s = (pred[], f32[8]) parameter(0)
+}
+
+%taken (s: (pred[], f32[8])) -> (pred[], f32[8]) {
+  %s = (pred[], f32[8]) parameter(0)
+  %due = pred[] get-tuple-element(%s), index=0
+  %old = f32[8]{0} get-tuple-element(%s), index=1
+  %moved = f32[8]{0} negate(%old)
+  %begin = (pred[], f32[8]) tuple(%due, %moved)
+  ROOT %loop = (pred[], f32[8]) while(%begin), condition=%undone, body=%draw
+}
+
+ENTRY %main (index: s32[], s: (pred[], f32[8])) -> (pred[], f32[8]) {
+  %index = s32[] parameter(0)
+  %s = (pred[], f32[8]) parameter(1)
+  ROOT %c = (pred[], f32[8]) conditional(%index, %s, %s), branch_computations={%skipped, %taken}
+}
+"""
+
+
+def test_a_loop_behind_a_condition_runs_where_the_condition_holds():
+    """In one of four turns, ten times; what is done before the loop is done once in four."""
+    module = hlo.parse(DRAWN)
+    runs = list(hlo.runs(module, Course(loops=[[0, 10, 0, 0]])))
+    times = {run.instruction.name: run.times for run in runs}
+    assert times["drawn"] == 10 / 4 and times["moved"] == 1 / 4
+    assert all(run.in_loop for run in runs if run.instruction.name in ("drawn", "moved"))
+    never, once = hlo.runs(module, Course(loops=[[0, 0]])), hlo.runs(module)
+    assert {run.instruction.name: run.times for run in never}["drawn"] == 0
+    assert {run.instruction.name: run.times for run in once}["drawn"] == 1
+
+
+def test_chunks_that_are_skipped_do_not_count():
+    text = DRAWN.replace("while(%begin), condition=%undone, body=%draw", "copy(%begin)")
+    runs = hlo.runs(hlo.parse(text), Course(chunks=0.25))
+    assert {run.instruction.name: run.times for run in runs}["moved"] == 0.25

@@ -1,6 +1,7 @@
 """HBM bytes of the hand-written program, added up by hand."""
 
 from score_jax.planning import hlo
+from score_jax.planning.course import Course
 from score_jax.planning.traffic import hbm_traffic
 from tests.planning.hlo_text import PROGRAM
 
@@ -12,7 +13,7 @@ def test_slices_updates_and_vector_memory_are_charged_for_what_moves():
     # the flag's negation in the condition, and the index that both fusions read.
     step = 128 + 128 + 2 + 2 + 2 * 4
     assert found.in_loop == step
-    assert hbm_traffic(hlo.parse(PROGRAM), [7]).in_loop == 7 * step
+    assert hbm_traffic(hlo.parse(PROGRAM), Course(loops=[[7]])).in_loop == 7 * step
     gather = 32 + 128  # start: the part and the whole
     send = 128 + 256 + 128 + 256  # as a fusion of its own, and the collective in it
     wait = 64 + 64 + 64  # noise made, read and doubled; the gather under way is handed on

@@ -511,18 +511,53 @@ def test_each_segment_ends_at_a_tile_and_the_last_holds_all():
     assert loop_sizes(10, SamplingConfig(row_sizes=3)) == [10, 5, 3]
 
 
-def test_iterations_are_those_of_each_loop_in_program_order():
+def test_iterations_of_full_turns_are_those_of_the_loops_over_all_rows():
     """Turns of 20, so 24 slots, with a block of 8 between: 56 slots, of which 32 in the first."""
-    plan = turns(2, 20)
-    whole = SamplingConfig(row_sizes=2)
-    # One block; 24 + 24 iterations over all rows, none over half; each over two turns.
-    assert loop_trips(plan, 4, whole, rows=8, shards=1) == [0.5, 24.0, 0.0]
+    plan, whole = turns(2, 20), SamplingConfig(row_sizes=2)
+    # One block before turn 2; 20 iterations over all rows, none over half.
+    assert loop_trips(plan, 4, whole, np.full((1, 8, 2), 20)) == [[0, 1], [20, 20], [0, 0]]
     # On several devices an iteration of the loop is eight of a row.
-    assert loop_trips(plan, 4, whole, rows=8, shards=4) == [0.5, 3.0, 0.0]
-    # 24 slots of turn 1 before the block, then 24 from slot 32 on, the drafted loops before.
+    assert loop_trips(plan, 4, whole, np.full((4, 8, 2), 20)) == [[0, 1], [3, 3], [0, 0]]
+    # Turn 2 begins with slot 32, so in the second segment; the drafted loops stand before.
     drafts = SamplingConfig(row_sizes=1, decode_segments=2, draft_tokens=3)
-    assert loop_trips(plan, 4, drafts, rows=8, shards=1) == [0.5, 0.0, 12.0, 0.0, 12.0]
-    assert loop_trips(turns(1, 20), 0, whole, rows=1, shards=1) == [24.0]
+    found = loop_trips(plan, 4, drafts, np.full((1, 8, 2), 20))
+    assert found == [[0, 1], [0, 0], [20, 0], [0, 0], [0, 20]]
+    assert loop_trips(turns(1, 20), 0, whole, np.full((1, 1, 1), 20)) == [[20]]
+
+
+def test_iterations_fall_to_smaller_arrays_as_rows_end():
+    """Four rows until two have ended, two until one has, then the last, on its fullest shard."""
+    plan, config = turns(1, 20), SamplingConfig(row_sizes=3)
+    one = np.array([[[5], [1], [9], [2]]])
+    assert loop_trips(plan, 0, config, one) == [[2], [3], [4]]
+    two = np.concatenate([np.ones_like(one), one])
+    assert loop_trips(plan, 0, config, two) == [[1], [0], [1]]
+    # With the first of two segments full after 16 slots, the next goes on in the same sizes.
+    longer = SamplingConfig(row_sizes=3, decode_segments=2)
+    assert segment_slots(plan, 0, longer) == [16, 24]
+    late = np.array([[[20], [18], [17], [1]]])
+    assert loop_trips(plan, 0, longer, late) == [[16], [0], [0], [1], [1], [2]]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_iterations_are_those_that_the_program_takes(shards):
+    """Counted by it for each row: iterations of the arrays that it was in, and forced tokens."""
+    rng = np.random.default_rng(3)
+    limits = rng.integers(1, 20, (2, 4, 2)).astype(np.int32)
+    plan = turns(2, 20)
+    config = SamplingConfig(group_size=4, turn_limit=20, row_sizes=3, decode_segments=3)
+    block = PROMPTS.forced.shape[2]
+    draw = partial(
+        sample_dialogues, Decoder(MODEL), plan=plan, stops=(-1,), config=config, shards=shards
+    )
+    prompts = PROMPTS.replace(turn_limits=limits)
+    episodes = jax.jit(draw)(random_params(MODEL), prompts, KEY)
+    lengths = limits.reshape(shards, -1, 2)
+    forced, *drawn = loop_trips(plan, block, config, lengths)
+    sizes = loop_sizes(8 // shards, config) * len(segment_slots(plan, block, config))
+    each = np.sum(drawn, axis=1) * (1 if shards == 1 else 8)
+    expected = 8 * sum(forced) * forced_blocks(block)[1] + shards * int(each @ sizes)
+    assert episodes.effort.computed.sum() == expected
 
 
 @pytest.mark.parametrize(
