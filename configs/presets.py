@@ -18,7 +18,7 @@ unknown: not run.
     smollm2_135m_code    unknown: the card was shared           four steps a stage on one H100
     qwen25_0p5b_code     20 minutes for 20 problems, 2 cores    evaluation of the base model, with
                                                                 Qwen2.5-Coder's weights
-    gemma2_2b_math       34.2 s a step or more, v5e:4x4         one step a stage on two hosts of
+    gemma2_2b_math       29.6 s a step or more, v5e:4x4         one step a stage on two hosts of
                                                                 CPUs, cut short, with the weights
                                                                 of Qwen2.5-Coder-0.5B
     gemma2_9b_math       12.1 s a step or more, v5p:4x4x4       as gemma2_2b_math
