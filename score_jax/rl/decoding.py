@@ -9,7 +9,8 @@ from flax import struct
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from score_jax.model.decoder import Decoder, decode, vocabulary_logits, write_cache
+from score_jax.model.cache import write_cache
+from score_jax.model.decoder import Decoder, decode, vocabulary_logits
 from score_jax.rl.draws import guess_continuation, sample_scored
 from score_jax.rl.keys import token_keys
 from score_jax.rl.sampling_plan import (

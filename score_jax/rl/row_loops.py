@@ -10,7 +10,7 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from score_jax.model.decoder import shards_apart
+from score_jax.model.cache import shards_apart
 from score_jax.rl.decoding import (
     CACHE_AXES,
     Engine,

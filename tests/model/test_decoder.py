@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_jax.model.cache import write_cache
 from score_jax.model.config import ModelConfig
 from score_jax.model.decoder import (
     Decoder,
     decode,
     parameter_count,
     split_layers,
-    write_cache,
 )
 from score_jax.types import Cache
 
@@ -130,22 +130,6 @@ def test_remat_keeps_less_for_the_backward_pass():
 
     attention = 4 * 4 * config.heads * 64 * 64 * 4  # bytes: of all layers, rows and heads
     assert kept("full") < kept("dots") < kept("none") - attention / 2
-
-
-def test_a_block_is_written_at_each_rows_own_place():
-    zeros, places = jnp.zeros((2, 2, 1, 5, 1)), jnp.array([[7, 8], [4, -1]])
-    cache = Cache(keys=(zeros,), values=(zeros,), positions=jnp.full((2, 5), -1))
-    block = jnp.arange(8.0).reshape(2, 2, 1, 2, 1) + 1
-    new = Cache(keys=(block,), values=(-block,), positions=places)
-    written = write_cache(cache, new, jnp.array([0, 3]), places)
-    expected = [[[1, 2, 0, 0, 0], [0, 0, 0, 3, 4]], [[5, 6, 0, 0, 0], [0, 0, 0, 7, 8]]]
-    np.testing.assert_array_equal(written.keys[0][:, :, 0, :, 0], expected)
-    np.testing.assert_array_equal(written.values[0][:, :, 0, :, 0], -np.array(expected))
-    assert written.positions.tolist() == [[7, 8, -1, -1, -1], [-1, -1, -1, 4, -1]]
-    together = write_cache(cache, new, jnp.asarray(2), places)
-    np.testing.assert_array_equal(together.keys[0][:, :, 0, 2:4, 0], block[:, :, 0, :, 0])
-    assert not together.keys[0][:, :, 0, 4].any() and not together.keys[0][:, :, 0, :2].any()
-    assert together.positions.tolist() == [[-1, -1, 7, 8, -1], [-1, -1, 4, -1, -1]]
 
 
 def test_parameters_are_counted_by_hand():

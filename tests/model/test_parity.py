@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.model.decoder import Decoder, decode, split_layers, write_cache
+from score_jax.model.cache import write_cache
+from score_jax.model.decoder import Decoder, decode, split_layers
 from score_jax.model.weights.load import load_params, model_config
 from score_jax.types import Cache
 from tests.reference_models import FAMILIES, build
