@@ -138,22 +138,27 @@ def swap_rows(cache: Cache, index: Int[Array, "Z n"], *, back: bool = False) -> 
     Args:
       back: undo it, in the other order.
     """
-    last = index.shape[1] - 1
+    order = range(index.shape[1])[:: -1 if back else 1]
 
-    def exchange(x: Float[Array, "L N K S H"], here: Array, there: Array) -> Array:
-        rows = [jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1) for at in (here, there)]
-        # Both are read before either is written; else the compiler keeps a copy to read from.
-        first, second = jax.lax.optimization_barrier(rows)
-        x = jax.lax.dynamic_update_slice_in_dim(x, second, here, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(x, first, there, axis=1)
+    def exchange(x: Float[Array, "L N K S H"], partner: Int[Array, "n"]) -> Array:
+        def read(x: Array, k: Any) -> list[Array]:
+            return [jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1) for at in (k, partner[k])]
+
+        def write(x: Array, rows: list[Array], k: Any) -> Array:
+            x = jax.lax.dynamic_update_slice_in_dim(x, rows[1], k, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(x, rows[0], partner[k], axis=1)
+
+        def one(n: Int[Array, ""], carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+            # Rows are carried from where they are read to where they are written; else the
+            # compiler reads again after the first write, from a copy that it keeps for this.
+            x = write(carry[0], carry[1], order.start + order.step * (n - 1))
+            return x, read(x, order.start + order.step * n)
+
+        x, rows = jax.lax.fori_loop(1, len(order), one, (x, read(x, order[0])))
+        return write(x, rows, order[-1])
 
     def swap(arrays: Any, index: Int[Array, "Z n"]) -> Any:
-        def one(n: Int[Array, ""], arrays: Any) -> Any:
-            k = last - n if back else n
-            at = each_shard(lambda x, partner: exchange(x, k, partner[k]), index, 1)
-            return jax.tree.map(at, arrays)
-
-        return jax.lax.fori_loop(0, last + 1, one, arrays)
+        return jax.tree.map(each_shard(exchange, index, 1), arrays)
 
     if not jax.sharding.get_abstract_mesh().empty:
         split = logical_to_mesh_axes(CACHE_AXES) or P(None, None)
