@@ -69,12 +69,14 @@ def open_trial():
     return Trial(programs, programs.rollout_programs(tasks), reference, problems)
 
 
-def train(folder, *, judge=None, stop=None, watch=None, **log):
+def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None, **log):
     """Trains the stage in a folder from its newest checkpoint, or is interrupted on the way.
 
     Args:
       stop: the rollout, of those drawn here and from 0, during which a signal arrives.
       watch: is called with the parameters and episodes of each update.
+      sample: draws in place of the sampling program.
+      update: learns in place of the update program.
       log: fields of config.log.
 
     Returns:
@@ -91,6 +93,10 @@ def train(folder, *, judge=None, stop=None, watch=None, **log):
             return trial.programs.update(state, reference, episodes, scores)
 
         programs = replace(programs, update=update)
+
+    if update is not None:
+        programs = replace(programs, update=update)
+    devices = trial.devices if sample is None else replace(trial.devices, sample=sample)
 
     def arrive(number):
         request.number = signal.SIGTERM if number == stop else request.number
@@ -113,7 +119,7 @@ def train(folder, *, judge=None, stop=None, watch=None, **log):
                 request=request,
             )
             try:
-                run.run(rl_step(trial.devices))
+                run.run(rl_step(devices))
             except Interrupted:
                 return None, judge.rollouts
     return jax.tree.map(np.array, run.state.params), judge.rollouts

@@ -43,6 +43,18 @@ class Grader(Protocol):
         ...
 
 
+class Clock:
+    """Wall time between events, in seconds."""
+
+    def __init__(self):
+        self.last = time.monotonic()
+
+    def lap(self) -> float:
+        """The time since the last call."""
+        before, self.last = self.last, time.monotonic()
+        return self.last - before
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graded:
     """This host's rows of a rollout as texts and grades."""
@@ -105,7 +117,6 @@ def grade_rollout(
       episodes: numpy arrays.
       meanwhile: is called while the grades are computed.
     """
-    start = time.monotonic()
     attempts = attempt_texts(encoder.chat, episodes)
     answers: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (row, turn) by task
     for row, turn in np.argwhere(episodes.present).tolist():
@@ -129,8 +140,7 @@ def grade_rollout(
         if encoder.plan.roles[turn] == "verify":
             judged = next(grade for grade in reversed(answered[row][:turn]) if grade)
             table[row][turn] = grade_judgement(attempts[row][turn], judged)
-    seconds = {"grade": time.monotonic() - start}
-    return Graded(attempts=attempts, grades=[tuple(row) for row in table], seconds=seconds)
+    return Graded(attempts=attempts, grades=[tuple(row) for row in table])
 
 
 def merge_grades(
@@ -258,6 +268,8 @@ def collect_rollout(
     indices: Sequence[int] | np.ndarray | None = None,
     policy_step: int = 0,
     begin: Callable[[str], None] = lambda phase: None,
+    meanwhile: Callable[[], None] = lambda: None,
+    clock: Clock | None = None,
 ) -> Rollout:
     """Samples, grades and scores one batch of problems.
 
@@ -267,14 +279,17 @@ def collect_rollout(
       indices: of the problems in their data set.
       policy_step: updates of the policy so far.
       begin: is called with the name of each phase.
+      meanwhile: is called while the devices draw.
+      clock: its laps are the phases; drawing begins with the end of the lap before.
     """
-    start = time.monotonic()
+    clock = clock or Clock()
     begin("sample")
     prompts = programs.encoder.prompts(problems, draws, indices=indices, policy_step=policy_step)
     episodes = programs.sample(programs.prepare(params), programs.to_global(prompts), key)
+    meanwhile()
     local = local_rows(episodes)
+    seconds = {"sample": clock.lap()}
     row_problems = problems_of_rows(draws, problems, local)
-    sampled = time.monotonic()
     scores: list[Scores | None] = []
     begin("grade")
     graded = grade_rollout(
@@ -287,7 +302,7 @@ def collect_rollout(
     begin("share verdicts")
     rows = programs.own_rows(np.arange(len(episodes.tokens))).tolist()
     merged = merge_grades(processes.all_gather_objects((rows, graded.grades)))
-    seconds = {"sample": sampled - start, **graded.seconds}
+    seconds["grade"] = clock.lap()
     graded = replace(graded, grades=[merged[row] for row in rows], seconds=seconds)
     roles = programs.encoder.plan.roles
     columns = graded_columns(graded.grades, roles, programs.repeat_penalty)

@@ -3,6 +3,7 @@
 View:  tensorboard --logdir=WORKDIR/STAGE/profile
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,10 +21,15 @@ class Profile:
         self.folder = folder / f"host{processes.process_index()}"
         self.on = False
 
-    def begin_step(self, done: int) -> None:
-        """Starts or stops recording before the step that follows `done` finished ones."""
+    def begin_step(self, done: int, settle: Callable[[], None]) -> None:
+        """Starts or stops recording before the step that follows `done` finished ones.
+
+        Args:
+          settle: waits for the step before, so that a record holds whole steps.
+        """
         if self.on == self.config.records(done):
             return
+        settle()
         if self.on:
             self.close()
         else:

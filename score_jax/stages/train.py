@@ -5,7 +5,6 @@ Everything that a step needs follows from its number (problems, keys) or is in t
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -25,6 +24,7 @@ from score_jax.rl import metrics
 from score_jax.rl.keys import run_key
 from score_jax.rl.metrics import Metric, Metrics, largest, total
 from score_jax.rl.rollout import (
+    Clock,
     Grader,
     Rollout,
     RolloutPrograms,
@@ -72,6 +72,9 @@ class Progress:
         return sum(self.rewards) / self.window if full else None
 
 
+Fetch = Callable[[], dict[str, float]]  # waits for an update and returns the step's metrics
+
+
 @dataclass(kw_only=True)
 class StageRun:
     """A stage that is being trained: its programs, files and state."""
@@ -90,6 +93,9 @@ class StageRun:
     # validate
     measure: Callable[[Params, int], dict[str, float]] | None = None
     validation: float | None = None  # accuracy of the last turn after the latest step, if measured
+    # The step whose update was started last, and what fetches its metrics; None: they are logged.
+    unfinished: tuple[int, Fetch] | None = None
+    clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self):
         self.folder = self.checkpoints.folder.parent
@@ -109,17 +115,17 @@ class StageRun:
         stop = False
         while not stop and (step := self.progress.position) < settings.steps:
             self.checkpoints.check()
-            self.profile.begin_step(step)
-            values = learn(self, step)
-            if values is None:
+            self.profile.begin_step(step, self.finish_step)
+            fetch = learn(self, step)
+            if fetch is None:
                 break
             done = step + 1
-            self.check(done, values)
-            values |= self.validate_if_due(done)
-            self.log.metrics(done, values)
-            self.add_reward(values)
+            self.unfinished = (done, fetch)
             stop = any_process(bool(self.request.number))
-            if done % settings.checkpoint.every == 0 or done == settings.steps or stop:
+            save = done % settings.checkpoint.every == 0 or done == settings.steps or stop
+            if save or self.validation_due(done):
+                self.finish_step()
+            if save:
                 if int(fingerprint(self.reference)) != base:
                     raise TrainingError(f"step {done}: the reference parameters have changed")
                 self.save(done)
@@ -134,15 +140,32 @@ class StageRun:
                 "goes on from here"
             )
 
-    def validate_if_due(self, step: int) -> dict[str, float]:
-        """Accuracies on validation problems, every `evaluation.every` steps and after the last.
+    def finish_step(self) -> None:
+        """Waits for the update that was started last; checks and logs its metrics.
 
-        Returns:
-          Metrics by name; empty at the other steps.
+        While nothing has to be measured or saved, that is put off until the devices draw the next
+        rollout, so that they do not wait for the host.
         """
+        if self.unfinished is None:
+            return
+        (step, fetch), self.unfinished = self.unfinished, None
+        values = fetch()
+        self.check(step, values)
+        values |= self.validate_if_due(step)
+        self.log.metrics(step, values)
+        self.add_reward(values)
+
+    def validation_due(self, step: int) -> bool:
+        """Whether a step is measured: every `evaluation.every` steps, and the last one."""
         settings = self.programs.settings
+        if self.measure is None:
+            return False
+        return step % settings.evaluation.every == 0 or step == settings.steps
+
+    def validate_if_due(self, step: int) -> dict[str, float]:
+        """Accuracies on validation problems by name; empty at steps that are not measured."""
         self.validation = None
-        if self.measure is None or (step % settings.evaluation.every and step != settings.steps):
+        if self.measure is None or not self.validation_due(step):
             return {}
         self.watchdog.enter_phase(f"validation of step {step}")
         found = self.measure(self.state.params, step)
@@ -240,9 +263,9 @@ class StageRun:
         self.checkpoints.save(step, self.state, asdict(progress), score)
 
 
-# Runs one step and returns its metrics; None: a signal was received before the update, and the
-# state and the rollout are saved.
-StepFunction = Callable[[StageRun, int], dict[str, float] | None]
+# Starts one step's update; None: a signal was received before it, and the state and the rollout
+# are saved.
+StepFunction = Callable[[StageRun, int], Fetch | None]
 
 
 def draw_rollout(stage: StageRun, devices: RolloutPrograms, step: int) -> Rollout:
@@ -260,13 +283,15 @@ def draw_rollout(stage: StageRun, devices: RolloutPrograms, step: int) -> Rollou
         indices=indices,
         policy_step=step,
         begin=lambda phase: stage.watchdog.enter_phase(f"{phase} of step {step + 1}"),
+        meanwhile=stage.finish_step,
+        clock=stage.clock,
     )
 
 
 def rl_step(devices: RolloutPrograms) -> StepFunction:
     """The training step of RL: one rollout, then its update."""
 
-    def learn(stage: StageRun, step: int) -> dict[str, float] | None:
+    def learn(stage: StageRun, step: int) -> Fetch | None:
         settings, programs = stage.programs.settings, stage.programs
         params = stage.state.params
         stage.stream.position = step
@@ -275,9 +300,12 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
             resumed = rollouts.resume(
                 stage.folder, programs, devices, stage.stream, step, params, stage.reference
             )
+        if stage.unfinished is None:
+            stage.clock.lap()
         rollout = resumed or draw_rollout(stage, devices, step)
         if resumed:
             stage.log.message(f"uses the saved rollout of step {step + 1}")
+            stage.clock.lap()
         keep = partial(rollouts.write, stage.folder, programs, devices.encoder, rollout, step)
         stage.watchdog.enter_phase(f"update of step {step + 1}")
         if any_process(bool(stage.request.number)):
@@ -285,22 +313,26 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
             stage.checkpoints.wait()  # first, since the rollout can be sampled again
             keep(mark=rollouts.checksum(params))
             return None
-        if step % settings.log.rollouts_every == 0:
-            keep(count=settings.log.rollouts)
-        start = time.monotonic()
         stage.state, found = programs.update(
             stage.state, stage.reference, rollout.episodes, rollout.scores
         )
-        values = metrics.flat(jax.device_get(found))
-        stage.log.units(metrics.units(found))
-        seconds = rollout.graded.seconds | {"update": time.monotonic() - start}
         stage.progress.position = step + 1
-        values["mismatch/limit"] = programs.mismatch_limit
+        # The devices are busy from here on.
+        if step % settings.log.rollouts_every == 0:
+            keep(count=settings.log.rollouts)
         graded = grading_metrics(devices.encoder, rollout.problems, rollout.graded)
         graded |= sampling_metrics(rollout.local, settings.sampling.draft_tokens)
-        clock = timings(rollout, seconds)
-        stage.log.units(metrics.units(clock) | dict.fromkeys(SPEEDS, "tokens/s"))
-        return values | over_hosts(graded) | speeds(rollout, over_hosts(clock))
+        clock = timings(rollout)
+        units = metrics.units(found) | metrics.units(clock) | {"time/update": "s"}
+        stage.log.units(units | dict.fromkeys(SPEEDS, "tokens/s"))
+        told = {"mismatch/limit": programs.mismatch_limit, **over_hosts(graded)}
+        times = over_hosts(clock)
+
+        def fetch() -> dict[str, float]:
+            values = metrics.flat(jax.device_get(found))
+            return values | told | speeds(rollout, times | {"time/update": stage.clock.lap()})
+
+        return fetch
 
     return learn
 
@@ -308,16 +340,21 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
 def sft_step(examples: Examples) -> StepFunction:
     """The training step of supervised learning, on the rows of each step."""
 
-    def learn(stage: StageRun, step: int) -> dict[str, float]:
+    def learn(stage: StageRun, step: int) -> Fetch:
         programs = stage.programs
         stage.watchdog.enter_phase(f"update of step {step + 1}")
         rows = programs.to_global(programs.own_rows(examples(step)))
-        start = time.monotonic()
+        if stage.unfinished is None:
+            stage.clock.lap()
         stage.state, found = programs.sft_update(stage.state, stage.reference, rows)
-        values = metrics.flat(jax.device_get(found))
-        stage.log.units(metrics.units(found) | {"time/update": "s"})
         stage.progress.position = step + 1
-        return values | {"time/update": time.monotonic() - start}
+        stage.finish_step()  # the one before, while the devices are busy
+        stage.log.units(metrics.units(found) | {"time/update": "s"})
+
+        def fetch() -> dict[str, float]:
+            return metrics.flat(jax.device_get(found)) | {"time/update": stage.clock.lap()}
+
+        return fetch
 
     return learn
 
@@ -331,10 +368,10 @@ def over_hosts(local: Metrics) -> dict[str, float]:
 SPEEDS = ("tokens_per_second/sample", "tokens_per_second/update")
 
 
-def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, Metric]:
-    """Wall time of each phase, of the slowest host, and what this host's rows took it for."""
+def timings(rollout: Rollout) -> dict[str, Metric]:
+    """Wall time of a rollout's phases, of the slowest host, and what its rows took it for."""
     return {
-        **{f"time/{phase}": largest(value, "s") for phase, value in seconds.items()},
+        **{f"time/{phase}": largest(value, "s") for phase, value in rollout.graded.seconds.items()},
         "drawn": total(float(np.sum(rollout.local.sampled))),
         "whole": total(float(np.sum(rollout.local.length))),
         "rows": total(float(len(rollout.local.length))),
@@ -342,7 +379,7 @@ def timings(rollout: Rollout, seconds: dict[str, float]) -> dict[str, Metric]:
 
 
 def speeds(rollout: Rollout, values: dict[str, float]) -> dict[str, float]:
-    """The times of `timings` over all hosts, with tokens per second of sampling and update."""
+    """The times of all phases over all hosts, with tokens per second of sampling and update."""
     # Hosts that split a model hold the same rows, so their sum counts these more than once.
     copies = values.pop("rows") / len(rollout.episodes.length)
     drawn, whole = values.pop("drawn") / copies, values.pop("whole") / copies

@@ -18,9 +18,10 @@ def test_profile_windows_open_and_close_at_their_steps(tmp_path, monkeypatch):
     profile = Profile(ProfileConfig(steps=2, start=1, every=4), tmp_path)
     for step in range(7):
         calls.append(step)
-        profile.begin_step(step)
+        profile.begin_step(step, lambda: calls.append("settled"))
     profile.close()
-    assert calls == [0, 1, "host0", 2, 3, "stop", 4, 5, "host0", 6, "stop"]
+    begin, end = ["settled", "host0"], ["settled", "stop"]
+    assert calls == [0, 1, *begin, 2, 3, *end, 4, 5, *begin, 6, "stop"]
 
 
 def test_one_profile_window_and_none():

@@ -1,14 +1,16 @@
 """What a stage carries from step to step, and which words a failure gets."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from score_jax.rl.metrics import mean
-from score_jax.stages.train import Progress, StageRun, sft_step
+from score_jax.rl.rollout import Clock
+from score_jax.stages.train import Progress, StageRun, TrainingError, sft_step
+from tests.stage_trial import Judge, open_trial, train
 
 
 def test_every_candidate_is_judged_by_equally_many_steps():
@@ -69,9 +71,46 @@ def test_a_supervised_step_learns_from_its_rows_and_tells_its_units():
         progress=Progress(),
         state=10.0,
         reference=None,
+        unfinished=None,
+        finish_step=lambda: None,
+        clock=Clock(),
     )
-    values = sft_step(lambda step: [100 * step, step, step + 1])(stage, 3)
+    values = sft_step(lambda step: [100 * step, step, step + 1])(stage, 3)()
     assert values.pop("time/update") >= 0
     assert values == {"loss": (3 + 4 + 10) / 2, "entropy": 0.25}
     assert stage.state == 11.0 and stage.progress.position == 4
     assert told == {"entropy": "nats", "time/update": "s"}
+
+
+def test_a_steps_metrics_are_logged_while_the_next_rollout_is_drawn(tmp_path):
+    """Except where a checkpoint is saved, here after every second step."""
+
+    def logged():
+        return len((tmp_path / "metrics.jsonl").read_text().splitlines())
+
+    def sample(*arguments):
+        before.append(logged())
+        return open_trial().devices.sample(*arguments)
+
+    before, behind = [], []
+    train(tmp_path, judge=Judge(lambda number: behind.append(logged())), sample=sample)
+    assert before == [0, 0, 2, 2, 4, 4]
+    assert behind == [0, 1, 2, 3, 4, 5]
+    assert logged() == 6
+
+
+def test_a_loss_that_is_no_number_stops_before_the_next_update(tmp_path):
+    def spoiled(updates):
+        def update(state, reference, episodes, scores):
+            updates.append(int(state.step))
+            state, found = open_trial().programs.update(state, reference, episodes, scores)
+            bad = replace(found["loss"], total=found["loss"].total * np.nan)
+            return state, found | ({"loss": bad} if len(updates) == 3 else {})
+
+        return update
+
+    updates = []
+    with pytest.raises(TrainingError, match=r"step 3: loss is nan.*the last checkpoint is step 2"):
+        train(tmp_path, update=spoiled(updates))
+    assert updates == [0, 1, 2]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
