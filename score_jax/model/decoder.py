@@ -146,7 +146,9 @@ class Decoder(nn.Module):
         # The lookup's result is sharded over the width, as the table is; only afterwards over
         # the batch. Both at once would make the partitioner all-gather the table.
         tokens = with_logical_constraint(tokens, ("lookup_batch", "length"))
-        x = self.embedding.astype(dtype)[tokens]
+        # Cast behind the lookup: so the gradients of a token's many places are summed in float32,
+        # and no other rows of the table are cast.
+        x = self.embedding[tokens].astype(dtype)
         x = with_logical_constraint(x, ("lookup_batch", "length", "embed"))
         if config.embedding_scale:
             x = x * jnp.asarray(config.width**0.5, dtype)

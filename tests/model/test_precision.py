@@ -120,3 +120,16 @@ def test_an_adapters_product_is_exact():
     a, b = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     got = jax.vmap(adapter_product)(a, b.swapaxes(1, 2))
     np.testing.assert_allclose(got, a @ b.swapaxes(1, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_a_tokens_gradients_of_all_places_are_summed_in_float32():
+    """In bfloat16 a sum of ones ends at 256."""
+    decoder = Decoder(dataclasses.replace(MODEL, dtype="bfloat16"))
+    tokens = jnp.full((4, 300), 3)
+
+    def total(params):
+        return decoder.apply({"params": params}, tokens, method="embed").astype(jnp.float32).sum()
+
+    slope = jax.grad(total)(random_params(MODEL))["embedding"]
+    np.testing.assert_array_equal(slope[3], 1200)
+    assert not np.delete(slope, 3, axis=0).any()
