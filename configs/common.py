@@ -132,7 +132,7 @@ def get_config() -> ConfigDict:
             "microbatches": 1,
             "minibatches": 1,
             "pack": True,  # several dialogues in one row; False: padded to the limit
-            "logits_chunk": 128,
+            "logits_chunk": 0,  # positions per row whose logits are made at a time; 0: automatic
             "baseline_decay": 0.9,
             "weight_noise": 0.0,  # supervised only: random step before each gradient
         }

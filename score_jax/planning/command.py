@@ -199,6 +199,6 @@ def remedy(one: Examined, settings: Settings) -> str:
         )
     return (
         f"{one.name}: raise config.learner.microbatches (now {learner.microbatches}), set "
-        f"config.compute.remat to full (now {settings.compute.remat or 'as the model'!r}), lower "
-        f"config.learner.logits_chunk (now {learner.logits_chunk})"
+        f"config.compute.remat to full (now {settings.compute.remat or 'as the model'!r}), or a "
+        f"small config.learner.logits_chunk (now {learner.logits_chunk or 'automatic'})"
     )

@@ -1,4 +1,4 @@
-"""Searches mesh, microbatches, remat and logits_chunk for the fastest plan that fits."""
+"""Searches mesh, microbatches and remat for the fastest plan that fits."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -42,8 +42,8 @@ def best_plan(
     """The plan with the smallest lower bound of its step's time among those that fit.
 
     Tries every mesh with the least memory for activations (one row per microbatch, full
-    remat); then, on the best mesh, one change at a time: fewer microbatches, a larger
-    logits_chunk, less remat.
+    remat); then, on the best mesh, one change at a time: fewer microbatches, less
+    remat.
 
     Returns:
       The best plan that fits; where none does, the one with the lowest peak memory.
@@ -61,7 +61,7 @@ def best_plan(
         verdict = f"at least {plan.seconds:.1f} s" if plan.fits else "does not fit"
         print(
             f"tried fsdp={mesh.fsdp} sampling_tensor={mesh.sampling_tensor} tensor={mesh.tensor} "
-            f"microbatches={learner.microbatches} logits_chunk={learner.logits_chunk} "
+            f"microbatches={learner.microbatches} "
             f"remat={candidate.compute.remat}: {plan.hbm_bytes / GIB:.2f} GiB, {verdict}",
             flush=True,
         )
@@ -94,6 +94,5 @@ def refinements(best: Plan, topology: Topology) -> Iterator[Settings]:
     settings = best.settings
     for count in microbatches(settings, topology, settings.mesh)[1:3]:
         yield changed(settings, settings.mesh, microbatches=count)
-    yield changed(settings, settings.mesh, logits_chunk=4 * settings.learner.logits_chunk)
     compute = dataclasses.replace(settings.compute, remat="dots")
     yield dataclasses.replace(settings, compute=compute)

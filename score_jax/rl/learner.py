@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from score_jax.checks import Count, Decay, Share, check_fields
+from score_jax.checks import Count, Decay, Natural, Share, check_fields
 from score_jax.model.decoder import Decoder
 from score_jax.rl import coefficients, metrics
 from score_jax.rl.coefficients import CoefficientsConfig
@@ -50,6 +50,9 @@ from score_jax.rl.packing import (
 from score_jax.rl.scoring import hidden_states, score_tokens
 from score_jax.types import Batch, Episodes, Params, Scores, TokenScores, TrainState
 
+# Logits that a device holds at a time, at most. Fewer than that are kept for the backward pass.
+LOGITS_BYTES = 2**29
+
 Loss = Callable[[Params, Batch, Places | None], tuple[Float[Array, ""], dict[str, Metric]]]
 
 
@@ -60,7 +63,8 @@ class LearnerConfig:
     microbatches: Count = 1  # parts of a minibatch whose gradients are accumulated
     minibatches: Count = 1  # updates per rollout; above 1 needs estimator.clip
     pack: bool = True  # several dialogues in one row; False: a row each, padded to the limit
-    logits_chunk: Count = 128  # positions per row whose logits are held at a time
+    # Positions per row whose logits are computed at a time; 0: as memory and work ask for.
+    logits_chunk: Natural = 0
     baseline_decay: Decay = (
         0.9  # of the running baseline, per rollout; 0: only the last rollout counts
     )
@@ -151,18 +155,34 @@ def token_scores(
     reference: tuple[Params, Float[Array, "B T D"]] | None = None,
 ) -> TokenScores:
     """The scores of a microbatch's tokens; of packed ones, each shard's stand in one row."""
-    most, chunk = learner.max_tokens, learner.config.logits_chunk
+    rows, length = episodes.tokens.shape
+    most, chunk = min(learner.max_tokens, length), learner.config.logits_chunk
     if places is not None:
-        most, chunk = episodes.tokens.shape[1], chunk * places.row.shape[1]
+        most, chunk = length, chunk * places.row.shape[1]
+    # Bytes on a device of the logits at one position of each row.
+    each = 4 * learner.decoder.config.vocab_size * rows // learner.row_shards
     return score_tokens(
         learner.decoder,
         params,
         hidden,
         episodes,
         max_tokens=most,
-        logits_chunk=chunk,
+        logits_chunk=chunk or chunk_positions(most, each),
+        keep_logits=each * most <= LOGITS_BYTES,
         reference=reference,
     )
+
+
+def chunk_positions(most: int, each: int) -> int:
+    """Positions in a chunk: a quarter of them, since chunks that no row fills are skipped.
+
+    Fewer than 256 are not worth it: each chunk adds a gradient of the size of the table.
+
+    Args:
+      most: positions of a row that may be scored.
+      each: bytes of the logits at one position of each row.
+    """
+    return max(1, min(max(most // 4, 256), LOGITS_BYTES // each, most))
 
 
 def batch_loss(

@@ -1,8 +1,9 @@
 """Scores of tokens under a model: log-probability, entropy, exact KL.
 
-They are taken at sampled and trained tokens only, a chunk of positions at a time, each
-chunk recomputed in the backward pass: `[B T V]` never exists, and neither prompt nor
-instruction positions are expanded. Chunks that no row fills are skipped.
+They are taken at sampled and trained tokens only, a chunk of positions at a time: neither
+prompt nor instruction positions are expanded, and chunks that no row fills are skipped. The
+backward pass computes a chunk's logits again where all of them would take much memory: then
+`[B T V]` never exists.
 """
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from score_jax.model.decoder import Decoder, forward, output_table, vocabulary_logits
-from score_jax.rl.logprobs import entropy, exact_kl, log_softmax, select_logprob
+from score_jax.rl.logprobs import score_logits
 from score_jax.rl.packing import Places
 from score_jax.types import Episodes, Params, TokenScores
 
@@ -57,38 +58,38 @@ def score_tokens(
     *,
     max_tokens: int,
     logits_chunk: int,
+    keep_logits: bool = False,
     reference: tuple[Params, Float[Array, "B T D"]] | None = None,
 ) -> TokenScores:
-    """Log-probability, entropy and, with a reference, exact KL of sampled and trained tokens."""
+    """Log-probability, entropy and, with a reference, exact KL of sampled and trained tokens.
 
+    Args:
+      keep_logits: for the backward pass; False: it computes them again.
+    """
     table = output_table(decoder, params)  # here, so that it is not moved for every chunk
     base = None if reference is None else (output_table(decoder, reference[0]), reference[1])
 
     def expand(table: Array, hidden: Array, at: Array) -> Float[Array, "B c V"]:
         # The token at position t is predicted by the hidden state at t - 1.
         before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-        logits = vocabulary_logits(decoder.config, table, before)
-        return log_softmax(logits)
+        return vocabulary_logits(decoder.config, table, before)
 
     def one_chunk(table: Array, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
-        logprobs = expand(table, hidden, at)
-        chosen = select_logprob(logprobs, jnp.take_along_axis(episodes.tokens, at, 1))
-        kl = jnp.zeros_like(chosen)
-        if base is not None:
-            kl = exact_kl(logprobs, expand(*base, at))
-        return chosen, entropy(logprobs), kl
+        tokens = jnp.take_along_axis(episodes.tokens, at, 1)
+        return score_logits(expand(table, hidden, at), tokens, base and expand(*base, at))
 
     scored = episodes.sampled | episodes.trained
     at = scored_positions(scored, max_tokens, logits_chunk)
     most = jnp.max(scored.sum(1))  # over all devices, which take the same branch
 
-    @jax.checkpoint
     def if_needed(table: Array, hidden: Array, first: Array, at: Array) -> tuple[Array, ...]:
         def skipped(*_: Array) -> tuple[Array, ...]:
             return tuple(jnp.zeros(at.shape) for _ in range(3))
 
         return jax.lax.cond(first < most, one_chunk, skipped, table, hidden, at)
 
+    if not keep_logits:
+        if_needed = jax.checkpoint(if_needed)
     firsts = jnp.arange(len(at)) * at.shape[2]
     parts = jax.lax.map(lambda chunk: if_needed(table, hidden, *chunk), (firsts, at))
     flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c

@@ -383,3 +383,20 @@ def test_rows_are_dealt_out_and_joined_again():
     parts = packing.split_rows(tree, 3)
     assert parts["a"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
     assert (packing.join_rows(parts)["a"] == tree["a"]).all()
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("most", "each", "expected"),
+    [
+        (100, MIB, 100),  # all of them: a quarter is too few
+        (900, MIB // 8, 256),
+        (4000, MIB // 8, 1000),  # a quarter
+        (4000, MIB, 512),  # 512 MiB
+        (4000, 1024 * MIB, 1),
+    ],
+)
+def test_a_chunk_is_a_quarter_of_the_positions_within_what_pays_and_fits(most, each, expected):
+    assert learner.chunk_positions(most, each) == expected

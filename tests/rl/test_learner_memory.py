@@ -36,7 +36,7 @@ def compiled_update(logits_chunk, microbatches=1):
         decoder=Decoder(CONFIG),
         optimizer=optax.adam(1e-3),
         max_tokens=2 * LIMIT,
-        config=LearnerConfig(logits_chunk=logits_chunk, microbatches=microbatches),
+        config=LearnerConfig(logits_chunk=logits_chunk, microbatches=microbatches, pack=False),
     )
     value = Objective(reward_weights=(1.0, 1.0), beta=(0.1, 0.1))
 
@@ -60,12 +60,20 @@ def largest_with_vocabulary(compiled):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logits_chunk", [4])
-def test_the_update_never_holds_the_vocabulary_for_every_token(logits_chunk):
+def test_the_update_never_holds_the_vocabulary_for_every_token(logits_chunk, monkeypatch):
+    monkeypatch.setattr(learner, "LOGITS_BYTES", 4 * ALL - 1)  # not all fit
     compiled = compiled_update(logits_chunk)
     share = 2 * LIMIT // logits_chunk
     assert largest_with_vocabulary(compiled) <= max(ALL // share, VOCABULARY * CONFIG.width)
     # Neither does it keep all chunks for the backward pass.
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * ALL
+
+
+@pytest.mark.slow
+def test_where_all_logits_fit_they_are_kept(monkeypatch):
+    """With one byte more of room than above."""
+    monkeypatch.setattr(learner, "LOGITS_BYTES", 4 * ALL)
+    assert compiled_update(4).memory_analysis().temp_size_in_bytes > 4 * ALL
 
 
 @pytest.mark.slow

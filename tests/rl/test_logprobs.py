@@ -44,6 +44,54 @@ def test_exact_kl_by_hand_and_its_direction():
     assert there != pytest.approx(sum(P * (LOG_P - skewed)), rel=0.1)
 
 
+def by_rule(logits, tokens, reference):
+    """What `score_logits` returns, with the gradient that follows by rule."""
+    own = logprobs.log_softmax(logits)
+    kl = logprobs.exact_kl(own, logprobs.log_softmax(reference))
+    return logprobs.select_logprob(own, tokens), logprobs.entropy(own), kl
+
+
+def random_logits():
+    keys = jax.random.split(jax.random.key(0), 5)
+    logits, reference = (3 * jax.random.normal(key, (2, 4, 11)) for key in keys[:2])
+    tokens = jax.random.randint(keys[2], (2, 4), 0, 11)
+    return logits, tokens, reference, jax.random.normal(keys[3], (3, 2, 4))
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["logprob", "entropy", "kl"])
+def test_the_gradient_in_closed_form_is_the_one_by_rule(part):
+    logits, tokens, reference, weights = random_logits()
+
+    def total(scores, logits):
+        return jnp.sum(weights[part] * scores(logits, tokens, reference)[part])
+
+    got, there = (
+        jax.value_and_grad(total, argnums=1)(f, logits) for f in (logprobs.score_logits, by_rule)
+    )
+    np.testing.assert_allclose(got[0], there[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], there[1], atol=2e-6)
+    assert np.abs(got[1]).max() > 0.1
+
+
+def test_without_a_reference_the_other_gradients_are_the_same_and_the_kl_is_zero():
+    logits, tokens, reference, weights = random_logits()
+
+    def total(logits, reference):
+        logprob, entropy, kl = logprobs.score_logits(logits, tokens, reference)
+        return jnp.sum(weights[0] * logprob + weights[1] * entropy), kl
+
+    slope, kl = jax.grad(total, has_aux=True)(logits, None)
+    there, _ = jax.grad(total, has_aux=True)(logits, reference)
+    np.testing.assert_array_equal(slope, there)
+    assert not kl.any()
+
+
+def test_the_reference_gets_no_gradient():
+    logits, tokens, reference, weights = random_logits()
+    slope = jax.grad(lambda x: jnp.sum(weights[2] * logprobs.score_logits(logits, tokens, x)[2]))
+    assert not slope(reference).any()
+
+
 def test_sampled_estimators_by_hand():
     ratio = np.log(0.5 / 0.25)
     assert logprobs.k2(LOG_P[0], LOG_Q[0]) == pytest.approx(0.5 * ratio**2)

@@ -70,6 +70,24 @@ def test_chunks_do_not_change_the_scores(max_tokens, logits_chunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), base, got)
 
 
+def test_kept_logits_do_not_change_the_gradient():
+    decoder, params = Decoder(MODEL), random_params(MODEL)
+
+    def total(params, keep):
+        hidden = hidden_states(decoder, params, EPISODES.tokens)
+        found = score_tokens(
+            decoder, params, hidden, EPISODES, max_tokens=10, logits_chunk=4, keep_logits=keep
+        )
+        return jnp.sum(jnp.sin(found.logprobs) + found.entropy**2)
+
+    kept, made_again = (
+        jax.jit(jax.grad(total), static_argnums=1)(params, x) for x in (True, False)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, made_again
+    )
+
+
 def test_without_a_reference_the_kl_is_zero():
     assert not scores().kl.any()
 
