@@ -84,6 +84,7 @@ class Measured:
     """What running the programs gave."""
 
     counts: StepCounts
+    padding: float  # share of the learner's positions that hold no token that it needs
     seconds: dict[str, list[float]]  # of each phase
     compile_seconds: dict[str, float]  # of each program: tracing, lowering and compiling
     program_bytes: dict[str, int]  # peak memory of each program per device, by the compiler
@@ -118,10 +119,11 @@ def measure(programs: StagePrograms, prompts: Prompts, *, forced: bool, repeats:
         state, found = learn(state, reference, episodes, scores)
         return found
 
-    bench.time("update", update)
+    padding = bench.time("update", update)["padding"]
     check_lengths(local, prompts, forced=forced)
     return Measured(
         counts=count_step(local, np.asarray(prompts.length), settings.sampling.draft_tokens),
+        padding=float(padding.total / padding.count),
         seconds=bench.seconds,
         compile_seconds=bench.compile_seconds,
         program_bytes=bench.program_bytes,
@@ -204,7 +206,7 @@ def results(programs: StagePrograms, measured: Measured) -> dict[str, Any]:
     ) | {"decode": decode_bytes(config, counts)}
     return {
         "counts": dataclasses.asdict(counts),
-        "shares": counts.shares,
+        "shares": counts.shares | {"padding": measured.padding},
         "seconds": {
             name: {"median": value, "all": measured.seconds.get(name, [])}
             for name, value in seconds.items()

@@ -24,7 +24,6 @@ class StepCounts:
     drawn: int  # by the policy
     appended: int  # drawn or forced
     whole: int  # of the dialogues, prompts included
-    padded: int  # places of the arrays that hold them
     row_steps: int  # positions that passed through the sampling loops, useful or not
     most_drawn: int  # in one row
     guessed: int  # tokens that drafts proposed
@@ -34,11 +33,8 @@ class StepCounts:
 
     @property
     def shares(self) -> dict[str, float]:
-        """How much of what arrays and loops have room for is work, and how much is not."""
-        found = {
-            "useful row-steps": self.appended / self.row_steps,
-            "padding": 1 - self.whole / self.padded,
-        }
+        """How much of what the sampling loops do is work, and how many guesses are right."""
+        found = {"useful row-steps": self.appended / self.row_steps}
         return found | ({"draft acceptance": self.accepted / self.guessed} if self.guessed else {})
 
 
@@ -65,7 +61,6 @@ def count_step(episodes: Episodes, openings: np.ndarray, draft_tokens: int = 0) 
         drawn=int(np.sum(episodes.sampled)),
         appended=int(appended.sum()),
         whole=int(length.sum()),
-        padded=int(np.asarray(episodes.tokens).size),
         row_steps=int(np.sum(effort.computed)),
         guessed=draft_tokens * int(np.sum(effort.drafted)),
         accepted=int(np.sum(effort.accepted)),

@@ -34,6 +34,8 @@ from score_jax.tasks import registry
 from score_jax.text.chat import Chat
 from score_jax.types import Params, TrainState
 
+CACHED_PARAMETERS = 2**20  # of a layer, 4 MiB in float32: about what a core's cache holds
+
 
 @dataclass(frozen=True)
 class Program:
@@ -208,9 +210,15 @@ def state_shardings(boxed: Params, init_state: Callable, mesh: Mesh) -> TrainSta
     return TrainState(**shardings)
 
 
-def layer_groups(config: ModelConfig, mesh: Mesh) -> int:
-    """Into how many arrays the layers are cut for sampling: one for each where that is faster."""
-    return config.layers if mesh.devices.flat[0].platform == "gpu" else 1
+def layer_groups(boxed: Params, config: ModelConfig, mesh: Mesh) -> int:
+    """Into how many arrays the layers are cut for sampling: one for each where that is faster.
+
+    It is on GPUs, and on CPUs for layers that do not stay in a core's cache (docs/speed.md).
+    """
+    platform = mesh.devices.flat[0].platform
+    each = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)["blocks"])) // config.layers
+    apart = platform == "gpu" or (platform == "cpu" and each > CACHED_PARAMETERS)
+    return config.layers if apart else 1
 
 
 def sampling_shardings(boxed: Params, mesh: Mesh, groups: int) -> dict[str, Params]:
@@ -250,6 +258,7 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
 
     whole_model = jax.eval_shape(init_boxed, jax.random.key(0))
     model = sharding.parameter_shardings(whole_model, mesh)
+    groups = layer_groups(whole_model, config, mesh)
     adapter = adapter_functions(settings, whole_model)
     boxed = jax.eval_shape(adapter.init) if adapter else whole_model
     learner = make_learner(settings, decoder, adapter, sharding.row_shards(mesh))
@@ -282,8 +291,8 @@ def build(settings: Settings, devices: Sequence[Any] | None = None) -> StageProg
         ),
         state_shardings=shardings,
         model_shardings=model,
-        **sampling_shardings(whole_model, mesh, layer_groups(config, mesh)),
-        layer_groups=layer_groups(config, mesh),
+        **sampling_shardings(whole_model, mesh, groups),
+        layer_groups=groups,
     )
     tasks = (settings.task, settings.measured_task)
     check_lengths(programs, *({"": registry.get(task)} for task in tasks))

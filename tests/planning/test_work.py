@@ -31,15 +31,14 @@ def test_tokens_and_row_steps_by_hand():
     assert (COUNTS.rows, COUNTS.prompt, COUNTS.drawn) == (4, 5, 9)
     assert COUNTS.appended == 4 + 2 + 4 + 1 and COUNTS.row_steps == 16
     assert COUNTS.most_drawn == 3
-    assert COUNTS.whole == 6 + 4 + 7 + 4 and COUNTS.padded == 4 * 9
+    assert COUNTS.whole == 6 + 4 + 7 + 4
     assert COUNTS.shares["useful row-steps"] == pytest.approx(11 / 16)
-    assert COUNTS.shares["padding"] == pytest.approx(15 / 36)
     assert COUNTS.shares["draft acceptance"] == pytest.approx(5 / 12)
 
 
 def test_acceptance_is_told_of_drafts_alone():
     none = dataclasses.replace(COUNTS, guessed=0, accepted=0)
-    assert set(none.shares) == {"useful row-steps", "padding"}
+    assert set(none.shares) == {"useful row-steps"}
 
 
 def test_tokens_that_each_token_attends_to_by_hand():

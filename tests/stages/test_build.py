@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base, multi_turn, single_turn, stage1, stage2
 from score_jax.planning.step_programs import calls, result
-from score_jax.stages.build import build, check_lengths
+from score_jax.stages.build import build, check_lengths, layer_groups
 from score_jax.stages.settings import parse
 from score_jax.tasks import registry
 from tests.stage_configs import stages
+from tests.tiny import MODEL
 
 CONFIGS = {c.__name__.split(".")[-1]: c for c in (base, stage1, stage2, single_turn, multi_turn)}
 
@@ -173,3 +176,15 @@ def test_the_devices_decide_which_attention_a_stage_computes():
     config.compute.attention = "splash"
     with pytest.raises(ValueError, match=r"model\.attention is 'splash', but the devices are of"):
         build(parse(config))
+
+
+@pytest.mark.parametrize(
+    ("platform", "parameters", "expected"),
+    [("cpu", 2**20, 1), ("cpu", 2**20 + 1, 3), ("gpu", 8, 3), ("tpu", 2**24, 1)],
+)
+def test_layers_are_cut_apart_where_that_is_faster(platform, parameters, expected):
+    device = SimpleNamespace(platform=platform)
+    mesh = SimpleNamespace(devices=np.array([device]))
+    boxed = {"blocks": {"matrix": jax.ShapeDtypeStruct((3, parameters), "float32")}}
+    config = dataclasses.replace(MODEL, layers=3)
+    assert layer_groups(boxed, config, mesh) == expected
