@@ -35,6 +35,7 @@ from score_jax.planning.bench import LENGTHS, run_bench
 from score_jax.planning.command import run_plan
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
+from score_jax.stages.compilation import keep_programs
 from score_jax.stages.handoff import StageConfig
 from score_jax.stages.methods import expand, is_method
 from score_jax.stages.settings import parse
@@ -274,6 +275,7 @@ def main(_: list[str]) -> None:
         return
     if MODE.value in OVER_HOSTS:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    keep_programs()  # not above: planning and measuring tell how long programs compile
     with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watchdog:
         run_mode(
             MODE.value,

@@ -20,7 +20,11 @@ if jax.__version_info__ < (0, 11):
 
 
 def pytest_configure(config):
-    """Compiles quickly, but not what runs for long, nor for an accelerator."""
+    """Compiles quickly, but not what runs for long, nor for an accelerator.
+
+    Commands that tests run keep no programs in the user's own folder.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
     cpu = not any(map(find_spec, ("jax_plugins", "libtpu")))
     if "not slow" in config.option.markexpr and (cpu or os.environ.get("JAX_PLATFORMS") == "cpu"):
         os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))  # read when a device is asked for
@@ -28,11 +32,11 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """A folder of compiled programs that the session's processes share."""
+    """A folder of compiled programs that the session's processes share, named as a user's."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # that of all workers
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(base / "jax")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(base / "score_jax/programs")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -97,6 +98,20 @@ def test_a_run_killed_at_three_moments_ends_as_an_uninterrupted_one(
     assert [code for (number, *_), code, _, _ in told if number == "SIGKILL"] == [-9] * 3
     assert code == 0, err
     assert_same_run(workdir, finished_run)
+
+
+@pytest.mark.skipif(bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")), reason="no user's folder")
+def test_a_second_start_reads_all_programs_and_computes_the_same(
+    finished_run, compiled, cache, tmp_path
+):
+    """From the user's cache folder, where the finished run's programs lie."""
+    variables = {"XDG_CACHE_HOME": str(Path(cache).parent.parent)}
+    code, _, err = finish(command(tmp_path), None, variables=variables)
+    assert code == 0, err
+    said = r"\[stage1\] compiled (\d+) programs in .+ s, (\d+) of them read from (.+)"
+    found = re.search(said, err)
+    assert found and int(found[1]) == int(found[2]) > 5 and found[3] == cache, err
+    assert_same_run(tmp_path, finished_run)
 
 
 def test_sigterm_saves_and_says_so_in_one_line(interruptions):

@@ -58,9 +58,12 @@ def command(workdir, *flags, config=f"{FILE}:stage1", program="score_jax.main"):
 
 
 def launch(arguments, cache, *, variables=None, **options):
-    """Starts Python with these arguments, and environment variables, at the repository's root."""
+    """Starts Python with these arguments, and environment variables, at the repository's root.
+
+    cache: None: the folder that the program itself chooses.
+    """
     environment = os.environ | CACHE | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-    environment |= variables or {}
+    environment = {k: v for k, v in (environment | (variables or {})).items() if v is not None}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -105,8 +108,8 @@ def lines(path):
 
 
 def without_times(rows):
-    """Metrics but for those that a clock makes."""
-    clock = ("time/", "tokens_per_second/", "sample/")  # the last, of steps that drew
+    """Metrics but for those that a clock makes, and those of programs compiled by a start."""
+    clock = ("time/", "tokens_per_second/", "compile/", "sample/")  # the last, of steps that drew
     return [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
 
 

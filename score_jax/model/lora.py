@@ -95,7 +95,7 @@ def attach(base: Params, adapter: Params, config: LoraConfig) -> Params:
 def merge(base: Params, adapter: Params, config: LoraConfig) -> Params:
     """The base parameters plus the adapter's products, as a tree of the base's structure."""
     tree, pairs = flat(base), flat(adapter)
-    for path in {path[:-1] for path in pairs}:
+    for path in dict.fromkeys(path[:-1] for path in pairs):
         delta = jax.vmap(adapter_product)(pairs[*path, "a"], pairs[*path, "b"])  # over layers
         tree[path] = tree[path] + (config.scale * delta).astype(tree[path].dtype)
     return traverse_util.unflatten_dict(tree)

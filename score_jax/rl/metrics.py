@@ -72,7 +72,7 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
     """Merges parts by name; a name that a part lacks is taken from the others."""
 
     def both(a: Metrics, b: Metrics) -> dict[str, Metric]:
-        return {**a, **b, **{name: a[name].merge(b[name]) for name in a.keys() & b.keys()}}
+        return {**a, **b, **{name: a[name].merge(b[name]) for name in a if name in b}}
 
     return reduce(both, parts, {})
 

@@ -23,6 +23,7 @@ from score_jax.stages import ask, evaluate, examples
 from score_jax.stages.build import StagePrograms, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.collect import collect
+from score_jax.stages.compilation import Compilations
 from score_jax.stages.handoff import (
     StageConfig,
     check_contents,
@@ -181,8 +182,11 @@ def run_stage(
     if checked is None:
         processes.log(f"[{settings.name}] already finished: {folder}")
         return
-    run = collect_stage if collects else train_stage
-    run(stage, checked, workdir, request, watchdog)
+    if collects:
+        collect_stage(stage, checked, workdir, request, watchdog)
+        return
+    with Compilations() as compilations:
+        train_stage(stage, checked, workdir, request, watchdog, compilations)
 
 
 def collect_stage(
@@ -223,6 +227,7 @@ def train_stage(
     workdir: Path,
     request: StopRequest,
     watchdog: Watchdog,
+    compilations: Compilations,
 ) -> None:
     """Trains and evaluates one stage, from its newest checkpoint if it has one."""
     settings, parent = stage.settings, stage.parent
@@ -270,6 +275,7 @@ def train_stage(
                 progress=progress,
                 request=request,
                 watchdog=watchdog,
+                compilations=compilations,
                 measure=open_validation(programs, checked.validation, reference, pool),
             ).run(step_function(programs, checked.training.tasks, workdir))
         evaluate_selected(

@@ -35,6 +35,7 @@ from score_jax.rl.rollout import (
 from score_jax.stages import rollouts
 from score_jax.stages.build import StagePrograms
 from score_jax.stages.checkpoint import Checkpoints, StorageError, fingerprint
+from score_jax.stages.compilation import Compilations
 from score_jax.stages.examples import Examples
 from score_jax.stages.log import Log
 from score_jax.stages.profile import Profile
@@ -89,6 +90,7 @@ class StageRun:
     progress: Progress
     request: StopRequest = field(default_factory=StopRequest)
     watchdog: Watchdog = field(default_factory=Watchdog)
+    compilations: Compilations = field(default_factory=Compilations)
     # (trained parameters, step) -> accuracies on validation problems; None: training does not
     # validate
     measure: Callable[[Params, int], dict[str, float]] | None = None
@@ -140,6 +142,23 @@ class StageRun:
                 "goes on from here"
             )
 
+    def enter_phase(self, phase: str, step: int) -> None:
+        """Begins a phase of a step; says what the one before has compiled, unless it was new."""
+        if late := self.compilations.enter_phase(phase):
+            self.log.message(
+                f"{self.watchdog.phase}: compiled {', '.join(late)}, not needed in earlier steps; "
+                "does an array change its shape or type?"
+            )
+        self.watchdog.enter_phase(f"{phase} of step {step}")
+
+    def count_compiled(self, step: int) -> dict[str, float]:
+        """Metrics of what was compiled since the last step; says it after the first of a start."""
+        compiled = self.compilations.take()
+        if step == self.first_step + 1:
+            self.log.message(compiled.describe())
+            self.log.units({"compile/seconds": "s"})
+        return compiled.metrics()
+
     def finish_step(self) -> None:
         """Waits for the update that was started last; checks and logs its metrics.
 
@@ -152,7 +171,7 @@ class StageRun:
         values = fetch()
         self.check(step, values)
         values |= self.validate_if_due(step)
-        self.log.metrics(step, values)
+        self.log.metrics(step, values | self.count_compiled(step))
         self.add_reward(values)
 
     def validation_due(self, step: int) -> bool:
@@ -167,7 +186,7 @@ class StageRun:
         self.validation = None
         if self.measure is None or not self.validation_due(step):
             return {}
-        self.watchdog.enter_phase(f"validation of step {step}")
+        self.enter_phase("validation", step)
         found = self.measure(self.state.params, step)
         self.validation = list(found.values())[-1]
         return found
@@ -249,6 +268,7 @@ class StageRun:
         Raises:
           TrainingError: the state is not finite.
         """
+        self.enter_phase("save", step)
         if not all_finite(self.state):
             raise self.diverged(step, "parameters or optimiser state are not finite")
         settings, progress = self.programs.settings, self.progress
@@ -258,7 +278,6 @@ class StageRun:
             by_validation = settings.checkpoint.select == "validation"
             score = self.validation if by_validation else progress.reward()
         progress.candidates += score is not None
-        self.watchdog.enter_phase(f"save of step {step}")
         self.log.sync()
         self.checkpoints.save(step, self.state, asdict(progress), score)
 
@@ -282,7 +301,7 @@ def draw_rollout(stage: StageRun, devices: RolloutPrograms, step: int) -> Rollou
         problems=problems,
         indices=indices,
         policy_step=step,
-        begin=lambda phase: stage.watchdog.enter_phase(f"{phase} of step {step + 1}"),
+        begin=lambda phase: stage.enter_phase(phase, step + 1),
         meanwhile=stage.finish_step,
         clock=stage.clock,
     )
@@ -307,7 +326,7 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
             stage.log.message(f"uses the saved rollout of step {step + 1}")
             stage.clock.lap()
         keep = partial(rollouts.write, stage.folder, programs, devices.encoder, rollout, step)
-        stage.watchdog.enter_phase(f"update of step {step + 1}")
+        stage.enter_phase("update", step + 1)
         if any_process(bool(stage.request.number)):
             stage.save(step)
             stage.checkpoints.wait()  # first, since the rollout can be sampled again
@@ -342,7 +361,7 @@ def sft_step(examples: Examples) -> StepFunction:
 
     def learn(stage: StageRun, step: int) -> Fetch:
         programs = stage.programs
-        stage.watchdog.enter_phase(f"update of step {step + 1}")
+        stage.enter_phase("update", step + 1)
         rows = programs.to_global(programs.own_rows(examples(step)))
         if stage.unfinished is None:
             stage.clock.lap()

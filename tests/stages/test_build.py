@@ -16,6 +16,7 @@ from score_jax.stages.settings import parse
 from score_jax.tasks import registry
 from tests.stage_configs import stages
 from tests.tiny import MODEL
+from tests.tiny_stages import finish
 
 CONFIGS = {c.__name__.split(".")[-1]: c for c in (base, stage1, stage2, single_turn, multi_turn)}
 
@@ -188,3 +189,23 @@ def test_layers_are_cut_apart_where_that_is_faster(platform, parameters, expecte
     boxed = {"blocks": {"matrix": jax.ShapeDtypeStruct((3, parameters), "float32")}}
     config = dataclasses.replace(MODEL, layers=3)
     assert layer_groups(boxed, config, mesh) == expected
+
+
+LOWERED = """
+import hashlib
+from score_jax.planning.step_programs import calls
+from score_jax.stages.build import build
+from tests.stage_configs import stages
+for call in calls(build(stages(lora__rank=2)[-1].settings)):
+    text = call.program.lower(*call.arguments).as_text()
+    print(call.name, hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_every_process_makes_the_same_programs():
+    """Whatever order its sets have: else none is found among those kept, and hosts run others."""
+    told = [finish(["-c", LOWERED], "", variables={"PYTHONHASHSEED": seed}) for seed in "12"]
+    (code, out, err), (_, other, _) = told
+    assert code == 0, err
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == ["merge", "reshard", "sample", "score", "update"] and out == other

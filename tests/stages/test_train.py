@@ -66,7 +66,7 @@ def test_a_supervised_step_learns_from_its_rows_and_tells_its_units():
         programs=SimpleNamespace(
             own_rows=lambda rows: rows[1:], to_global=lambda rows: rows, sft_update=update
         ),
-        watchdog=SimpleNamespace(enter_phase=lambda phase: None),
+        enter_phase=lambda phase, step: None,
         log=SimpleNamespace(units=told.update),
         progress=Progress(),
         state=10.0,
