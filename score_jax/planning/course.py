@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from score_jax.rl.dialogue import DialoguePlan, given_rows
-from score_jax.rl.learner import Learner
+from score_jax.rl.learner import Learner, logits_chunks
 from score_jax.rl.packing import pack, packed_episodes, places_of, split_rows
 from score_jax.types import Episodes
 
@@ -114,11 +114,12 @@ def packed(learner: Learner, rows: Episodes, parts: int) -> tuple[np.ndarray, in
 
     most = jax.lax.map(scored, jnp.arange(int(packing.microbatches)))
     size = packing.rows * packing.width
-    return np.asarray(most), size, min(learner.config.logits_chunk * packing.rows, size)
+    _, chunk, _ = logits_chunks(learner, learner.row_shards, size, packing.rows)
+    return np.asarray(most), size, chunk
 
 
 def padded(learner: Learner, rows: Episodes, parts: int) -> tuple[np.ndarray, int, int]:
     """The same where every row is a dialogue, of its fullest row."""
-    most = np.asarray(split_rows(rows.trained, parts).sum(2).max(1))
-    size = min(learner.max_tokens, rows.tokens.shape[1])
-    return most, size, min(learner.config.logits_chunk, size)
+    split = split_rows(rows.trained, parts)
+    size, chunk, _ = logits_chunks(learner, split.shape[1], split.shape[2], None)
+    return np.asarray(split.sum(2).max(1)), size, chunk

@@ -85,6 +85,8 @@ class Engine:
     stops: tuple[int, ...]
     config: SamplingConfig
     shards: int  # Z, parts of the rows that lie on different devices
+    # Rows that draw on change places in the cache, where a copy of their part has no room.
+    in_place: bool = False
 
     @property
     def patience(self) -> int:

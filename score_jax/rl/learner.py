@@ -156,21 +156,38 @@ def token_scores(
 ) -> TokenScores:
     """The scores of a microbatch's tokens; of packed ones, each shard's stand in one row."""
     rows, length = episodes.tokens.shape
-    most, chunk = min(learner.max_tokens, length), learner.config.logits_chunk
-    if places is not None:
-        most, chunk = length, chunk * places.row.shape[1]
-    # Bytes on a device of the logits at one position of each row.
-    each = 4 * learner.decoder.config.vocab_size * rows // learner.row_shards
+    most, chunk, keep = logits_chunks(learner, rows, length, places and places.row.shape[1])
     return score_tokens(
         learner.decoder,
         params,
         hidden,
         episodes,
         max_tokens=most,
-        logits_chunk=chunk or chunk_positions(most, each),
-        keep_logits=each * most <= LOGITS_BYTES,
+        logits_chunk=chunk,
+        keep_logits=keep,
         reference=reference,
     )
+
+
+def logits_chunks(
+    learner: Learner, rows: int, length: int, packed: int | None
+) -> tuple[int, int, bool]:
+    """How the logits of a microbatch are made.
+
+    Args:
+      rows: of the microbatch; of packed tokens, the shards.
+      length: of each.
+      packed: packed rows that stand in each; None: rows are dialogues.
+
+    Returns:
+      The positions of a row that may be scored, those of a chunk, and whether all logits are kept
+      for the backward pass.
+    """
+    chunk = learner.config.logits_chunk * (packed or 1)
+    most = length if packed else min(learner.max_tokens, length)
+    # Bytes on a device of the logits at one position of each row.
+    each = 4 * learner.decoder.config.vocab_size * rows // learner.row_shards
+    return most, min(chunk or chunk_positions(most, each), most), each * most <= LOGITS_BYTES
 
 
 def chunk_positions(most: int, each: int) -> int:

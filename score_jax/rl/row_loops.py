@@ -72,9 +72,9 @@ class Loop:
         part = jax.lax.while_loop(
             lambda part: self.due(engine, part, turn),
             lambda part: jax.lax.fori_loop(0, engine.patience, one, part),
-            take_state(state, index, self.slots),
+            take_state(engine, state, index, self.slots),
         )
-        return put_state(state, part, index)
+        return put_state(engine, state, part, index)
 
 
 def active_first(active: Bool[Array, "B"], shards: int, count: int) -> Int[Array, "Z n"] | None:
@@ -111,12 +111,13 @@ def take_rows(tree: Any, index: Int[Array, "Z n"] | None, axis: int = 0) -> Any:
     return jax.tree.map(each_shard(lambda x, own: x[(*all_before, own)], index, axis), tree)
 
 
-def put_rows(tree: Any, part: Any, index: Int[Array, "Z n"] | None) -> Any:
+def put_rows(tree: Any, part: Any, index: Int[Array, "Z n"] | None, axis: int = 0) -> Any:
     """Undoes `take_rows`."""
     if index is None:
         return part
-    put = each_shard(lambda x, new, own: x.at[own].set(new), index, 0)
-    return constrain_rows(jax.tree.map(put, tree, part))
+    all_before = (slice(None),) * axis
+    put = each_shard(lambda x, new, own: x.at[(*all_before, own)].set(new), index, axis)
+    return jax.tree.map(put, tree, part)
 
 
 def take_prompts(prompt: Cache, index: Int[Array, "Z n"] | None, rows: int) -> Cache:
@@ -179,29 +180,78 @@ def swaps_to_front(active: Bool[Array, "B"], index: Int[Array, "Z n"]) -> Int[Ar
     return jnp.where(place < count[:, None], index, place)
 
 
-def take_state(state: SamplingState, index: Int[Array, "Z n"] | None, slots: int) -> SamplingState:
-    """Rows of each shard, with the first slots of their cache, whose rows are brought forward.
+def first_slots(cache: Cache, slots: int) -> Cache:
+    """A copy of so many slots."""
+    keys, values = jax.tree.map(lambda x: x[:, :, :, :slots], (cache.keys, cache.values))
+    return cache.replace(keys=keys, values=values, positions=cache.positions[:, :slots])
+
+
+def copy_rows(cache: Cache, index: Int[Array, "Z n"] | None, slots: int) -> Cache:
+    """The first slots of rows of each shard."""
+    part = first_slots(cache, slots)
+    keys, values = take_rows((part.keys, part.values), index, 1)
+    positions = take_rows(part.positions, index)
+    return constrain_cache(cache.replace(keys=keys, values=values, positions=positions))
+
+
+def put_copies(cache: Cache, part: Cache, index: Int[Array, "Z n"] | None) -> Cache:
+    """Undoes `copy_rows`."""
+    slots = part.positions.shape[1]
+    before = first_slots(cache, slots)
+    found = put_rows((before.keys, before.values), (part.keys, part.values), index, 1)
+    keys, values = jax.tree.map(
+        lambda x, new: x.at[:, :, :, :slots].set(new), (cache.keys, cache.values), found
+    )
+    positions = put_rows(before.positions, part.positions, index)
+    positions = cache.positions.at[:, :slots].set(positions)
+    return constrain_cache(cache.replace(keys=keys, values=values, positions=positions))
+
+
+def bring_forward(
+    cache: Cache, active: Bool[Array, "B"], index: Int[Array, "Z n"] | None, slots: int
+) -> Cache:
+    """The first slots of rows of each shard, which change places with the first rows.
 
     Places behind the active rows may have any row's cache: nothing is drawn there.
     """
-    cache = state.cache.replace(positions=state.cache.positions[:, :slots])
+    cache = cache.replace(positions=cache.positions[:, :slots])
+    if index is None:
+        return cache
+    cache = swap_rows(cache, swaps_to_front(active, index))
+    return cache.replace(positions=take_rows(cache.positions, index))
+
+
+def bring_back(
+    cache: Cache, part: Cache, active: Bool[Array, "B"], index: Int[Array, "Z n"] | None
+) -> Cache:
+    """Undoes `bring_forward`."""
+    slots, whole = part.positions.shape[1], part
     if index is not None:
-        cache = swap_rows(cache, swaps_to_front(state.active, index))
-        cache = cache.replace(positions=take_rows(cache.positions, index))
+        whole = swap_rows(part, swaps_to_front(active, index), back=True)
+    positions = put_rows(cache.positions[:, :slots], part.positions, index)
+    positions = cache.positions.at[:, :slots].set(positions)
+    return constrain_cache(whole.replace(positions=positions))
+
+
+def take_state(
+    engine: Engine, state: SamplingState, index: Int[Array, "Z n"] | None, slots: int
+) -> SamplingState:
+    """Rows of each shard, with the first slots of their cache."""
+    if engine.in_place:
+        cache = bring_forward(state.cache, state.active, index, slots)
+    else:
+        cache = copy_rows(state.cache, index, slots)
     rows = constrain_rows(take_rows(state.replace(cache=None, slot=None), index))
     return rows.replace(cache=cache, slot=state.slot)
 
 
 def put_state(
-    state: SamplingState, part: SamplingState, index: Int[Array, "Z n"] | None
+    engine: Engine, state: SamplingState, part: SamplingState, index: Int[Array, "Z n"] | None
 ) -> SamplingState:
     """Undoes `take_state`."""
-    cache, slots = part.cache, part.cache.positions.shape[1]
-    if index is not None:
-        cache = swap_rows(cache, swaps_to_front(state.active, index), back=True)
-    positions = put_rows(state.cache.positions[:, :slots], cache.positions, index)
-    positions = state.cache.positions.at[:, :slots].set(positions)
+    if engine.in_place:
+        cache = bring_back(state.cache, part.cache, state.active, index)
+    else:
+        cache = put_copies(state.cache, part.cache, index)
     bare = (state.replace(cache=None, slot=None), part.replace(cache=None, slot=None))
-    return put_rows(*bare, index).replace(
-        cache=constrain_cache(cache.replace(positions=positions)), slot=part.slot
-    )
+    return constrain_rows(put_rows(*bare, index)).replace(cache=cache, slot=part.slot)

@@ -150,6 +150,7 @@ def sample_dialogues(
     stops: tuple[int, ...],
     config: SamplingConfig,
     shards: int = 1,
+    in_place: bool = False,
 ) -> Episodes:
     """Draws G dialogues for each prompt.
 
@@ -159,6 +160,8 @@ def sample_dialogues(
       plan: complete; the turns and their limits.
       stops: ids that end a turn; the first is the one that is forced.
       shards: parts of the prompts that lie on different devices.
+      in_place: smaller arrays are the first rows of the cache, not a copy of their part of it,
+        which is faster but takes as much memory again as that part.
 
     Returns:
       Episodes with rewards 0; rows p * G .. p * G + G - 1 belong to prompt p.
@@ -167,9 +170,14 @@ def sample_dialogues(
     rows = constrain_rows(fan_out(prompts, config))
     width, block = prompts.tokens.shape[1], prompts.forced.shape[2]
     first, own = constrain_rows(row_keys(key, rows.ids))
-    table = output_table(decoder, params)
     engine = Engine(
-        decoder=decoder, params=params, table=table, stops=stops, config=config, shards=shards
+        decoder=decoder,
+        params=params,
+        table=output_table(decoder, params),
+        stops=stops,
+        config=config,
+        shards=shards,
+        in_place=in_place,
     )
     segments = segment_slots(plan, block, config)
     length = plan.row_length(width, block, config.row_limit)

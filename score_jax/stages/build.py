@@ -151,6 +151,7 @@ class StagePrograms:
             stops=stops or self.chat.stops,
             config=config,
             shards=sharding.row_shards(self.mesh, sharding.SAMPLE_ROW_AXES),
+            in_place=self.mesh.devices.flat[0].platform == "tpu",  # docs/speed.md
         )
         jitted = jax.jit(
             draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows

@@ -560,6 +560,33 @@ def test_iterations_are_those_that_the_program_takes(shards):
     assert episodes.effort.computed.sum() == expected
 
 
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_rows_that_change_places_in_the_cache_draw_what_copied_ones_do(shards, draft_tokens):
+    rng = np.random.default_rng(5)
+    prompts = PROMPTS.replace(turn_limits=rng.integers(1, 20, (2, 4, 2)).astype(np.int32))
+    config = SamplingConfig(
+        group_size=4, turn_limit=20, row_sizes=3, decode_segments=3, draft_tokens=draft_tokens
+    )
+
+    def draw(in_place):
+        run = partial(
+            sample_dialogues,
+            Decoder(MODEL),
+            plan=turns(2, 20),
+            stops=(-1,),
+            config=config,
+            shards=shards,
+            in_place=in_place,
+        )
+        return jax.tree.map(np.asarray, jax.jit(run)(random_params(MODEL), prompts, KEY))
+
+    copied, moved = draw(False), draw(True)
+    assert rows(moved) == rows(copied)
+    np.testing.assert_array_equal(moved.effort.computed, copied.effort.computed)
+    np.testing.assert_allclose(moved.logprobs, copied.logprobs, atol=ROUNDING)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
