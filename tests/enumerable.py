@@ -155,7 +155,7 @@ class TableDecoder:
 
     @property
     def config(self):
-        return SimpleNamespace(logit_cap=None, dtype="float32")
+        return SimpleNamespace(logit_cap=None, dtype="float32", vocab_size=World.vocabulary)
 
     def apply(self, variables, tokens=None, positions=None, segments=None, method=None):
         """Hidden states of a block of tokens, or the table whose rows they choose."""

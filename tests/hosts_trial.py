@@ -53,14 +53,23 @@ def arm():
     """Lays the trap."""
     stages = []
     run = StageRun.run
-    StageRun.run = lambda stage, learn: stages.append(stage) or run(stage, learn)
+
+    def run_struck(stage, learn):
+        stages.append(stage)
+
+        def learn_struck(stage, step):
+            fetch = learn(stage, step)
+            if MOMENT == "update" and step == STEP - 1:
+                stage.checkpoints.wait()
+                strike()
+            return fetch
+
+        run(stage, learn_struck)
+
+    StageRun.run = run_struck
     if MOMENT == "rollout":
         rollout.grade_rollout = before(
             rollout.grade_rollout, lambda *_: stages and stages[0].progress.position == STEP - 1
-        )
-    else:
-        StageRun.check = before(
-            StageRun.check, lambda stage, step, _: step == STEP and not stage.checkpoints.wait()
         )
 
 

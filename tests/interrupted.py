@@ -50,10 +50,20 @@ def arm():
             rollout.grade_rollout, lambda *_: stages and stages[0].progress.position == STEP - 1
         )
     elif MOMENT == "update":
-        # Whether the write of an earlier checkpoint is through by now is left to no chance.
-        StageRun.check = before(
-            StageRun.check, lambda stage, step, _: step == STEP and not stage.checkpoints.wait()
-        )
+        run_all = StageRun.run
+
+        def run_signalled(stage, learn):
+            def learn_signalled(stage, step):
+                fetch = learn(stage, step)
+                if step == STEP - 1:
+                    # Whether the write of an earlier checkpoint is through is left to no chance.
+                    stage.checkpoints.wait()
+                    os.kill(os.getpid(), GIVEN)
+                return fetch
+
+            run_all(stage, learn_signalled)
+
+        StageRun.run = run_signalled
     elif MOMENT == "save":
         save = Checkpoints.save
         Checkpoints.save = lambda self, step, state, extra, reward: save(

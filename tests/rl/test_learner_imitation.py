@@ -142,7 +142,7 @@ def test_no_step_is_no_step():
     assert all(np.array_equal(moved[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("field", ["microbatches", "minibatches", "logits_chunk"])
+@pytest.mark.parametrize("field", ["microbatches", "minibatches"])
 def test_a_learner_cut_into_nothing_is_refused(field):
     with pytest.raises(ValueError, match=f"learner.{field} is 0; set at least 1"):
         LearnerConfig(**{field: 0})

@@ -244,7 +244,7 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "sampling.row_limit": (-1, 0.5),
     "sampling.turn_limit": (0, 10**12),
     "learner.baseline_decay": (NAN, 1.0, -0.1),
-    "learner.logits_chunk": (0, 1.5),
+    "learner.logits_chunk": (-1, 1.5),
     "learner.pack": ("yes", 1),
     "grading.workers": (0, -1, 1.5),
     "grading.deadline_seconds": (0.0, NAN, INF, -1.0),
