@@ -76,10 +76,17 @@ def query_blocks(length: int) -> list[tuple[int, int]]:
 def mix(
     probs: Float[Array, "B K Q T S"], values: Float[Array, "C K S H"]
 ) -> Float[Array, "B T K Q H"]:
-    """The weighted sums of values, each cache for its own group of rows."""
-    grouped = probs.reshape(len(values), -1, *probs.shape[1:])
-    mixed = product("CGKQTS,CKSH->CGTKQH", grouped, values)
-    return mixed.reshape(len(probs), *mixed.shape[2:])
+    """The weighted sums of values, each cache for its own group of rows.
+
+    As products of two matrices with the values on the right, which a CPU reads as they lie; for
+    the order in which the result is wanted, einsum would take them as the left factor, transposed.
+    """
+    caches, (heads, shared, block, slots) = len(values), probs.shape[1:]
+    grouped = jnp.swapaxes(probs.reshape(caches, -1, heads, shared * block, slots), 1, 2)
+    rows = grouped.reshape(caches, heads, -1, slots)
+    mixed = product("CKNS,CKSH->CKNH", rows, values)
+    mixed = mixed.reshape(caches, heads, -1, shared, block, values.shape[-1])
+    return jnp.moveaxis(mixed, (1, 3), (3, 4)).reshape(-1, block, heads, shared, values.shape[-1])
 
 
 class Attention(nn.Module):

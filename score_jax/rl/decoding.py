@@ -9,7 +9,7 @@ from flax import struct
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from score_jax.model.cache import write_cache
+from score_jax.model.cache import known_after, write_cache
 from score_jax.model.decoder import Decoder, decode, vocabulary_logits
 from score_jax.rl.draws import guess_continuation, sample_scored
 from score_jax.rl.keys import token_keys
@@ -137,7 +137,7 @@ def feed_forced(
         own = jnp.take_along_axis(hidden, jnp.clip(last, 0, size - 1)[:, None, None], axis=1)
         here = (last >= 0) & (last < size)
         state = state.replace(
-            cache=write_cache(state.cache, new, state.slot, there),
+            cache=write_cache(state.cache, known_after(new, hidden), state.slot, there),
             slot=state.slot + size,
             hidden=jnp.where(here[:, None], own[:, 0], state.hidden),
             effort=state.effort.replace(computed=state.effort.computed + size),
@@ -215,6 +215,7 @@ def plain_step(
         engine.decoder, engine.params, token[:, None], at[:, None], (prompt, state.cache)
     )
     slot = state.slot + state.used if engine.config.draft_tokens else state.slot
+    new = known_after(new, hidden)
     cache = write_cache(state.cache, new, slot, jnp.where(go, at, -1)[:, None])
     state = advance(state, token, logprob, go, rows, turn=turn, stops=engine.stops)
     return state.replace(
@@ -262,5 +263,7 @@ def drafted_step(
             drafted=effort.drafted + go,
             accepted=effort.accepted + kept,
         ),
-        cache=write_cache(before.cache, new, slot, jnp.where(there, at, -1)),
+        cache=write_cache(
+            before.cache, known_after(new, hidden), slot, jnp.where(there, at, -1)
+        ),
     )
