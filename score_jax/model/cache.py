@@ -36,8 +36,8 @@ def known_after(block: Cache, hidden: Float[Array, "B T D"]) -> Cache:
     and would copy it at every token. An optimization barrier does not tell it: a CPU's compiler
     drops barriers before it looks for copies.
     """
-    # Less than any number, in a way that is decided when the program runs.
-    low = jnp.where(jnp.isnan(hidden[:, 0, 0]), -jnp.inf, jnp.finfo(hidden.dtype).min)
+    # No more than any number, in a way that is decided when the program runs.
+    low = jnp.where(jnp.isnan(hidden[:, 0, 0]), jnp.finfo(hidden.dtype).min, -jnp.inf)
 
     def wait(x: Float[Array, "L B K T H"]) -> Array:
         return jnp.maximum(x, low.astype(x.dtype)[None, :, None, None, None])

@@ -238,13 +238,19 @@ def vocabulary_logits(
     Args:
       table: result of `output_table`; callers compute it once for many chunks or steps.
     """
+    return soft_cap(vocabulary_product(table, hidden), config.logit_cap)
+
+
+def vocabulary_product(
+    table: Float[Array, "V D"], hidden: Float[Array, "B ... D"]
+) -> Float[Array, "B ... V"]:
+    """Next-token logits in float32, before the model's cap."""
     between = (None,) * (hidden.ndim - 2)
     hidden = with_logical_constraint(hidden, ("logit_batch", *between, "embed_out"))
     rows = hidden.reshape(-1, hidden.shape[-1])  # as in layers.linear
     logits = wide_product("ND,VD->NV", rows, table.astype(hidden.dtype))
     logits = logits.reshape(*hidden.shape[:-1], -1)
-    logits = with_logical_constraint(logits, ("logit_batch", *between, "vocab_out"))
-    return soft_cap(logits, config.logit_cap)
+    return with_logical_constraint(logits, ("logit_batch", *between, "vocab_out"))
 
 
 def compute_params(config: ModelConfig, params: Params) -> Params:

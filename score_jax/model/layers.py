@@ -154,11 +154,12 @@ class RmsNorm(nn.Module):
         """Normalises x to unit root mean square, then multiplies by the learned scale."""
         offset = 1.0 if self.config.norm_plus_one else 0.0
         scale = vector(self, "scale", x.shape[-1], (self.axis,), 1.0 - offset)
-        wide = x.astype(jnp.float32)
+        # Rows and positions as one axis: over two, of which one may be 1 long, the CPU's compiler
+        # sums the gradient of the scale at a tenth of the speed.
+        wide = x.reshape(-1, *x.shape[2:]).astype(jnp.float32)
         power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(power + self.config.norm_eps) * (scale + offset)).astype(
-            x.dtype
-        )
+        normed = wide * jax.lax.rsqrt(power + self.config.norm_eps) * (scale + offset)
+        return normed.astype(x.dtype).reshape(x.shape)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -283,3 +284,8 @@ def rotate(
 def soft_cap(logits: Array, cap: float | None) -> Array:
     """Bounds logits smoothly to (-cap, cap)."""
     return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def soft_cap_slope(capped: Array, cap: float | None) -> Array | float:
+    """The derivative of `soft_cap`, from its result."""
+    return 1.0 if cap is None else 1.0 - jnp.square(capped / cap)

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from score_jax.rl.logprobs import log_softmax, select_logprob
+from score_jax.rl.logprobs import in_groups, log_softmax, select_logprob
 
-GROUPS = 128  # of ids, from which a token is drawn in two steps
 SMALL = 4096  # ids; a vocabulary up to it is drawn from in one step
 
 
@@ -24,16 +23,11 @@ def sample_token(
     logits = logits / temperature
     if logits.shape[-1] <= SMALL:
         return draw(keys, logits)
-    size = -(-logits.shape[-1] // GROUPS)
-    missing = GROUPS * size - logits.shape[-1]
-    padding = [(0, 0)] * (logits.ndim - 1) + [(0, missing)]
-    if missing:
-        logits = jnp.pad(logits, padding, constant_values=-jnp.inf)
-    groups = logits.reshape(*logits.shape[:-1], GROUPS, size)
+    groups = in_groups(logits, -jnp.inf)
     own = split(keys)
     group = draw(own[..., 0], jax.nn.logsumexp(groups, axis=-1))
     inside = jnp.take_along_axis(groups, group[..., None, None], axis=-2)[..., 0, :]
-    return group * size + draw(own[..., 1], inside)
+    return group * groups.shape[-1] + draw(own[..., 1], inside)
 
 
 def draw(keys: Key[Array, "..."], logits: Float[Array, "... V"]) -> Int[Array, "..."]:

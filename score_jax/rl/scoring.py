@@ -6,14 +6,28 @@ backward pass computes a chunk's logits again where all of them would take much 
 `[B T V]` never exists.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from score_jax.model.decoder import Decoder, forward, output_table, vocabulary_logits
-from score_jax.rl.logprobs import score_logits
+from score_jax.model.config import ModelConfig
+from score_jax.model.decoder import (
+    Decoder,
+    forward,
+    output_table,
+    vocabulary_logits,
+    vocabulary_product,
+)
+from score_jax.model.layers import soft_cap_slope
+from score_jax.rl.logprobs import gradient_of_scores, scores_and_residuals
 from score_jax.rl.packing import Places
 from score_jax.types import Episodes, Params, TokenScores
+
+UNROLLED = 4  # chunks; more are made in a loop, whose residuals are copied into one array
 
 
 def hidden_states(
@@ -50,6 +64,75 @@ def scored_positions(
     return order.reshape(order.shape[0], chunks, logits_chunk).swapaxes(0, 1)
 
 
+class ChunkKind(NamedTuple):
+    """What is fixed of a chunk's scores."""
+
+    config: ModelConfig
+    keep_logits: bool  # for the backward pass
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def chunk_scores(
+    kind: ChunkKind,
+    table: Float[Array, "V D"],
+    hidden: Float[Array, "B c D"],
+    reference: tuple[Float[Array, "V D"], Float[Array, "B c D"]] | None,
+    tokens: Int[Array, "B c"],
+    needed: Bool[Array, ""],
+) -> tuple[Float[Array, "B c"], ...]:
+    """`score_logits` of the tokens behind hidden states; zeros where the chunk is not needed.
+
+    Its derivative is its own, since a branch that is derived by rule hands the whole table to its
+    backward pass, a copy for every chunk.
+
+    Args:
+      reference: the reference's table and hidden states.
+    """
+    return chunk_forward(kind, table, hidden, reference, tokens, needed)[0]
+
+
+def chunk_forward(kind: ChunkKind, table: Array, hidden: Array, *others: Any) -> tuple[Any, Any]:
+    """The forward pass of `chunk_scores`."""
+    reference, tokens, needed = others
+
+    def scores() -> tuple[Any, Any]:
+        logits = vocabulary_logits(kind.config, table, hidden)
+        base = None if reference is None else vocabulary_logits(kind.config, *reference)
+        found, residuals = scores_and_residuals(logits, tokens, base)
+        return found, residuals if kind.keep_logits else None
+
+    found, residuals = where_needed(needed, scores)
+    return found, (table, hidden, others, residuals)
+
+
+def chunk_backward(kind: ChunkKind, given: Any, slopes: tuple[Array, ...]) -> tuple[Any, ...]:
+    """The backward pass of `chunk_scores`."""
+    table, hidden, others, residuals = given
+
+    def gradient() -> tuple[Array, Array]:
+        own = residuals
+        if not kind.keep_logits:
+            again = kind._replace(keep_logits=True)
+            own = chunk_forward(again, table, hidden, *others[:2], True)[1][-1]
+        slope = gradient_of_scores(own, slopes)[0]
+        slope *= soft_cap_slope(own[0], kind.config.logit_cap)
+        return jax.vjp(vocabulary_product, table, hidden)[1](slope)
+
+    return *where_needed(others[2], gradient), None, None, None
+
+
+def where_needed(needed: Bool[Array, ""] | bool, function: Callable[[], Any]) -> Any:
+    """What a function returns; zeros, at no cost, where it is not needed."""
+    if needed is True:
+        return function()
+    shapes = jax.eval_shape(function)
+    nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
+    return jax.lax.cond(needed, function, nothing)
+
+
+chunk_scores.defvjp(chunk_forward, chunk_backward)
+
+
 def score_tokens(
     decoder: Decoder,
     params: Params,
@@ -66,32 +149,27 @@ def score_tokens(
     Args:
       keep_logits: for the backward pass; False: it computes them again.
     """
-    table = output_table(decoder, params)  # here, so that it is not moved for every chunk
-    base = None if reference is None else (output_table(decoder, reference[0]), reference[1])
-
-    def expand(table: Array, hidden: Array, at: Array) -> Float[Array, "B c V"]:
-        # The token at position t is predicted by the hidden state at t - 1.
-        before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-        return vocabulary_logits(decoder.config, table, before)
-
-    def one_chunk(table: Array, hidden: Array, at: Int[Array, "B c"]) -> tuple[Array, ...]:
-        tokens = jnp.take_along_axis(episodes.tokens, at, 1)
-        return score_logits(expand(table, hidden, at), tokens, base and expand(*base, at))
-
+    tables = [output_table(decoder, own) for own in (params, *(reference or ())[:1])]
+    states = [hidden, *(reference or ())[1:]]
     scored = episodes.sampled | episodes.trained
     at = scored_positions(scored, max_tokens, logits_chunk)
     most = jnp.max(scored.sum(1))  # over all devices, which take the same branch
 
-    def if_needed(table: Array, hidden: Array, first: Array, at: Array) -> tuple[Array, ...]:
-        def skipped(*_: Array) -> tuple[Array, ...]:
-            return tuple(jnp.zeros(at.shape) for _ in range(3))
+    def one_chunk(chunk: tuple[Array, Array]) -> tuple[Array, ...]:
+        first, at = chunk
+        # The token at position t is predicted by the hidden state at t - 1.
+        before = [jnp.take_along_axis(x, (at - 1)[..., None], axis=1) for x in states]
+        tokens = jnp.take_along_axis(episodes.tokens, at, 1)
+        (own, *base) = zip(tables, before, strict=True)
+        kind = ChunkKind(decoder.config, keep_logits)
+        return chunk_scores(kind, *own, base[0] if base else None, tokens, first < most)
 
-        return jax.lax.cond(first < most, one_chunk, skipped, table, hidden, at)
-
-    if not keep_logits:
-        if_needed = jax.checkpoint(if_needed)
-    firsts = jnp.arange(len(at)) * at.shape[2]
-    parts = jax.lax.map(lambda chunk: if_needed(table, hidden, *chunk), (firsts, at))
+    chunks = (jnp.arange(len(at)) * at.shape[2], at)
+    if len(at) <= UNROLLED:
+        found = [one_chunk((first, at)) for first, at in zip(*chunks, strict=True)]
+        parts = tuple(map(jnp.stack, zip(*found, strict=True)))
+    else:
+        parts = jax.lax.map(one_chunk, chunks)
     flat = at.swapaxes(0, 1).reshape(at.shape[1], -1)  # B C*c
     rows = jnp.arange(flat.shape[0])[:, None]
 

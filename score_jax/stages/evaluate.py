@@ -72,20 +72,20 @@ def sample_attempts(
     shards = row_shards(programs.mesh)
     batch = -(-min(programs.settings.evaluation.batch, count) // shards) * shards
     params, encoder = programs.for_sampling(params), encoder_of(programs, asked)
+
+    def draw(indices: Sequence[int]) -> Batch:
+        return draw_batch(
+            programs, encoder, params, asked.problems, indices,
+            sampling=sampling, step=step, batch=batch,
+        )  # fmt: skip
+
+    batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
     with progress_bar(programs.settings, label, count, len(dialogues)) as bar:
-        for start in range(0, len(remaining), batch):
-            indices = remaining[start : start + batch]
-            batch_dialogues = sample_batch(
-                programs,
-                encoder,
-                params,
-                asked.problems,
-                grader,
-                indices,
-                sampling=sampling,
-                step=step,
-                batch=batch,
-            )
+        ahead = draw(batches[0]) if batches else None
+        for indices, after in zip(batches, [*batches[1:], None], strict=True):
+            drawn, ahead = ahead, draw(after) if after else None  # while these are graded
+            assert drawn is not None
+            batch_dialogues = grade_batch(programs, encoder, drawn, grader, step=step)
             if partial_file:
                 saved_evaluation.add(partial_file, indices, batch_dialogues)
             dialogues |= dict(zip(indices, batch_dialogues, strict=True))
@@ -104,47 +104,69 @@ def progress_bar(settings: Settings, label: str, total: int, done: int) -> tqdm:
     return open_bar(f"{settings.name}: {label}", total, shown=shown, initial=done, unit="problem")
 
 
-def sample_batch(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Dialogues that the devices draw."""
+
+    indices: Sequence[int]  # of its problems
+    own: Sequence[int]  # of those of this host
+    problems: Sequence[Problem]  # all that were asked
+    episodes: Episodes  # global device arrays; missing problems are padded
+    group_size: int
+
+
+def draw_batch(
     programs: StagePrograms,
     encoder: Encoder,
     params: Params,
     problems: Sequence[Problem],
-    grader: Grader,
     indices: Sequence[int],
     *,
     sampling: SamplingConfig,
     step: int,
     batch: int,
-) -> list[list[Transcript]]:
-    """Samples and grades the dialogues of one batch; each host grades its own rows.
+) -> Batch:
+    """Lets the devices begin to draw the dialogues of one batch.
 
     Args:
       params: from `StagePrograms.for_sampling`.
       indices: of the batch's problems in `problems`.
       batch: size of the sampling program's batch, in problems; missing ones are padded.
-
-    Returns:
-      The dialogues of each problem, in the order of `indices`, on all hosts.
     """
     local_batch = own_rows(programs.mesh, batch)
-    local_indices = [indices[row] for row in local_batch if row < len(indices)]
-    padding = [indices[0]] * (len(local_batch) - len(local_indices))
-    asked = local_indices + padding
+    own = [indices[row] for row in local_batch if row < len(indices)]
+    asked = own + [indices[0]] * (len(local_batch) - len(own))
     prompts = encoder.prompts([problems[index] for index in asked], asked, policy_step=step)
     sample = programs.sample(sampling, encoder.plan)
     key = run_key(programs.settings.evaluation.seed, "evaluate")
-    episodes = local_rows(sample(params, programs.to_global(prompts), key))
-    size = sampling.group_size
-    local_records: list[Transcript] = []
-    if local_indices:
-        unpadded = first_rows(episodes, len(local_indices) * size)
-        rows = [problems[draw] for draw in unpadded.ids.draw.tolist()]
+    return Batch(
+        indices=indices,
+        own=own,
+        problems=problems,
+        episodes=sample(params, programs.to_global(prompts), key),
+        group_size=sampling.group_size,
+    )
+
+
+def grade_batch(
+    programs: StagePrograms, encoder: Encoder, batch: Batch, grader: Grader, *, step: int
+) -> list[list[Transcript]]:
+    """Waits for the dialogues of one batch and grades them; each host grades its own rows.
+
+    Returns:
+      The dialogues of each problem, in the order of its indices, on all hosts.
+    """
+    size, records = batch.group_size, list[Transcript]()
+    episodes = local_rows(batch.episodes)
+    if batch.own:
+        unpadded = first_rows(episodes, len(batch.own) * size)
+        rows = [batch.problems[draw] for draw in unpadded.ids.draw.tolist()]
         graded = grade_rollout(encoder, grader, rows, unpadded)
         name, numbers = programs.settings.name, range(len(rows))
         found = rollouts.dialogues(encoder, rows, unpadded, graded, name, step, numbers)
-        local_records = [store.transcript(dialogue) for dialogue in found]
-    records = merge_hosts(processes.all_gather_objects((local_indices, local_records)), size)
-    return [records[i * size : (i + 1) * size] for i in range(len(indices))]
+        records = [store.transcript(dialogue) for dialogue in found]
+    merged = merge_hosts(processes.all_gather_objects((batch.own, records)), size)
+    return [merged[i * size : (i + 1) * size] for i in range(len(batch.indices))]
 
 
 def merge_hosts(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.model.cache import layer_part, shards_apart, write_cache
+from score_jax.model.cache import known_after, layer_part, shards_apart, write_cache
 from score_jax.types import Cache
 
 
@@ -48,3 +48,15 @@ def test_a_block_of_fewer_rows_is_written_to_the_first_of_each_shard(slot):
     np.testing.assert_array_equal(written.keys[0][0, :, 0, :, 0], expected)
     np.testing.assert_array_equal(written.values[0], -written.keys[0])
     assert written.positions.max(1).tolist() == [7, 8, 9, -1]
+
+
+@pytest.mark.parametrize("found", [0.5, -jnp.inf, jnp.nan], ids=str)
+def test_what_is_written_after_a_result_stays_as_it_is(found):
+    """Whatever the result; and in the cache's own type."""
+    values = jnp.array([1.5, -3e38, 3e38, 0.0]).astype(jnp.bfloat16)
+    block = values.reshape(1, 1, 1, 4, 1)
+    cache = Cache(keys=(block,), values=(-block,), positions=jnp.arange(4)[None])
+    kept = known_after(cache, jnp.full((1, 4, 2), found, jnp.bfloat16))
+    assert kept.keys[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(kept.keys[0].astype(float), block.astype(float))
+    np.testing.assert_array_equal(kept.values[0].astype(float), -block.astype(float))

@@ -27,10 +27,25 @@ def test_select_logprob_reads_the_tokens_own_entry():
     np.testing.assert_allclose(got, [[np.log(0.25), np.log(0.25)]], rtol=1e-6)
 
 
-def test_entropy_in_nats():
-    got = logprobs.entropy(jnp.asarray([LOG_P, np.log([0.998, 0.001, 0.001])]))
-    np.testing.assert_allclose(got[0], 1.5 * np.log(2), rtol=1e-6)
-    assert got[1] < 0.02
+@pytest.mark.parametrize("size", [1, 11, 128, 129, 5000])
+def test_sums_over_the_vocabulary(size):
+    """Whether its ids fill the groups in which a CPU adds them up or not."""
+    terms = np.random.default_rng(0).normal(size=(2, 3, 4, size)).astype(np.float32)
+    got = logprobs.vocabulary_sums(*map(jnp.asarray, terms))
+    np.testing.assert_allclose(got, terms.astype(np.float64).sum(-1), atol=1e-4)
+
+
+def test_scores_over_a_large_vocabulary_are_exact_to_rounding():
+    """50,257 ids: a sum of them one after the other would be off by some 1e-5."""
+    logits, reference = 2 * jax.random.normal(jax.random.key(0), (2, 1, 3, 50_257))
+    own, other = (np.asarray(x, np.float64) for x in (logits, reference))
+    own, other = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (own, other))
+    tokens = jnp.array([[7, 50_256, 0]])
+    got = logprobs.score_logits(logits, tokens, reference)
+    chosen = np.take_along_axis(own, np.asarray(tokens)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(got[0], chosen, atol=3e-6)
+    np.testing.assert_allclose(got[1], -(np.exp(own) * own).sum(-1), rtol=1e-6)
+    np.testing.assert_allclose(got[2], (np.exp(own) * (own - other)).sum(-1), rtol=3e-6)
 
 
 def test_exact_kl_by_hand_and_its_direction():
@@ -48,7 +63,7 @@ def by_rule(logits, tokens, reference):
     """What `score_logits` returns, with the gradient that follows by rule."""
     own = logprobs.log_softmax(logits)
     kl = logprobs.exact_kl(own, logprobs.log_softmax(reference))
-    return logprobs.select_logprob(own, tokens), logprobs.entropy(own), kl
+    return logprobs.select_logprob(own, tokens), -jnp.sum(jnp.exp(own) * own, axis=-1), kl
 
 
 def random_logits():

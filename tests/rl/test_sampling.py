@@ -1,13 +1,14 @@
 """The sampling loop against a Python loop that knows no cache, no batch and no padding."""
 
 import dataclasses
+import re
 from functools import lru_cache, partial
 
 import jax
 import numpy as np
 import pytest
 
-from score_jax.model.decoder import Decoder
+from score_jax.model.decoder import Decoder, split_layers
 from score_jax.records import Problem, Task
 from score_jax.rl.dialogue import DialoguePlan, Encoder, row_ids
 from score_jax.rl.sampling import sample_dialogues
@@ -602,3 +603,17 @@ def test_rows_that_change_places_in_the_cache_draw_what_copied_ones_do(shards, d
 def test_impossible_settings_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**fields)
+
+def test_a_cpu_reads_and_writes_the_cache_where_it_lies():
+    """No copy of a layer's keys or values in the loop that draws, which ran at every token."""
+    decoder, params = Decoder(MODEL), split_layers(random_params(MODEL), MODEL.layers)
+    draw = partial(sample_dialogues, decoder, plan=PLAN, stops=STOPS, config=SAMPLING)
+    text = jax.jit(draw).lower(params, PROMPTS, KEY).compile().as_text()
+    slots = segment_slots(PLAN, PROMPTS.forced.shape[2], SAMPLING)[-1]
+    rows = SAMPLING.group_size * len(PROMPTS.length)
+    shape = rf"f32\[1,{rows},{MODEL.kv_heads},{slots},{MODEL.head_dim}\]"
+    bodies = [part for part in text.split("\n\n") if "_dynamic-update-slice" in part]
+    written = [part for part in bodies if re.search(shape, part)]
+    assert written, "the cache is not where this test looks for it"
+    found = [len(re.findall(shape + r"\S* copy\(", part)) for part in written]
+    assert found == [0] * len(written)

@@ -70,21 +70,42 @@ def test_chunks_do_not_change_the_scores(max_tokens, logits_chunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), base, got)
 
 
-def test_kept_logits_do_not_change_the_gradient():
-    decoder, params = Decoder(MODEL), random_params(MODEL)
+def full_scores(config, params, reference, tokens):
+    """Log-probability, entropy and KL at every token, of logits of whole rows."""
+    # One token more, since a row's first token is predicted by nothing.
+    logits = [row_logits(config)(x, tokens)[:, :-1] for x in (params, reference)]
+    own, other = map(jax.nn.log_softmax, logits)
+    chosen = jnp.take_along_axis(own, tokens[:, 1:, None], -1)[..., 0]
+    found = chosen, -(jnp.exp(own) * own).sum(-1), (jnp.exp(own) * (own - other)).sum(-1)
+    return [jnp.pad(x, ((0, 0), (1, 0))) for x in found]
 
-    def total(params, keep):
-        hidden = hidden_states(decoder, params, EPISODES.tokens)
-        found = score_tokens(
-            decoder, params, hidden, EPISODES, max_tokens=10, logits_chunk=4, keep_logits=keep
+
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "made again"])
+@pytest.mark.parametrize("logits_chunk", [1, 4, 100])  # in a loop; unrolled, the last skipped; one
+@pytest.mark.parametrize("config", [MODEL, GEMMA], ids=["plain", "gemma"])
+def test_the_gradient_is_that_of_the_full_forward(config, logits_chunk, keep):
+    decoder, params = Decoder(config), random_params(config)
+    reference = random_params(config, seed=1)
+    weights = jax.random.normal(jax.random.key(0), (3, *EPISODES.tokens.shape)) * OWN
+
+    def whole(params):
+        return sum(map(jnp.sum, weights * jnp.stack(full_scores(
+            config, params, reference, EPISODES.tokens))))  # fmt: skip
+
+    def by_chunks(params):
+        hidden, other = (
+            hidden_states(decoder, x, EPISODES.tokens) for x in (params, reference)
         )
-        return jnp.sum(jnp.sin(found.logprobs) + found.entropy**2)
+        found = score_tokens(
+            decoder, params, hidden, EPISODES, max_tokens=10, logits_chunk=logits_chunk,
+            keep_logits=keep, reference=(reference, other),
+        )  # fmt: skip
+        return jnp.sum(weights * jnp.stack([found.logprobs, found.entropy, found.kl]))
 
-    kept, made_again = (
-        jax.jit(jax.grad(total), static_argnums=1)(params, x) for x in (True, False)
-    )
+    got, there = (guarded(jax.jit(jax.value_and_grad(f)))(params) for f in (by_chunks, whole))
+    np.testing.assert_allclose(got[0], there[0], rtol=1e-5)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, made_again
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got[1], there[1]
     )
 
 

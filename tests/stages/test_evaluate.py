@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from score_jax.data import sources
+from score_jax.stages import evaluate
 from score_jax.stages import measure as measuring
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.evaluate import (
@@ -52,6 +53,28 @@ def test_a_dialogue_does_not_depend_on_the_batch_it_is_measured_in(compiled):
     assert found[0] == found[1]
     assert [t.problem for t in found[0]] == [p.id for p in asked.problems for _ in range(3)]
     assert len({t.attempts for t in found[0]}) > 5  # sampled, not repeated
+
+
+def test_devices_draw_while_what_they_drew_before_is_graded(compiled, monkeypatch):
+    """The next batch is on its way before the grading of the one before begins."""
+    programs, params, asked = open_tiny(evaluation__batch=2)  # of 5 problems
+    order = []
+
+    def told(name):
+        function = getattr(evaluate, name)
+
+        def call(*arguments, **options):
+            order.append(name)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(evaluate, name, call)
+
+    told("draw_batch"), told("grade_batch")
+    sampling = replace(programs.settings.sampling, group_size=1)
+    with open_pool(programs, asked) as pool:
+        sample_attempts(programs, params, asked, pool, sampling=sampling, step=0)
+    draw, grade = "draw_batch", "grade_batch"
+    assert order == [draw, draw, grade, draw, grade, grade]
 
 
 def test_of_what_two_hosts_hold_the_record_with_verdicts_counts():
