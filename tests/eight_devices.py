@@ -96,7 +96,7 @@ def one_step(stage, devices):
     rollouts = programs.rollout_programs({"": registry.get(stage.task)})
     episodes = rollouts.sample(
         rollouts.prepare(policy), programs.to_global(prompts()), jax.random.key(3)
-    )
+    )[-1]
     rewards = np.random.default_rng(1).integers(0, 2, (16, 2)).astype(np.float32)
     episodes = episodes.replace(rewards=programs.to_global(rewards))
     local = local_rows(episodes)

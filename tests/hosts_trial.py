@@ -68,8 +68,8 @@ def arm():
 
     StageRun.run = run_struck
     if MOMENT == "rollout":
-        rollout.grade_rollout = before(
-            rollout.grade_rollout, lambda *_: stages and stages[0].progress.position == STEP - 1
+        rollout.Grading.result = before(
+            rollout.Grading.result, lambda *_: stages and stages[0].progress.position == STEP - 1
         )
 
 

@@ -46,8 +46,8 @@ def arm():
         stages = []
         run = StageRun.run
         StageRun.run = lambda stage, learn: stages.append(stage) or run(stage, learn)
-        rollout.grade_rollout = before(
-            rollout.grade_rollout, lambda *_: stages and stages[0].progress.position == STEP - 1
+        rollout.Grading.result = before(
+            rollout.Grading.result, lambda *_: stages and stages[0].progress.position == STEP - 1
         )
     elif MOMENT == "update":
         run_all = StageRun.run

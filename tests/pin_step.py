@@ -104,7 +104,7 @@ def roll_out():
             to_global=jax.device_put,
             own_rows=lambda rows: rows,
             prepare=lambda params: params,
-            sample=guarded(jax.jit(draw)),
+            sample=lambda *arguments: [guarded(jax.jit(draw))(*arguments)],
             score=guarded(jax.jit(score)),
         ),
         Parity(),

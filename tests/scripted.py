@@ -17,17 +17,27 @@ CUT = "…"  # at the end of a text: the turn was cut there
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted:
-    """Draws each row's turns from a script; a `rl.sampling.Sampler`."""
+    """Draws each row's turns from a script, as the sampling programs do."""
 
     encoder: Encoder
     texts: Sequence[Sequence[str]]  # of each row, of each turn that it draws; fewer: it ends there
 
-    def __call__(self, params, prompts, key, /) -> Episodes:
-        """The rows of a plan, as many for each prompt as the script has."""
+    def by_turn(self, params, prompts, key) -> list[Episodes]:
+        """The dialogues after each turn that is drawn."""
+        first, turns = self.encoder.plan.drawn[0], self.encoder.plan.turns
+        return [self(params, prompts, key, turns=n) for n in range(first, turns + 1)]
+
+    def __call__(self, params, prompts, key, /, turns=99) -> Episodes:
+        """The rows of a plan, as many for each prompt as the script has.
+
+        Args:
+          turns: that are known; those after them are not drawn yet.
+        """
         group_size = len(self.texts) // len(prompts.length)
         rows = fan_out(jax.tree.map(jnp.asarray, prompts), SamplingConfig(group_size=group_size))
         rows, length = jax.tree.map(np.asarray, rows), self.encoder.row_length()
-        count, turns = rows.drawn.shape
+        count, known_turns = len(rows.drawn), turns
+        turns = rows.drawn.shape[1]
         tokens, turn = np.zeros((2, count, length), np.int32)
         present, truncated = rows.present.copy(), np.zeros((count, turns), bool)
         lengths = np.zeros(count, np.int32)
@@ -37,6 +47,8 @@ class Scripted:
             line, owner = (x[row, : rows.length[row]].tolist() for x in (rows.tokens, rows.turn))
             before = ""
             for index, text in zip(drawn, texts, strict=False):
+                if index >= known_turns:
+                    break
                 if index != drawn[0]:
                     known = slice(int(not before.endswith(CUT)), rows.forced_length[row, index])
                     line += rows.forced[row, index, known].tolist()

@@ -21,7 +21,8 @@ from score_jax.rl import learner
 from score_jax.rl.metrics import flat
 from score_jax.rl.mismatch import mismatch_metrics, mismatch_parts
 from score_jax.rl.scoring import score_tokens
-from score_jax.stages.build import Program, StagePrograms, build, load_reference
+from score_jax.stages.build import StagePrograms, build, load_reference
+from score_jax.stages.program import Program
 from score_jax.stages.train import StageRun, TrainingError
 from score_jax.tasks import registry
 from tests.stage_configs import train
@@ -41,7 +42,7 @@ def drawn(dtype):
     rollouts = programs.rollout_programs({"": registry.get(settings.task)})
     prompts = programs.to_global(rollouts.encoder.prompts(problems, np.arange(64)))
     key = jax.random.fold_in(jax.random.key(1), 0)
-    return programs, params, rollouts.sample(rollouts.prepare(params), prompts, key)
+    return programs, params, rollouts.sample(rollouts.prepare(params), prompts, key)[-1]
 
 
 def scored(decoder, params, episodes, positions=None):

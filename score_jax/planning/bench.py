@@ -35,8 +35,9 @@ from score_jax.planning.work import (
 )
 from score_jax.report.json_files import write_json
 from score_jax.rl.keys import run_key
-from score_jax.stages.build import Program, StagePrograms, build, load_reference
+from score_jax.stages.build import StagePrograms, build, load_reference
 from score_jax.stages.problem_sets import read, training_spec
+from score_jax.stages.program import Program
 from score_jax.stages.settings import Settings
 from score_jax.types import Episodes, Prompts
 
@@ -102,11 +103,18 @@ def measure(programs: StagePrograms, prompts: Prompts, *, forced: bool, repeats:
         policy = bench.time("merge", lambda: merge(reference, state.params))
     params = bench.time("reshard", lambda: programs.for_sampling(policy))
     rows, key = programs.to_global(prompts), run_key(settings.seed, "train", stage=settings.name)
-    draw = bench.compile("sample", sample, params, rows, key)
-    episodes = bench.time("sample", lambda: draw(params, rows, key))
-    # The same program with no turn to draw ends where decoding begins.
-    none = rows.replace(drawn=programs.to_global(np.zeros_like(prompts.drawn)))
-    bench.time("prefill", lambda: draw(params, none, key))
+    begin = bench.compile("prefill", sample.prefill, params, rows)
+    turns = sample.numbers
+    draw = bench.compile("decode", sample.decode, params, rows, key, *begin(params, rows), turns[0])
+
+    def rollout() -> Any:
+        prompt, state = begin(params, rows)
+        for turn in turns:
+            state, found = draw(params, rows, key, prompt, state, turn)
+        return found
+
+    bench.time("prefill", lambda: begin(params, rows))
+    episodes = bench.time("sample", rollout)
     local = sharding.local_rows(episodes)
     rewards = np.random.default_rng(0).integers(0, 2, local.rewards.shape).astype(np.float32)
     episodes = episodes.replace(rewards=programs.to_global(rewards))

@@ -186,7 +186,7 @@ def advice(plan: Plan) -> list[str]:
 def remedy(one: Examined, settings: Settings) -> str:
     """The first config change to try for a program that does not fit."""
     mesh, learner = settings.mesh, settings.learner
-    if one.name in ("sample", "reshard"):
+    if one.name in ("prefill", "decode", "reshard"):
         return (
             f"{one.name}: raise config.mesh.sampling_tensor (now {mesh.sampling_tensor}) and lower "
             "config.mesh.fsdp by the same factor, so that the sampler's copy of the parameters is "

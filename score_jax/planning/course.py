@@ -28,6 +28,7 @@ class Course:
     # Of the layers that are whole and local, where a conditional chooses between two kernels.
     kernels: Sequence[float] = ()
     chunks: float = 1.0  # share of all other conditionals that take their last branch: logits
+    times: float = 1.0  # runs of the program in a step
 
 
 UNKNOWN = Course()

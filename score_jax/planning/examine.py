@@ -71,11 +71,12 @@ def course_of(programs: StagePrograms, name: str, lengths: Lengths) -> Course:
     """How a program of a step runs for dialogues of these lengths."""
     settings, learner = programs.settings, programs.learner
     kernels = flops.layer_shares(programs.decoder.config)
-    if name == "sample":
+    if name == "decode":
         shards = sharding.row_shards(programs.mesh, sharding.SAMPLE_ROW_AXES)
         turns = lengths.turns.reshape(shards, -1, settings.plan.turns)
         trips = loop_trips(settings.plan, lengths.between, settings.sampling, turns)
-        return Course(loops=trips, kernels=kernels)
+        runs = len(programs.sample(settings.sampling, settings.plan).drawing.turns)
+        return Course(loops=trips, kernels=kernels, times=runs)
     if name not in ("score", "update"):
         return Course(kernels=kernels)
     episodes = lengths.episodes()
@@ -119,16 +120,10 @@ def examine(
     looped = sum(
         body * sum(visits) / len(visits) for visits, body in zip(course.loops, loops, strict=True)
     )
-    if call.name == "sample":
-        inside, outside = ([c for c in sent if c.in_loop == looping] for looping in (True, False))
-        phases = [
-            roofline.phase("prefill", chip, once / mesh.size, moved.once, outside),
-            roofline.phase("decode", chip, looped / mesh.size, moved.in_loop, inside),
-        ]
-    else:  # a loop over microbatches is no phase of its own
-        sent = [replace(c, in_loop=False) for c in sent]
-        work = (once + looped) / mesh.size
-        phases = [roofline.phase(call.name, chip, work, moved.once + moved.in_loop, sent)]
+    # Only the loops that draw are a phase of their own; others go over microbatches.
+    sent = [replace(c, in_loop=call.name == "decode") for c in sent]
+    work = (once + looped) * course.times / mesh.size
+    phases = [roofline.phase(call.name, chip, work, moved.once + moved.in_loop, sent)]
     return Examined(
         name=call.name,
         own_bytes=memory.peak_memory_in_bytes,
@@ -191,7 +186,7 @@ def make_plan(
     lengths = (realistic_lengths if realistic else full_lengths)(programs)
     found = []
     for call in step_programs.calls(programs):
-        learner = None if call.name in ("reshard", "sample") else settings.learner
+        learner = settings.learner if call.name in ("score", "update") else None
         remat = programs.decoder.config.remat if call.name == "update" else None
         key = (call.name, settings.mesh, learner, remat)
         if known is None or key not in known:

@@ -220,7 +220,7 @@ def runs(module: Module, course: Course = UNKNOWN) -> Iterator[Run]:
                     if not known_channel(one, seen):
                         yield Run(one, times, in_loop, computation, fused=True)
 
-    yield from visit(module.entry, 1.0, False)
+    yield from visit(module.entry, course.times, False)
     assert not remaining, f"{len(remaining)} of {len(course.loops)} loops are not in the program"
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from score_jax.distributed import sharding
 from score_jax.rl.dialogue import Encoder
-from score_jax.stages.build import Program, StagePrograms
+from score_jax.stages.build import StagePrograms
+from score_jax.stages.program import Program
 from score_jax.tasks import registry
 from score_jax.types import Prompts
 
@@ -50,13 +52,19 @@ def calls(programs: StagePrograms) -> list[Call]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     sample = programs.sample(settings.sampling, settings.plan)
     sampled = placed(result(programs.reshard, reference), programs.sample_shardings)
-    episodes = placed(result(sample, sampled, prompts, key), rows)
+    cache, drawn = result(sample.prefill, sampled, prompts)
+    cache = placed(cache, jax.tree.broadcast(sample.prompt_shardings, cache))
+    drawn = placed(drawn, jax.tree.broadcast(sample.state_shardings, drawn))
+    turn = jax.ShapeDtypeStruct((), np.int32)
+    drawing = (sampled, prompts, key, cache, drawn, turn)
+    episodes = placed(result(sample.decode, *drawing)[1], rows)
     scores = placed(result(programs.score, reference, episodes), rows)
     kept, merged = ("params", "optimizer", "reference"), ("merged",)
     found = [
         # The argument is the policy: the parameters, or the base with the adapter merged.
         Call("reshard", programs.reshard, (reference,), kept if programs.merge else kept[1:]),
-        Call("sample", sample, (sampled, prompts, key), kept + merged),
+        Call("prefill", sample.prefill, (sampled, prompts), kept + merged),
+        Call("decode", sample.decode, drawing, kept + merged),  # once for each turn
         Call("score", programs.score, (reference, episodes), kept[:2] + merged),
         Call("update", programs.update, (state, reference, episodes, scores), ()),
     ]

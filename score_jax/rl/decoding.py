@@ -263,7 +263,5 @@ def drafted_step(
             drafted=effort.drafted + go,
             accepted=effort.accepted + kept,
         ),
-        cache=write_cache(
-            before.cache, known_after(new, hidden), slot, jnp.where(there, at, -1)
-        ),
+        cache=write_cache(before.cache, known_after(new, hidden), slot, jnp.where(there, at, -1)),
     )

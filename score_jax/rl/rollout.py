@@ -1,7 +1,7 @@
 """One rollout: encodes problems, samples dialogues, grades every turn, scores the reference.
 
-Grading runs in worker processes. Meanwhile the device scores the dialogues under the
-reference model, which needs no rewards.
+Grading runs in worker processes. Meanwhile the devices draw the next turn, and at the end score
+the dialogues under the reference model, which needs no rewards.
 """
 
 import time
@@ -19,7 +19,6 @@ from score_jax.distributed.sharding import local_rows
 from score_jax.records import UNGRADED, VERDICTS, Grade, Problem
 from score_jax.rl.dialogue import Encoder
 from score_jax.rl.metrics import Metric, mean
-from score_jax.rl.sampling import Sampler
 from score_jax.tasks.grading.judgement import grade_judgement
 from score_jax.text.chat import Chat
 from score_jax.types import Episodes, Params, Scores
@@ -64,9 +63,17 @@ class Graded:
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per phase
 
 
-def attempt_texts(chat: Chat, episodes: Episodes) -> list[tuple[str, ...]]:
-    """Each row's attempts as text, up to the first stop token, which is left out."""
-    stops, turns = frozenset(chat.stops), range(1, episodes.present.shape[1] + 1)
+def attempt_texts(
+    chat: Chat, episodes: Episodes, turns: Sequence[int] | None = None
+) -> list[tuple[str, ...]]:
+    """Each row's attempts as text, up to the first stop token, which is left out.
+
+    Args:
+      turns: their numbers; None: all.
+    """
+    stops = frozenset(chat.stops)
+    if turns is None:
+        turns = range(1, episodes.present.shape[1] + 1)
 
     def text(ids: np.ndarray) -> str:
         return chat.decode(list(takewhile(lambda token: token not in stops, ids.tolist())))
@@ -101,46 +108,68 @@ def graded_columns(
     return columns
 
 
-def grade_rollout(
-    encoder: Encoder,
-    grader: Grader,
-    problems: Sequence[Problem],
-    episodes: Episodes,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> Graded:
-    """Grades every turn of this host's rows, each by its problem's own task.
+class Grading:
+    """Grades every turn of this host's rows as it is drawn, each by its problem's own task.
 
     In a turn that was cut, only a final answer that is complete before the cut counts.
+    """
+
+    def __init__(self, encoder: Encoder, grader: Grader):
+        self.encoder, self.grader = encoder, grader
+        self.attempts: list[list[str]] = []  # per row, one text per turn so far
+        self.pending: list[tuple[list[tuple[int, int]], PendingGrades]] = []  # (row, turn) of each
+
+    def submit(self, problems: Sequence[Problem], episodes: Episodes, turns: int) -> None:
+        """Starts to grade the turns that were not known before.
+
+        Args:
+          problems: one per row.
+          episodes: numpy arrays.
+          turns: that are finished; those after them are not read.
+        """
+        self.attempts = self.attempts or [[] for _ in problems]
+        known = len(self.attempts[0]) if self.attempts else 0
+        texts = attempt_texts(self.encoder.chat, episodes, range(known + 1, turns + 1))
+        for own, more in zip(self.attempts, texts, strict=True):
+            own += more
+        answers: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (row, turn) by task
+        for row, turn in np.argwhere(episodes.present[:, :turns]).tolist():
+            if turn >= known and self.encoder.plan.roles[turn] == "answer":
+                answers[self.encoder.task(problems[row]).name].append((row, turn))
+        for name, places in answers.items():
+            items = [(problems[row], self.attempts[row][turn]) for row, turn in places]
+            cut = [bool(episodes.truncated[place]) for place in places]
+            self.pending.append((places, self.grader.submit(name, items, cut)))
+
+    def result(self, episodes: Episodes) -> Graded:
+        """Waits for the grades of whole dialogues, and judges the turns that verify."""
+        turns = self.encoder.plan.turns
+        table: list[list[Grade | None]] = [[None] * turns for _ in self.attempts]
+        for places, grades in self.pending:
+            for (row, turn), grade in zip(places, grades.result(), strict=True):
+                table[row][turn] = grade
+        answered = [list(row) for row in table]
+        for row, turn in np.argwhere(episodes.present).tolist():
+            if self.encoder.plan.roles[turn] == "verify":
+                judged = next(grade for grade in reversed(answered[row][:turn]) if grade)
+                table[row][turn] = grade_judgement(self.attempts[row][turn], judged)
+        return Graded(
+            attempts=[tuple(row) for row in self.attempts], grades=[tuple(row) for row in table]
+        )
+
+
+def grade_rollout(
+    encoder: Encoder, grader: Grader, problems: Sequence[Problem], episodes: Episodes
+) -> Graded:
+    """Grades every turn of whole dialogues.
 
     Args:
       problems: one per row.
       episodes: numpy arrays.
-      meanwhile: is called while the grades are computed.
     """
-    attempts = attempt_texts(encoder.chat, episodes)
-    answers: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (row, turn) by task
-    for row, turn in np.argwhere(episodes.present).tolist():
-        if encoder.plan.roles[turn] == "answer":
-            answers[encoder.task(problems[row]).name].append((row, turn))
-    pending = {
-        name: grader.submit(
-            name,
-            [(problems[row], attempts[row][turn]) for row, turn in places],
-            [bool(episodes.truncated[place]) for place in places],
-        )
-        for name, places in answers.items()
-    }
-    meanwhile()
-    table: list[list[Grade | None]] = [[None] * encoder.plan.turns for _ in problems]
-    for name, places in answers.items():
-        for (row, turn), grade in zip(places, pending[name].result(), strict=True):
-            table[row][turn] = grade
-    answered = [list(row) for row in table]
-    for row, turn in np.argwhere(episodes.present).tolist():
-        if encoder.plan.roles[turn] == "verify":
-            judged = next(grade for grade in reversed(answered[row][:turn]) if grade)
-            table[row][turn] = grade_judgement(attempts[row][turn], judged)
-    return Graded(attempts=attempts, grades=[tuple(row) for row in table])
+    grading = Grading(encoder, grader)
+    grading.submit(problems, episodes, encoder.plan.turns)
+    return grading.result(episodes)
 
 
 def merge_grades(
@@ -243,7 +272,8 @@ class RolloutPrograms:
     to_global: Callable  # this host's rows -> global arrays
     own_rows: Callable  # rows that all hosts hold -> the part of this host
     prepare: Callable[[Params], Params]  # params -> params as `sample` takes them
-    sample: Sampler
+    # Draws a plan's rows (params, prompts, key): the dialogues after each turn, the last whole.
+    sample: Callable[..., Sequence[Episodes]]
     score: Callable[..., Scores | None]  # (reference_params, episodes)
     repeat_penalty: float = 0.0  # of the objective
 
@@ -285,20 +315,19 @@ def collect_rollout(
     clock = clock or Clock()
     begin("sample")
     prompts = programs.encoder.prompts(problems, draws, indices=indices, policy_step=policy_step)
-    episodes = programs.sample(programs.prepare(params), programs.to_global(prompts), key)
+    *earlier, episodes = programs.sample(programs.prepare(params), programs.to_global(prompts), key)
     meanwhile()
+    grading, turns = Grading(programs.encoder, grader), programs.encoder.plan.turns
+    for finished, snapshot in enumerate(earlier, turns - len(earlier)):
+        local = local_rows(snapshot)  # while the next turn is drawn
+        grading.submit(problems_of_rows(draws, problems, local), local, finished)
     local = local_rows(episodes)
     seconds = {"sample": clock.lap()}
     row_problems = problems_of_rows(draws, problems, local)
-    scores: list[Scores | None] = []
     begin("grade")
-    graded = grade_rollout(
-        programs.encoder,
-        grader,
-        row_problems,
-        local,
-        meanwhile=lambda: scores.append(programs.score(reference, episodes)),
-    )
+    grading.submit(row_problems, local, turns)
+    scores = programs.score(reference, episodes)
+    graded = grading.result(local)
     begin("share verdicts")
     rows = programs.own_rows(np.arange(len(episodes.tokens))).tolist()
     merged = merge_grades(processes.all_gather_objects((rows, graded.grades)))
@@ -308,7 +337,7 @@ def collect_rollout(
     columns = graded_columns(graded.grades, roles, programs.repeat_penalty)
     return Rollout(
         episodes=episodes.replace(**programs.to_global(columns)),
-        scores=scores[0],
+        scores=scores,
         local=local.replace(**columns),
         problems=row_problems,
         graded=graded,

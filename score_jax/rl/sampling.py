@@ -25,28 +25,28 @@ What the loops do not pay for:
 All of it changes no draw: keys are folded from who and where a token is (`keys`).
 """
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from score_jax.model.decoder import Decoder, decode, output_table
-from score_jax.rl.decoding import Engine, SamplingState, TurnRows, constrain_rows, feed_forced
+from score_jax.rl.decoding import (
+    Engine,
+    SamplingState,
+    TurnRows,
+    constrain_cache,
+    constrain_rows,
+    feed_forced,
+)
 from score_jax.rl.dialogue import DialoguePlan
 from score_jax.rl.keys import row_keys, turn_keys
 from score_jax.rl.logprobs import spread_to_tokens
 from score_jax.rl.row_loops import Loop
 from score_jax.rl.sampling_plan import SamplingConfig, loop_sizes, segment_slots
 from score_jax.types import Cache, Effort, Episodes, Params, Prompts
-
-
-class Sampler(Protocol):
-    """What draws dialogues: a jitted program here, or a script in a test."""
-
-    def __call__(self, params: Params, prompts: Prompts, key: Key[Array, ""], /) -> Episodes:
-        """Draws a plan's rows with prepared parameters; a key of `keys.run_key`."""
-        ...
 
 
 def fan_out(prompts: Prompts, config: SamplingConfig) -> Prompts:
@@ -140,66 +140,106 @@ def draw_turn(
     return state
 
 
-def sample_dialogues(
-    decoder: Decoder,
-    params: Params,
-    prompts: Prompts,
-    key: Key[Array, ""],
-    *,
-    plan: DialoguePlan,
-    stops: tuple[int, ...],
-    config: SamplingConfig,
-    shards: int = 1,
-    in_place: bool = False,
-) -> Episodes:
-    """Draws G dialogues for each prompt.
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How dialogues are drawn: pure functions of arrays, a turn at a time."""
 
-    Args:
-      params: of the model, or of `decoder.split_layers`.
-      key: of `keys.run_key`; draw, sample, turn and position are folded into it.
-      plan: complete; the turns and their limits.
-      stops: ids that end a turn; the first is the one that is forced.
-      shards: parts of the prompts that lie on different devices.
-      in_place: smaller arrays are the first rows of the cache, not a copy of their part of it,
-        which is faster but takes as much memory again as that part.
+    decoder: Decoder
+    plan: DialoguePlan  # complete; the turns and their limits
+    stops: tuple[int, ...]  # ids that end a turn; the first is the one that is forced
+    config: SamplingConfig
+    shards: int = 1  # parts of the prompts that lie on different devices
+    # Smaller arrays are the first rows of the cache, not a copy of their part of it, which is
+    # faster but takes as much memory again as that part.
+    in_place: bool = False
 
-    Returns:
-      Episodes with rewards 0; rows p * G .. p * G + G - 1 belong to prompt p.
-    """
-    prompts = constrain_rows(prompts)
-    rows = constrain_rows(fan_out(prompts, config))
-    width, block = prompts.tokens.shape[1], prompts.forced.shape[2]
-    first, own = constrain_rows(row_keys(key, rows.ids))
-    engine = Engine(
-        decoder=decoder,
-        params=params,
-        table=output_table(decoder, params),
-        stops=stops,
-        config=config,
-        shards=shards,
-        in_place=in_place,
-    )
-    segments = segment_slots(plan, block, config)
-    length = plan.row_length(width, block, config.row_limit)
-    state, prompt = prefill(engine, prompts, rows, length=length, slots=segments[-1])
-    numbers = jnp.arange(1, plan.turns + 1)[None, :]
-    limits = rows.turn_limits
-    if limits is None:
-        limits = jnp.broadcast_to(jnp.asarray(plan.limits), rows.drawn.shape)
+    @property
+    def turns(self) -> range:
+        """The numbers of the turns for which `turn` is called, in this order."""
+        return range(self.plan.drawn[0], self.plan.turns + 1)
 
-    def one_turn(turn: Int[Array, ""], state: SamplingState) -> SamplingState:
-        if len(plan.drawn) > 1:
+    def engine(self, params: Params) -> Engine:
+        """What the loops share.
+
+        Args:
+          params: of the model, or of `decoder.split_layers`.
+        """
+        return Engine(
+            decoder=self.decoder,
+            params=params,
+            table=output_table(self.decoder, params),
+            stops=self.stops,
+            config=self.config,
+            shards=self.shards,
+            in_place=self.in_place,
+        )
+
+    def begin(self, params: Params, prompts: Prompts) -> tuple[Cache, SamplingState]:
+        """Prefills the prompts: their cache, and the rows before the first drawn turn."""
+        prompts = constrain_rows(prompts)
+        width, block = prompts.tokens.shape[1], prompts.forced.shape[2]
+        length = self.plan.row_length(width, block, self.config.row_limit)
+        slots = segment_slots(self.plan, block, self.config)[-1]
+        rows = constrain_rows(fan_out(prompts, self.config))
+        engine = self.engine(params)
+        state, prompt = prefill(engine, prompts, rows, length=length, slots=slots)
+        return constrain_cache(prompt), state
+
+    def turn(
+        self,
+        params: Params,
+        prompts: Prompts,
+        key: Key[Array, ""],
+        prompt: Cache,
+        state: SamplingState,
+        turn: Int[Array, ""],
+    ) -> SamplingState:
+        """Draws a turn of all rows that have one, behind what stands before it.
+
+        Args:
+          key: of `keys.run_key`; draw, sample, turn and position are folded into it.
+          prompt: of `begin`.
+        """
+        rows = constrain_rows(fan_out(constrain_rows(prompts), self.config))
+        engine, block = self.engine(params), rows.forced.shape[2]
+        if len(self.plan.drawn) > 1:
             state = feed_forced(engine, state, prompt, rows, turn)
         state = state.replace(active=rows.drawn[:, turn - 1] & ~state.done)
+        limits = rows.turn_limits
+        if limits is None:
+            limits = jnp.broadcast_to(jnp.asarray(self.plan.limits), rows.drawn.shape)
+        first, own = constrain_rows(row_keys(key, rows.ids))
+        numbers = jnp.arange(1, self.plan.turns + 1)[None, :]
         fixed = TurnRows(
             keys=turn_keys(first, own, turn),
             limit=limits[:, turn - 1],
             ahead=rows.drawn & (numbers > turn),
         )
+        segments = segment_slots(self.plan, block, self.config)
         return draw_turn(engine, state, prompt, fixed, turn, segments)
 
-    end = jax.lax.fori_loop(plan.drawn[0], plan.turns + 1, one_turn, state)
-    return constrain_rows(finished(rows, end))
+    def episodes(self, prompts: Prompts, state: SamplingState) -> Episodes:
+        """The dialogues so far, with rewards 0; rows p * G .. p * G + G - 1 are of prompt p."""
+        return finished(constrain_rows(fan_out(constrain_rows(prompts), self.config)), state)
+
+
+def sample_dialogues(
+    decoder: Decoder, params: Params, prompts: Prompts, key: Key[Array, ""], **options: Any
+) -> Episodes:
+    """Draws G dialogues for each prompt, all turns in one function.
+
+    Args:
+      options: other fields of Drawing.
+    """
+    drawing = Drawing(decoder=decoder, **options)
+    prompt, begun = drawing.begin(params, prompts)
+    end = jax.lax.fori_loop(
+        drawing.turns.start,
+        drawing.turns.stop,
+        lambda turn, state: drawing.turn(params, prompts, key, prompt, state, turn),
+        begun,
+    )
+    return constrain_rows(drawing.episodes(prompts, end))
 
 
 def finished(rows: Prompts, end: SamplingState) -> Episodes:

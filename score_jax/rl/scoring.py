@@ -105,7 +105,7 @@ def chunk_forward(kind: ChunkKind, table: Array, hidden: Array, *others: Any) ->
     return found, (table, hidden, others, residuals)
 
 
-def chunk_backward(kind: ChunkKind, given: Any, slopes: tuple[Array, ...]) -> tuple[Any, ...]:
+def chunk_backward(kind: ChunkKind, given: Any, slopes: Any) -> tuple[Any, ...]:
     """The backward pass of `chunk_scores`."""
     table, hidden, others, residuals = given
 

@@ -3,8 +3,7 @@
 Training, evaluation and planning all use the programs made here.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -26,44 +25,16 @@ from score_jax.rl.learner import Learner, all_trained, begin, imitate, score_epi
 from score_jax.rl.mismatch import MISMATCH_LIMITS
 from score_jax.rl.optimizer import make_optimizer
 from score_jax.rl.rollout import RolloutPrograms
-from score_jax.rl.sampling import sample_dialogues
+from score_jax.rl.sampling import Drawing
 from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.stages.base_model import load_chat, model_config
+from score_jax.stages.program import Program, SamplingPrograms
 from score_jax.stages.settings import Settings
 from score_jax.tasks import registry
 from score_jax.text.chat import Chat
 from score_jax.types import Params, TrainState
 
 CACHED_PARAMETERS = 2**20  # of a layer, 4 MiB in float32: about what a core's cache holds
-
-
-@dataclass(frozen=True)
-class Program:
-    """A jitted function with the mesh and the axis table that it is traced under."""
-
-    jitted: Any
-    mesh: Mesh
-    rules: sharding.Rules = sharding.TRAIN_RULES
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Runs it."""
-        with self.traced():
-            return self.jitted(*arguments)
-
-    def lower(self, *arguments: Any) -> Any:
-        """Lowers it for shapes instead of arrays."""
-        with self.traced():
-            return self.jitted.lower(*arguments)
-
-    @contextmanager
-    def traced(self) -> Iterator[None]:
-        """The context for tracing; float32 products outside the model are computed in float32."""
-        with (
-            jax.set_mesh(self.mesh),
-            nn.logical_axis_rules(self.rules),
-            jax.default_matmul_precision("highest"),
-        ):
-            yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +59,9 @@ class StagePrograms:
     gathered_shardings: Params  # intermediate: model_shardings -> these -> sample_shardings
     layer_groups: int  # arrays that hold the layers in sampling (`decoder.split_layers`)
     # Made so far, so that each is compiled once, also where a copy has other evaluation settings.
-    samplers: dict[tuple[SamplingConfig, DialoguePlan], Program] = field(default_factory=dict)
+    samplers: dict[tuple[SamplingConfig, DialoguePlan], SamplingPrograms] = field(
+        default_factory=dict
+    )
 
     @property
     def mismatch_limit(self) -> float:
@@ -129,34 +102,29 @@ class StagePrograms:
         )
         return params if all(jax.tree.leaves(same)) else self.reshard(params)
 
-    def sample(self, config: SamplingConfig, plan: DialoguePlan) -> Program:
-        """The sampling program (params of `for_sampling`, prompts, key) -> Episodes."""
+    def sample(self, config: SamplingConfig, plan: DialoguePlan) -> SamplingPrograms:
+        """What draws a plan's dialogues (params of `for_sampling`, prompts, key) -> Episodes."""
         if (config, plan) not in self.samplers:
             self.samplers[config, plan] = self.make_sampler(config, plan)
         return self.samplers[config, plan]
 
     def make_sampler(
         self, config: SamplingConfig, plan: DialoguePlan, stops: tuple[int, ...] = ()
-    ) -> Program:
-        """Jits the sampling program.
+    ) -> SamplingPrograms:
+        """Makes the sampling programs.
 
         Args:
           stops: ids that end a turn; (): the chat's.
         """
-        rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
-        draw = partial(
-            sample_dialogues,
-            self.decoder,
+        drawing = Drawing(
+            decoder=self.decoder,
             plan=plan,
             stops=stops or self.chat.stops,
             config=config,
             shards=sharding.row_shards(self.mesh, sharding.SAMPLE_ROW_AXES),
             in_place=self.mesh.devices.flat[0].platform == "tpu",  # docs/speed.md
         )
-        jitted = jax.jit(
-            draw, in_shardings=(self.sample_shardings, rows, whole), out_shardings=rows
-        )
-        return Program(jitted, self.mesh, sharding.SAMPLE_RULES)
+        return SamplingPrograms(drawing, self.mesh, self.sample_shardings)
 
     def encoder(self, plan: DialoguePlan, prompt_limit: int, tasks: Mapping[str, Task]) -> Encoder:
         """What encodes problems of these tasks as the rows of a plan."""
@@ -170,7 +138,7 @@ class StagePrograms:
             to_global=self.to_global,
             own_rows=self.own_rows,
             prepare=self.for_sampling,
-            sample=self.sample(settings.sampling, settings.plan),
+            sample=self.sample(settings.sampling, settings.plan).by_turn,
             score=self.score,
             repeat_penalty=settings.objective.repeat_penalty,
         )

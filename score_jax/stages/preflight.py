@@ -20,7 +20,7 @@ from score_jax.rl.keys import run_key
 from score_jax.rl.learner import score_episodes
 from score_jax.rl.rollout import Grader, collect_rollout
 from score_jax.stages import examples
-from score_jax.stages.build import Program, StagePrograms, build, check_lengths
+from score_jax.stages.build import StagePrograms, build, check_lengths
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.problem_sets import (
     ProblemSet,
@@ -30,6 +30,7 @@ from score_jax.stages.problem_sets import (
     training_spec,
     validation_spec,
 )
+from score_jax.stages.program import Program
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
@@ -193,7 +194,7 @@ def try_row(
     trial = dataclasses.replace(
         programs.rollout_programs(evaluation.tasks),
         encoder=programs.encoder(plan, evaluation.prompt_limit, evaluation.tasks),
-        sample=programs.sample(short, plan),
+        sample=programs.sample(short, plan).by_turn,
         score=Program(scorer, programs.mesh),
     )
     draws = np.asarray(sharding.own_rows(programs.mesh, sharding.row_shards(programs.mesh)))

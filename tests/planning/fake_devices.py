@@ -35,10 +35,10 @@ def stage(mesh, **model):
 
 
 def counted(mesh):
-    """Collectives of the sampling program and of the resharding before it."""
+    """Collectives of the sampling programs and of the resharding before them."""
     programs = build(stage(mesh))
     found = {}
-    for call in step_programs.calls(programs)[:2]:
+    for call in step_programs.calls(programs)[:3]:
         module = hlo.parse(call.program.lower(*call.arguments).compile().as_text())
         found[call.name] = [dataclasses.asdict(one) for one in hlo.collectives(module)]
     return found

@@ -59,7 +59,7 @@ def test_speeds_follow_from_counts_and_medians(drawn):
         assert times["median"] == pytest.approx(np.mean(times["all"]))
         speed = found["counts"][count] / times["median"]
         assert found["tokens_per_second"][name] == pytest.approx(speed)
-    assert set(found["compile_seconds"]) == {"sample", "score", "update"}
+    assert set(found["compile_seconds"]) == {"prefill", "decode", "score", "update"}
     assert json.loads((folder / "bench.json").read_text())["counts"] == found["counts"]
 
 

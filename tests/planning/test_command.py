@@ -51,7 +51,7 @@ def planned(*programs):
 
 
 def test_the_peak_is_the_largest_program_with_what_is_kept():
-    found = planned(examined("sample", 10), examined("update", 8))
+    found = planned(examined("decode", 10), examined("update", 8))
     assert found.hbm_bytes == 14 * GIB and found.fits and command.advice(found) == []
     text = command.describe(found)
     assert "peak 14.00 of 15.75 GiB per chip: fits, 1.75 free" in text
@@ -60,23 +60,23 @@ def test_the_peak_is_the_largest_program_with_what_is_kept():
 
 def test_bounds_of_a_step_by_hand():
     """Two phases of one second each; 512 rows of 2 x 1,024 tokens on 16 chips."""
-    found = command.speeds(planned(examined("sample", 10), examined("update", 8)))
+    found = command.speeds(planned(examined("decode", 10), examined("update", 8)))
     assert found["step_seconds"] == pytest.approx(2.0)
     assert found["tokens_per_second_per_chip"] == pytest.approx(512 * 2048 / 2 / 16)
     assert found["mfu"] == pytest.approx(0.5)
 
 
 def test_what_does_not_fit_is_told_with_a_remedy():
-    found = planned(examined("sample", 20), examined("update", 15))
+    found = planned(examined("decode", 20), examined("update", 15))
     assert not found.fits
     text = command.describe(found)
     assert "DOES NOT FIT, 8.25 too much" in text
-    assert "sample: raise config.mesh.sampling_tensor (now 1)" in text
+    assert "decode: raise config.mesh.sampling_tensor (now 1)" in text
     assert "update: raise config.learner.microbatches (now 16)" in text
 
 
 def test_a_program_that_the_compiler_refuses_never_fits():
-    found = planned(examined("sample", 1, refused=True))
+    found = planned(examined("decode", 1, refused=True))
     assert not found.fits and command.speeds(found) == {}
     assert "OUT OF MEMORY in the compiler" in command.describe(found)
 
@@ -105,14 +105,14 @@ def test_another_message_is_none_of_memory():
 
 def test_plan_json_holds_what_is_promised(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "topology_devices", lambda _: [])
-    monkeypatch.setattr(command, "make_plan", lambda *_, **__: planned(examined("sample", 10)))
+    monkeypatch.setattr(command, "make_plan", lambda *_, **__: planned(examined("decode", 10)))
     settings = parse(stage2.get_config("gemma2_2b_math"))
     assert command.run_plan(settings, "v5e:4x4", tmp_path / "new")
     found = json.loads((tmp_path / "new" / "plan.json").read_text())
     assert found["fits"] is True and found["hbm_bytes"] == 14 * GIB
     assert found["hbm_limit_bytes"] == 15.75 * GIB
-    assert found["programs"]["sample"]["phases"]["sample"]["bound"] == "compute"
-    assert found["programs"]["sample"]["collectives"][0]["kind"] == "all-gather"
+    assert found["programs"]["decode"]["phases"]["decode"]["bound"] == "compute"
+    assert found["programs"]["decode"]["collectives"][0]["kind"] == "all-gather"
 
 
 def test_weights_and_tokenizer_are_stood_in_for_by_their_shapes():
@@ -169,9 +169,9 @@ def test_meshes_split_heads_chips_and_batch():
 
 
 def test_what_fits_and_is_faster_goes_first():
-    fits, tight = planned(examined("sample", 10)), planned(examined("sample", 11.5))
-    slower = planned(examined("sample", 9), examined("score", 9))
-    large, larger = planned(examined("sample", 13)), planned(examined("sample", 20))
+    fits, tight = planned(examined("decode", 10)), planned(examined("decode", 11.5))
+    slower = planned(examined("decode", 9), examined("score", 9))
+    large, larger = planned(examined("decode", 13)), planned(examined("decode", 20))
     order = sorted([larger, slower, large, fits], key=search.rank)
     assert order == [fits, slower, large, larger] and tight.fits
 
@@ -238,8 +238,8 @@ def test_a_small_model_is_planned_by_the_real_compiler(tmp_path):
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["resident_bytes"]["params"] == pytest.approx(538e6 / 4, rel=0.01)
     assert found["resident_bytes"]["sampling_params"] == pytest.approx(538e6 / 2, rel=0.01)
-    assert set(found["programs"]) == {"reshard", "sample", "score", "update"}
-    decode = found["programs"]["sample"]["phases"]["decode"]
+    assert set(found["programs"]) == {"reshard", "prefill", "decode", "score", "update"}
+    decode = found["programs"]["decode"]["phases"]["decode"]
     assert decode["bound"] == "HBM"
     # An iteration reads the parameters and a part of the cache; copies of the cache would make it
     # more than the parameters and all that rows may hold, one prompt for its group.

@@ -11,7 +11,6 @@ import pytest
 from score_jax.rl.sampling_plan import BLOCK, PATIENCE
 
 LAYERS, ROWS, WIDTH, FLOAT = 2, 4, 16, 4  # of tests.eight_devices; rows per sampling shard
-TURNS = 2
 
 
 def fake_devices(out, *more):
@@ -34,14 +33,14 @@ def counted(tmp_path_factory):
 
 
 def in_loop(found):
-    return {(c["kind"], c["group"]): c for c in found["sample"] if c["in_loop"]}
+    return {(c["kind"], c["group"]): c for c in found["decode"] if c["in_loop"]}
 
 
 def test_decoding_with_whole_parameters_asks_only_whether_all_are_done(counted):
-    """Once before eight iterations of each turn's loop; here each loop runs once."""
+    """Once before eight iterations of the loop; here it runs once."""
     found = in_loop(counted["fsdp"])
-    assert set(found) == {("all-reduce", 8)} and found["all-reduce", 8]["count"] == TURNS
-    assert found["all-reduce", 8]["wire_bytes"] < 8 * TURNS
+    assert set(found) == {("all-reduce", 8)} and found["all-reduce", 8]["count"] == 1
+    assert found["all-reduce", 8]["wire_bytes"] < 8
 
 
 def test_a_split_decode_step_adds_up_twice_a_layer_and_gathers_no_parameter(counted):
@@ -54,15 +53,14 @@ def test_a_split_decode_step_adds_up_twice_a_layer_and_gathers_no_parameter(coun
     # Two a layer; lookup (with the chosen token's logit); maximum and sum of the softmax.
     # A block of forced tokens takes the first alone.
     one = 2 * LAYERS + 1 + 2
-    assert found["all-reduce", 2]["count"] == TURNS * (PATIENCE * one + 2 * LAYERS)
+    assert found["all-reduce", 2]["count"] == PATIENCE * one + 2 * LAYERS
     state = ROWS * WIDTH * FLOAT
-    drawn = TURNS * PATIENCE
-    sums = (drawn * (2 * LAYERS + 1) + TURNS * 2 * LAYERS * BLOCK) * state
-    assert sums <= found["all-reduce", 2]["wire_bytes"] <= sums + drawn * 3 * ROWS * FLOAT
+    sums = (PATIENCE * (2 * LAYERS + 1) + 2 * LAYERS * BLOCK) * state
+    assert sums <= found["all-reduce", 2]["wire_bytes"] <= sums + PATIENCE * 3 * ROWS * FLOAT
     # The best token of each half of the vocabulary, and its value.
     assert found["all-gather", 2]["count"] == 2 * drawn
     assert found["all-gather", 2]["wire_bytes"] == 2 * ROWS * 4 * drawn
-    assert found["all-reduce", 4]["count"] == TURNS  # are all done?
+    assert found["all-reduce", 4]["count"] == 1  # are all done?
 
 
 def test_resharding_gathers_over_fsdp_and_exchanges_over_swing(counted):

@@ -10,7 +10,6 @@ from score_jax.rl import rollout
 from score_jax.rl.dialogue import DialoguePlan, Encoder
 from score_jax.rl.metrics import flat
 from score_jax.rl.rollout import Graded, RolloutPrograms
-from score_jax.rl.sampling import Sampler
 from tests.scripted import Scripted
 from tests.tiny import grouped, rows_of
 
@@ -89,17 +88,18 @@ def encoder(turns=2, tasks=None, **fields):
 ENCODER = encoder()
 
 
-def graded(episodes=EPISODES, meanwhile=lambda: None):
+def graded(episodes=EPISODES):
     events = []
     episodes = jax.tree.map(np.asarray, episodes)
-    found = rollout.grade_rollout(ENCODER, LastDigit(events), PROBLEMS, episodes, meanwhile)
+    found = rollout.grade_rollout(ENCODER, LastDigit(events), PROBLEMS, episodes)
     return found, events
 
 
 def scripted(texts, problems, made=ENCODER):
     """Rows that say this, one for each problem, and their grades with what was asked for."""
-    sample: Sampler = Scripted(encoder=made, texts=texts)
-    rows = sample(None, made.prompts(problems, np.arange(len(problems))), jax.random.key(0))
+    rows = Scripted(encoder=made, texts=texts)(
+        None, made.prompts(problems, np.arange(len(problems))), jax.random.key(0)
+    )
     rows, events = jax.tree.map(np.asarray, rows), []
     return rows, rollout.grade_rollout(made, LastDigit(events), problems, rows), events
 
@@ -148,16 +148,31 @@ def test_the_grader_is_told_which_turns_were_cut():
     assert events[0][3] == [False, False, True, False, False, False, False, True]
 
 
-def test_the_device_works_while_the_graders_do():
-    seen = []
-    _, events = graded(meanwhile=lambda: seen.append("device"))
-    assert [event[0] for event in events] == ["submit", "result"] and seen == ["device"]
-    order = []
-    rows = jax.tree.map(np.asarray, EPISODES)
-    rollout.grade_rollout(
-        ENCODER, LastDigit(order), PROBLEMS, rows, lambda: order.append(("device",))
+def snapshots(episodes=EPISODES):
+    """The dialogues after each of two turns, as a sampler gives them."""
+    rows = jax.tree.map(np.asarray, episodes)
+    known = np.cumsum(rows.turn == 2, axis=1) == 0
+    first = rows.replace(
+        tokens=np.where(known, rows.tokens, 9),
+        turn=np.where(known, rows.turn, 0),
+        truncated=rows.truncated & np.array([True, False]),
     )
-    assert [event[0] for event in order] == ["submit", "device", "result"]
+    return [first, rows]
+
+
+def test_first_attempts_are_graded_before_second_ones_are_known():
+    """With the grades that whole dialogues get, cuts included."""
+    events = []
+    grading, rows = rollout.Grading(ENCODER, LastDigit(events)), snapshots(CUTS)
+    for turns in (1, 2):
+        grading.submit(PROBLEMS, rows[turns - 1], turns)
+        assert [event[0] for event in events] == ["submit"] * turns
+    found, (whole, _) = grading.result(rows[1]), graded(CUTS)
+    assert found == whole and found.attempts == TEXTS
+    for turn in (0, 1):
+        _, name, items, cut = events[turn]
+        assert items == list(zip(PROBLEMS, [row[turn] for row in TEXTS], strict=True))
+        assert name == "digits" and cut == CUTS.truncated[:, turn].tolist()
 
 
 MIXED = {"": task("digits", "7"), "other": task("other", "88")}
@@ -344,14 +359,16 @@ def test_rows_find_their_problem_by_their_draw_in_any_order():
 def collect(texts, made=ENCODER, seen=None, **options):
     """Two draws of a script, and what the programs were given."""
     seen = {} if seen is None else seen
+    seen["events"] = []
     say = Scripted(encoder=made, texts=texts)
 
     def sample(params, prompts, key):
         seen.update(params=params, prompts=prompts, key=key)
-        return say(params, prompts, key)
+        return say.by_turn(params, prompts, key)
 
     def score(reference, episodes):
         seen.update(reference=reference, scored=episodes)
+        seen["events"].append(("score",))
         return "scores"
 
     return rollout.collect_rollout(
@@ -364,7 +381,7 @@ def collect(texts, made=ENCODER, seen=None, **options):
             score=score,
             **options,
         ),
-        LastDigit(),
+        LastDigit(seen["events"]),
         params="policy",
         reference="base",
         key="key",
@@ -391,6 +408,16 @@ def test_collecting_puts_rewards_on_the_rows_and_scores_with_the_reference():
     assert got.episodes.ids.sample.tolist() == [0, 1, 0, 1] and got.local.shaping is None
     assert isinstance(got.local.tokens, np.ndarray)
     assert got.graded.seconds.keys() == {"sample", "grade"}
+
+
+def test_collecting_grades_each_turn_by_itself_and_scores_before_it_waits_for_grades():
+    seen = {}
+    collect(TEXTS, seen=seen)
+    assert [event[0] for event in seen["events"]] == [
+        "submit", "submit", "score", "result", "result",
+    ]  # fmt: skip
+    asked = [[text for _, text in event[2]] for event in seen["events"][:2]]
+    assert asked == [[row[turn] for row in TEXTS] for turn in (0, 1)]
 
 
 def test_collecting_takes_a_penalty_for_repeated_answers_where_the_objective_does():

@@ -604,6 +604,7 @@ def test_impossible_settings_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**fields)
 
+
 def test_a_cpu_reads_and_writes_the_cache_where_it_lies():
     """No copy of a layer's keys or values in the loop that draws, which ran at every token."""
     decoder, params = Decoder(MODEL), split_layers(random_params(MODEL), MODEL.layers)

@@ -93,9 +93,7 @@ def test_the_gradient_is_that_of_the_full_forward(config, logits_chunk, keep):
             config, params, reference, EPISODES.tokens))))  # fmt: skip
 
     def by_chunks(params):
-        hidden, other = (
-            hidden_states(decoder, x, EPISODES.tokens) for x in (params, reference)
-        )
+        hidden, other = (hidden_states(decoder, x, EPISODES.tokens) for x in (params, reference))
         found = score_tokens(
             decoder, params, hidden, EPISODES, max_tokens=10, logits_chunk=logits_chunk,
             keep_logits=keep, reference=(reference, other),

@@ -208,4 +208,4 @@ def test_every_process_makes_the_same_programs():
     (code, out, err), (_, other, _) = told
     assert code == 0, err
     names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["merge", "reshard", "sample", "score", "update"] and out == other
+    assert names == ["merge", "reshard", "prefill", "decode", "score", "update"] and out == other
