@@ -38,10 +38,12 @@ def vocabulary_sums(*terms: Float[Array, "... V"]) -> tuple[Float[Array, "..."],
     several times as long (docs/speed.md), and a sum of all ids in their order loses two digits.
     """
 
+    def add(x: list[Array], y: list[Array]) -> list[Array]:
+        return list(map(jnp.add, x, y))
+
     def together(*terms: Array) -> tuple[Array, ...]:
         groups = [in_groups(x, 0.0) for x in terms]
         zeros = [jnp.zeros((), x.dtype) for x in groups]
-        add = lambda x, y: tuple(map(jnp.add, x, y))  # noqa: E731
         parts = jax.lax.reduce(groups, zeros, add, (groups[0].ndim - 1,))
         return tuple(part.sum(-1) for part in parts)
 

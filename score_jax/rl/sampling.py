@@ -106,7 +106,7 @@ def prefill(
         cache=Cache(
             keys=jax.tree.map(empty, new.keys),
             values=jax.tree.map(empty, new.values),
-            positions=jnp.full((len(rows.length), slots), -1),
+            positions=jnp.full((len(rows.length), slots), -1, jnp.int32),
             shards=engine.shards,
         ),
         slot=jnp.zeros((), jnp.int32),

@@ -126,7 +126,10 @@ def where_needed(needed: Bool[Array, ""] | bool, function: Callable[[], Any]) ->
     if needed is True:
         return function()
     shapes = jax.eval_shape(function)
-    nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
+
+    def nothing() -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
     return jax.lax.cond(needed, function, nothing)
 
 

@@ -166,7 +166,7 @@ def test_the_last_step_of_a_killed_run_is_drawn_again_unless_it_is_whole(fault, 
 
 def test_size_and_share_of_right_answers_are_told(tmp_path, capsys):
     """Every second dialogue ends in a right answer; the share is of what was drawn here."""
-    answers = iter([0, 0, 0, 1] * STEPS * 4)
+    answers = iter(([0] * 8 + [0, 1] * 4) * STEPS)  # first turns of eight rows, then second ones
 
     def grade(problem, text):
         right = next(answers)
