@@ -114,7 +114,7 @@ def examine(
     course = course_of(programs, call.name, lengths)
     module = hlo.parse(compiled.as_text())
     sent = hlo.collectives(module, course)
-    once, loops = flops.count(traced.jaxpr.jaxpr, course)
+    once, loops = flops.count(flops.live(traced.jaxpr.jaxpr), course)
     moved = traffic.hbm_traffic(module, course)
     chip = topology.chip
     looped = sum(

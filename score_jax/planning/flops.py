@@ -9,6 +9,8 @@ import math
 import operator
 from typing import Any
 
+from jax.interpreters import partial_eval
+
 from score_jax.model.config import ModelConfig
 from score_jax.planning.course import UNKNOWN, Course
 
@@ -35,7 +37,7 @@ def count(jaxpr: Any, course: Course = UNKNOWN) -> tuple[float, list[float]]:
         elif name == "pallas_call":
             once += kernel_steps(equation) * count(params["jaxpr"])[0]
         elif name == "while":
-            body, nested = count(params["body_jaxpr"].jaxpr, course)
+            body, nested = count(live(params["body_jaxpr"].jaxpr), course)
             assert not nested, "a while loop inside a while loop: its trip count is unknown"
             loops.append(body)
         elif name == "cond":
@@ -53,6 +55,14 @@ def count(jaxpr: Any, course: Course = UNKNOWN) -> tuple[float, list[float]]:
                 once += times * outside
                 loops += [times * body for body in inside]
     return once, loops
+
+
+def live(jaxpr: Any) -> Any:
+    """A jaxpr without the equations that no result needs, which every compiler drops.
+
+    An example is the product of a `jax.vjp` of which the derivative alone is used.
+    """
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def has_kernel(jaxpr: Any) -> bool:

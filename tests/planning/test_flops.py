@@ -42,6 +42,22 @@ def test_loops_of_unknown_length_count_one_iteration_each_apart():
     assert counted(until, (4, 4), (4, 4)) == (2 * 64, [2 * 64, 2 * 2 * 64])
 
 
+def test_what_no_result_needs_does_not_count():
+    """Also where it stands in a branch or a loop: here only the derivative of a product is used."""
+
+    def derivative(a, b):
+        return jax.lax.cond(a.sum() > 0, lambda: jax.vjp(jnp.matmul, a, b)[1](a)[0], lambda: a)
+
+    def until(a, b):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: derivative(x, b), a)
+
+    shapes = [jax.ShapeDtypeStruct((4, 4), jnp.float32)] * 2
+    jaxpr, looped = (jax.make_jaxpr(function)(*shapes).jaxpr for function in (derivative, until))
+    once = 2 * 64
+    assert flops.count(jaxpr) == (3 * once, []) and flops.count(flops.live(jaxpr)) == (once, [])
+    assert flops.count(looped) == (0, [once])
+
+
 def test_of_branches_the_dearest_counts():
     def either(a, b):
         return jax.lax.cond(a.sum() > 0, lambda: a @ b @ b, lambda: a @ b)
