@@ -1,7 +1,5 @@
 """Log-probabilities, KL estimators and masked sums, as plain array functions."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -64,22 +62,21 @@ def exact_kl(
     return vocabulary_sums(probs, probs * (policy - reference))[1]
 
 
-@jax.custom_vjp
+# What `gradient_of_scores` needs: logits, their log-sum-exp, tokens, the reference's logits,
+# entropy and exact KL.
+Residuals = tuple[Array, Array, Array, Array | None, Array, Array]
+
+
 def score_logits(
     logits: Float[Array, "... V"],
     tokens: Int[Array, "..."],
     reference: Float[Array, "... V"] | None,
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+) -> tuple[tuple[Float[Array, "..."], ...], Residuals]:
     """Log-probability of the tokens, entropy, and exact KL to the reference's logits or 0.
 
-    The gradient is written down in closed form: one pass over the vocabulary, where derived by
-    rule it takes a scatter and several passes. The reference gets none.
+    Returns:
+      The three, and what `gradient_of_scores` takes.
     """
-    return scores_and_residuals(logits, tokens, reference)[0]
-
-
-def scores_and_residuals(logits: Array, tokens: Array, reference: Array | None) -> tuple[Any, Any]:
-    """The forward pass of `score_logits`."""
     largest = jnp.max(logits, axis=-1, keepdims=True)
     shifted = logits - largest
     shares = jnp.exp(shifted)
@@ -89,25 +86,30 @@ def scores_and_residuals(logits: Array, tokens: Array, reference: Array | None) 
     kl = jnp.zeros(tokens.shape, logits.dtype)
     if reference is not None:
         kl = exact_kl(logits - total, log_softmax(reference))
-    return (select_logprob(logits - total, tokens), entropy, kl), (
-        logits, total, tokens, reference, entropy, kl,
-    )  # fmt: skip
+    found = select_logprob(logits - total, tokens), entropy, kl
+    return found, (logits, total, tokens, reference, entropy, kl)
 
 
-def gradient_of_scores(residuals: Any, given: tuple[Array, Array, Array]) -> tuple[Any, None, None]:
-    """The backward pass, from d log p(v) / d z(w) = [v = w] - p(w)."""
+def gradient_of_scores(
+    residuals: Residuals, slopes: tuple[Float[Array, "..."], ...]
+) -> Float[Array, "... V"]:
+    """The gradient of `score_logits` by logits; the reference gets none.
+
+    In closed form it is one pass over the vocabulary, from d log p(v) / d z(w) = [v = w] - p(w);
+    derived by rule it takes a scatter and several passes.
+
+    Args:
+      slopes: by the three scores.
+    """
     logits, total, tokens, reference, *means = residuals
-    of_chosen, of_entropy, of_kl = (x[..., None] for x in given)
+    of_chosen, of_entropy, of_kl = (x[..., None] for x in slopes)
     own_entropy, own_kl = (x[..., None] for x in means)
     logprobs = logits - total
     chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
     slope = -of_chosen - of_entropy * (logprobs + own_entropy)
     if reference is not None:
         slope += of_kl * (logprobs - log_softmax(reference) - own_kl)
-    return jnp.exp(logprobs) * slope + jnp.where(chosen, of_chosen, 0.0), None, None
-
-
-score_logits.defvjp(scores_and_residuals, gradient_of_scores)
+    return jnp.exp(logprobs) * slope + jnp.where(chosen, of_chosen, 0.0)
 
 
 def k2(policy: Float[Array, "..."], reference: Float[Array, "..."]) -> Float[Array, "..."]:

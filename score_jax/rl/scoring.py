@@ -23,7 +23,7 @@ from score_jax.model.decoder import (
     vocabulary_product,
 )
 from score_jax.model.layers import soft_cap_slope
-from score_jax.rl.logprobs import gradient_of_scores, scores_and_residuals
+from score_jax.rl.logprobs import Residuals, gradient_of_scores, score_logits
 from score_jax.rl.packing import Places
 from score_jax.types import Episodes, Params, TokenScores
 
@@ -91,40 +91,42 @@ def chunk_scores(
     return chunk_forward(kind, table, hidden, reference, tokens, needed)[0]
 
 
-def chunk_forward(kind: ChunkKind, table: Array, hidden: Array, *others: Any) -> tuple[Any, Any]:
+def logits_scored(
+    config: ModelConfig, table: Array, hidden: Array, reference: Any, tokens: Array
+) -> tuple[Any, Residuals]:
+    """`score_logits` behind hidden states."""
+    logits = vocabulary_logits(config, table, hidden)
+    base = None if reference is None else vocabulary_logits(config, *reference)
+    return score_logits(logits, tokens, base)
+
+
+def chunk_forward(kind: ChunkKind, *given: Any) -> tuple[Any, Any]:
     """The forward pass of `chunk_scores`."""
-    reference, tokens, needed = others
+    *arrays, needed = given
 
     def scores() -> tuple[Any, Any]:
-        logits = vocabulary_logits(kind.config, table, hidden)
-        base = None if reference is None else vocabulary_logits(kind.config, *reference)
-        found, residuals = scores_and_residuals(logits, tokens, base)
+        found, residuals = logits_scored(kind.config, *arrays)
         return found, residuals if kind.keep_logits else None
 
     found, residuals = where_needed(needed, scores)
-    return found, (table, hidden, others, residuals)
+    return found, (given, residuals)
 
 
-def chunk_backward(kind: ChunkKind, given: Any, slopes: Any) -> tuple[Any, ...]:
+def chunk_backward(kind: ChunkKind, saved: Any, slopes: Any) -> tuple[Any, ...]:
     """The backward pass of `chunk_scores`."""
-    table, hidden, others, residuals = given
+    (*arrays, needed), residuals = saved
 
     def gradient() -> tuple[Array, Array]:
-        own = residuals
-        if not kind.keep_logits:
-            again = kind._replace(keep_logits=True)
-            own = chunk_forward(again, table, hidden, *others[:2], True)[1][-1]
-        slope = gradient_of_scores(own, slopes)[0]
+        own = residuals if kind.keep_logits else logits_scored(kind.config, *arrays)[1]
+        slope = gradient_of_scores(own, slopes)
         slope *= soft_cap_slope(own[0], kind.config.logit_cap)
-        return jax.vjp(vocabulary_product, table, hidden)[1](slope)
+        return jax.vjp(vocabulary_product, *arrays[:2])[1](slope)
 
-    return *where_needed(others[2], gradient), None, None, None
+    return *where_needed(needed, gradient), None, None, None
 
 
-def where_needed(needed: Bool[Array, ""] | bool, function: Callable[[], Any]) -> Any:
+def where_needed(needed: Bool[Array, ""], function: Callable[[], Any]) -> Any:
     """What a function returns; zeros, at no cost, where it is not needed."""
-    if needed is True:
-        return function()
     shapes = jax.eval_shape(function)
 
     def nothing() -> Any:

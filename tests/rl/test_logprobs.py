@@ -41,7 +41,7 @@ def test_scores_over_a_large_vocabulary_are_exact_to_rounding():
     own, other = (np.asarray(x, np.float64) for x in (logits, reference))
     own, other = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (own, other))
     tokens = jnp.array([[7, 50_256, 0]])
-    got = logprobs.score_logits(logits, tokens, reference)
+    got, _ = logprobs.score_logits(logits, tokens, reference)
     chosen = np.take_along_axis(own, np.asarray(tokens)[..., None], -1)[..., 0]
     np.testing.assert_allclose(got[0], chosen, atol=3e-6)
     np.testing.assert_allclose(got[1], -(np.exp(own) * own).sum(-1), rtol=1e-6)
@@ -57,6 +57,18 @@ def test_exact_kl_by_hand_and_its_direction():
     there = sum(np.exp(skewed) * (skewed - LOG_P))
     assert logprobs.exact_kl(jnp.asarray(skewed), jnp.asarray(LOG_P)) == pytest.approx(there)
     assert there != pytest.approx(sum(P * (LOG_P - skewed)), rel=0.1)
+
+
+@jax.custom_vjp
+def closed(logits, tokens, reference):
+    """`score_logits` with its gradient, as the learner binds them."""
+    return logprobs.score_logits(logits, tokens, reference)[0]
+
+
+closed.defvjp(
+    logprobs.score_logits,
+    lambda kept, slopes: (logprobs.gradient_of_scores(kept, slopes), None, None),
+)
 
 
 def by_rule(logits, tokens, reference):
@@ -80,9 +92,7 @@ def test_the_gradient_in_closed_form_is_the_one_by_rule(part):
     def total(scores, logits):
         return jnp.sum(weights[part] * scores(logits, tokens, reference)[part])
 
-    got, there = (
-        jax.value_and_grad(total, argnums=1)(f, logits) for f in (logprobs.score_logits, by_rule)
-    )
+    got, there = (jax.value_and_grad(total, argnums=1)(f, logits) for f in (closed, by_rule))
     np.testing.assert_allclose(got[0], there[0], rtol=1e-5)
     np.testing.assert_allclose(got[1], there[1], atol=2e-6)
     assert np.abs(got[1]).max() > 0.1
@@ -92,7 +102,7 @@ def test_without_a_reference_the_other_gradients_are_the_same_and_the_kl_is_zero
     logits, tokens, reference, weights = random_logits()
 
     def total(logits, reference):
-        logprob, entropy, kl = logprobs.score_logits(logits, tokens, reference)
+        logprob, entropy, kl = closed(logits, tokens, reference)
         return jnp.sum(weights[0] * logprob + weights[1] * entropy), kl
 
     slope, kl = jax.grad(total, has_aux=True)(logits, None)
@@ -103,7 +113,7 @@ def test_without_a_reference_the_other_gradients_are_the_same_and_the_kl_is_zero
 
 def test_the_reference_gets_no_gradient():
     logits, tokens, reference, weights = random_logits()
-    slope = jax.grad(lambda x: jnp.sum(weights[2] * logprobs.score_logits(logits, tokens, x)[2]))
+    slope = jax.grad(lambda x: jnp.sum(weights[2] * closed(logits, tokens, x)[2]))
     assert not slope(reference).any()
 
 
