@@ -17,15 +17,14 @@ CUT = "…"  # at the end of a text: the turn was cut there
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted:
-    """Draws each row's turns from a script, as the sampling programs do."""
+    """Draws each row's turns from a script, a `rl.rollout.Sampler`."""
 
     encoder: Encoder
     texts: Sequence[Sequence[str]]  # of each row, of each turn that it draws; fewer: it ends there
 
     def by_turn(self, params, prompts, key) -> list[Episodes]:
         """The dialogues after each turn that is drawn."""
-        first, turns = self.encoder.plan.drawn[0], self.encoder.plan.turns
-        return [self(params, prompts, key, turns=n) for n in range(first, turns + 1)]
+        return [self(params, prompts, key, turns=n) for n in self.encoder.plan.drawn]
 
     def __call__(self, params, prompts, key, /, turns=99) -> Episodes:
         """The rows of a plan, as many for each prompt as the script has.

@@ -75,8 +75,7 @@ def course_of(programs: StagePrograms, name: str, lengths: Lengths) -> Course:
         shards = sharding.row_shards(programs.mesh, sharding.SAMPLE_ROW_AXES)
         turns = lengths.turns.reshape(shards, -1, settings.plan.turns)
         trips = loop_trips(settings.plan, lengths.between, settings.sampling, turns)
-        runs = len(programs.sample(settings.sampling, settings.plan).drawing.turns)
-        return Course(loops=trips, kernels=kernels, times=runs)
+        return Course(loops=trips, kernels=kernels, times=len(settings.plan.drawn))
     if name not in ("score", "update"):
         return Course(kernels=kernels)
     episodes = lengths.episodes()
@@ -120,8 +119,8 @@ def examine(
     looped = sum(
         body * sum(visits) / len(visits) for visits, body in zip(course.loops, loops, strict=True)
     )
-    # Only the loops that draw are a phase of their own; others go over microbatches.
-    sent = [replace(c, in_loop=call.name == "decode") for c in sent]
+    if call.name != "decode":  # what is told of loops is meant of those that draw
+        sent = [replace(c, in_loop=False) for c in sent]
     work = (once + looped) * course.times / mesh.size
     phases = [roofline.phase(call.name, chip, work, moved.once + moved.in_loop, sent)]
     return Examined(

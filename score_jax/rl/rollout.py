@@ -21,7 +21,7 @@ from score_jax.rl.dialogue import Encoder
 from score_jax.rl.metrics import Metric, mean
 from score_jax.tasks.grading.judgement import grade_judgement
 from score_jax.text.chat import Chat
-from score_jax.types import Episodes, Params, Scores
+from score_jax.types import Episodes, Params, Prompts, Scores
 
 
 class PendingGrades(Protocol):
@@ -264,6 +264,20 @@ class Rollout:
     graded: Graded
 
 
+class Sampler(Protocol):
+    """What draws a plan's rows: jitted programs here, or a script in a test."""
+
+    def __call__(self, params: Params, prompts: Prompts, key: Key[Array, ""], /) -> Episodes:
+        """Draws whole dialogues with prepared parameters; a key of `keys.run_key`."""
+        ...
+
+    def by_turn(
+        self, params: Params, prompts: Prompts, key: Key[Array, ""], /
+    ) -> Sequence[Episodes]:
+        """The dialogues after each turn that is drawn; the last are whole."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutPrograms:
     """The device programs of a rollout, and the transfers between host and devices."""
@@ -272,8 +286,7 @@ class RolloutPrograms:
     to_global: Callable  # this host's rows -> global arrays
     own_rows: Callable  # rows that all hosts hold -> the part of this host
     prepare: Callable[[Params], Params]  # params -> params as `sample` takes them
-    # Draws a plan's rows (params, prompts, key): the dialogues after each turn, the last whole.
-    sample: Callable[..., Sequence[Episodes]]
+    sample: Callable[..., Sequence[Episodes]]  # `Sampler.by_turn`
     score: Callable[..., Scores | None]  # (reference_params, episodes)
     repeat_penalty: float = 0.0  # of the objective
 
@@ -318,7 +331,7 @@ def collect_rollout(
     *earlier, episodes = programs.sample(programs.prepare(params), programs.to_global(prompts), key)
     meanwhile()
     grading, turns = Grading(programs.encoder, grader), programs.encoder.plan.turns
-    for finished, snapshot in enumerate(earlier, turns - len(earlier)):
+    for finished, snapshot in zip(programs.encoder.plan.drawn, earlier, strict=False):
         local = local_rows(snapshot)  # while the next turn is drawn
         grading.submit(problems_of_rows(draws, problems, local), local, finished)
     local = local_rows(episodes)

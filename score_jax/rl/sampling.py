@@ -1,4 +1,4 @@
-"""The sampling program: from prompts to finished dialogues, one turn after the other.
+"""Sampling: from prompts to finished dialogues, one turn after the other.
 
 A prompt, with the turns that were given, is prefilled once; its G rows share its cache. Then
 each turn is drawn: rows get the tokens that stand before it (forced, not drawn) in blocks, and
@@ -153,11 +153,6 @@ class Drawing:
     # faster but takes as much memory again as that part.
     in_place: bool = False
 
-    @property
-    def turns(self) -> range:
-        """The numbers of the turns for which `turn` is called, in this order."""
-        return range(self.plan.drawn[0], self.plan.turns + 1)
-
     def engine(self, params: Params) -> Engine:
         """What the loops share.
 
@@ -226,17 +221,20 @@ class Drawing:
 def sample_dialogues(
     decoder: Decoder, params: Params, prompts: Prompts, key: Key[Array, ""], **options: Any
 ) -> Episodes:
-    """Draws G dialogues for each prompt, all turns in one function.
+    """Draws G dialogues for each prompt, all turns in one function, to be read or jitted alone.
+
+    Training runs the parts of `Drawing` as programs of their own (stages/program.py).
 
     Args:
       options: other fields of Drawing.
     """
     drawing = Drawing(decoder=decoder, **options)
     prompt, begun = drawing.begin(params, prompts)
+    turns = jnp.asarray(drawing.plan.drawn)
     end = jax.lax.fori_loop(
-        drawing.turns.start,
-        drawing.turns.stop,
-        lambda turn, state: drawing.turn(params, prompts, key, prompt, state, turn),
+        0,
+        len(turns),
+        lambda n, state: drawing.turn(params, prompts, key, prompt, state, turns[n]),
         begun,
     )
     return constrain_rows(drawing.episodes(prompts, end))

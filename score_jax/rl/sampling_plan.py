@@ -81,7 +81,7 @@ def iterations_between(shards: int) -> int:
 def loop_trips(
     plan: DialoguePlan, block: int, config: SamplingConfig, lengths: Int[np.ndarray, "Z N R"]
 ) -> list[list[int]]:
-    """Iterations of each sampling loop, in program order: one number for each turn.
+    """Iterations of each sampling loop, in program order: one number for each turn that is drawn.
 
     Drafts are taken never to be tried, since how many are accepted is not known.
 
@@ -93,13 +93,13 @@ def loop_trips(
     segments, sizes = segment_slots(plan, block, config), loop_sizes(rows, config)
     stride, kinds = iterations_between(shards), 2 if config.draft_tokens else 1
     found, slot = [], 0
-    for turn in range(plan.drawn[0], plan.turns + 1):
+    for turn in plan.drawn:
         trips = []
         if len(plan.drawn) > 1:
             count, size = forced_blocks(block)
-            trips.append(count if turn in plan.drawn[1:] else 0)
+            trips.append(count if turn != plan.drawn[0] else 0)
             slot = rounded(slot + trips[0] * size, PATIENCE)
-        left = lengths[:, :, turn - 1] * (turn in plan.drawn)
+        left = lengths[:, :, turn - 1]
         for slots in segments:
             for fewer in [*sizes[1:], 0]:
                 own = 0

@@ -55,6 +55,9 @@ def sample_attempts(
 ) -> list[Transcript]:
     """Samples and grades dialogues on all problems; all hosts must call.
 
+    The devices draw a batch while the one before is graded. With several hosts that one is saved
+    when both are drawn, since hosts exchange their dialogues on the devices.
+
     Args:
       partial_file: dialogues are appended to it and read from it when an interrupted
         evaluation is resumed; None: they are not saved.
@@ -83,8 +86,10 @@ def sample_attempts(
     with progress_bar(programs.settings, label, count, len(dialogues)) as bar:
         ahead = draw(batches[0]) if batches else None
         for indices, after in zip(batches, [*batches[1:], None], strict=True):
-            drawn, ahead = ahead, draw(after) if after else None  # while these are graded
-            assert drawn is not None
+            assert ahead is not None
+            drawn = ahead
+            jax.block_until_ready(drawn.episodes)  # before memory for more is taken
+            ahead = draw(after) if after else None
             batch_dialogues = grade_batch(programs, encoder, drawn, grader, step=step)
             if partial_file:
                 saved_evaluation.add(partial_file, indices, batch_dialogues)

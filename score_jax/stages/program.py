@@ -104,7 +104,7 @@ class SamplingPrograms:
     @cached_property
     def numbers(self) -> list[Array]:
         """The number of each turn that is drawn, on all devices."""
-        turns = self.drawing.turns
+        turns = self.drawing.plan.drawn
         make = self.program(
             lambda: [jnp.int32(turn) for turn in turns], (), sharding.replicated(self.mesh)
         )

@@ -64,7 +64,7 @@ class GradingConfig:
 
     workers: Count = 2  # per host
     deadline_seconds: Positive = 5.0  # of one answer
-    batch_deadline_seconds: Positive = 60.0  # of all answers of a rollout
+    batch_deadline_seconds: Positive = 60.0  # of the answers of a turn, from its end
     recycle_after: Count = 10_000  # answers after which a worker is replaced
     cache_size: Natural = 100_000  # verdicts cached
 

@@ -58,8 +58,8 @@ def test_a_split_decode_step_adds_up_twice_a_layer_and_gathers_no_parameter(coun
     sums = (PATIENCE * (2 * LAYERS + 1) + 2 * LAYERS * BLOCK) * state
     assert sums <= found["all-reduce", 2]["wire_bytes"] <= sums + PATIENCE * 3 * ROWS * FLOAT
     # The best token of each half of the vocabulary, and its value.
-    assert found["all-gather", 2]["count"] == 2 * drawn
-    assert found["all-gather", 2]["wire_bytes"] == 2 * ROWS * 4 * drawn
+    assert found["all-gather", 2]["count"] == 2 * PATIENCE
+    assert found["all-gather", 2]["wire_bytes"] == 2 * ROWS * 4 * PATIENCE
     assert found["all-reduce", 4]["count"] == 1  # are all done?
 
 

@@ -420,6 +420,16 @@ def test_collecting_grades_each_turn_by_itself_and_scores_before_it_waits_for_gr
     assert asked == [[row[turn] for row in TEXTS] for turn in (0, 1)]
 
 
+def test_collecting_grades_a_forced_turn_with_the_one_that_is_drawn_behind_it():
+    """Its tokens stand in the row only then."""
+    made = encoder(3, sources=("sampled", "forced", "sampled"), texts=("", "2", ""))
+    seen, texts = {}, [("1", "31"), ("2", "1"), ("2", "2"), ("1", "12")]
+    got = collect(texts, made, seen)
+    assert got.graded.attempts == [(first, "2", last) for first, last in texts]
+    assert got.episodes.rewards.tolist() == [[1, 0, 1], [0, 0, 1], [1, 1, 1], [0, 1, 1]]
+    assert [len(event[2]) for event in seen["events"] if event[0] == "submit"] == [4, 8]
+
+
 def test_collecting_takes_a_penalty_for_repeated_answers_where_the_objective_does():
     texts = [("1", "31"), ("1", "2"), ("", ""), ("2", "2")]
     got = collect(texts, repeat_penalty=0.5)

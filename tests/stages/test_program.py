@@ -25,8 +25,18 @@ def drawn(**fields):
     return sample, taken, [jax.device_get(rows) for rows in sample.by_turn(*taken)]
 
 
-def test_all_turns_are_those_that_one_function_draws():
-    sample, taken, found = drawn()
+FORCED = {  # the second of three turns is put in the policy's mouth
+    "objective__reward_weights": (1.0, 0.0, 1.0),
+    "objective__beta": (0.1, 0.0, 0.1),
+    "dialogue__sources": ("sampled", "forced", "sampled"),
+    "dialogue__texts": ("", "7", ""),
+}
+CASES = {"two turns": {}, "drafts": {"sampling__draft_tokens": 3}, "a forced turn": FORCED}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_turns_are_those_that_one_function_draws(case):
+    sample, taken, found = drawn(**CASES[case])
     drawing = sample.drawing
     whole = partial(
         sample_dialogues,
@@ -43,9 +53,10 @@ def test_all_turns_are_those_that_one_function_draws():
     np.testing.assert_array_equal(jax.device_get(sample(*taken)).tokens, together.tokens)
 
 
-def test_after_a_turn_that_turn_is_as_it_stays_and_no_later_one_has_begun():
-    _, _, (first, whole) = drawn()
-    own, later = whole.turn == 1, whole.turn == 2
+@pytest.mark.parametrize("case", CASES)
+def test_after_a_turn_that_turn_is_as_it_stays_and_no_later_one_has_begun(case):
+    _, _, (first, whole) = drawn(**CASES[case])
+    own, later = whole.turn == 1, whole.turn >= 2
     assert own.any() and later.any() and first.turn.max() == 1
     np.testing.assert_array_equal(first.turn == 1, own)
     np.testing.assert_array_equal(first.tokens[own], whole.tokens[own])
