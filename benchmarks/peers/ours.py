@@ -71,7 +71,7 @@ def prompts(work: dict[str, Any]) -> Prompts:
 
 
 def rollout(work: dict[str, Any]) -> Run:
-    """Draws all dialogues in one program."""
+    """Draws all dialogues."""
     programs = stage(work)
     settings = programs.settings
     if READS_LENGTHS:
