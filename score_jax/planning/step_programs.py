@@ -54,7 +54,7 @@ def calls(programs: StagePrograms) -> list[Call]:
     sampled = placed(result(programs.reshard, reference), programs.sample_shardings)
     cache, drawn = result(sample.prefill, sampled, prompts)
     cache = placed(cache, jax.tree.broadcast(sample.prompt_shardings, cache))
-    drawn = placed(drawn, jax.tree.broadcast(sample.state_shardings, drawn))
+    drawn = placed(drawn, jax.tree.broadcast(sample.drawn_shardings, drawn))
     turn = jax.ShapeDtypeStruct((), np.int32)
     drawing = (sampled, prompts, key, cache, drawn, turn)
     episodes = placed(result(sample.decode, *drawing)[1], rows)

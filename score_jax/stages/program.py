@@ -49,21 +49,6 @@ class Program:
             yield
 
 
-def cache_shardings(mesh: Mesh, shards: int) -> Cache:
-    """The shardings of a sampling cache, as a prefix of its tree."""
-    table: Any = logical_to_mesh_sharding(P(*CACHE_AXES), mesh, sharding.SAMPLE_RULES)
-    positions: Any = NamedSharding(mesh, P(sharding.SAMPLE_ROW_AXES))
-    return Cache(keys=table, values=table, positions=positions, shards=shards)
-
-
-def state_shardings(mesh: Mesh, shards: int) -> SamplingState:
-    """The shardings of rows that are being drawn, as a prefix of their tree."""
-    rows = NamedSharding(mesh, P(sharding.SAMPLE_ROW_AXES))
-    own: dict[str, Any] = {field.name: rows for field in fields(SamplingState)}
-    own |= {"cache": cache_shardings(mesh, shards), "slot": sharding.replicated(mesh)}
-    return SamplingState(**own)
-
-
 @dataclass(frozen=True)
 class SamplingPrograms:
     """The two programs of a rollout; the second runs once for each turn.
@@ -81,14 +66,14 @@ class SamplingPrograms:
         return self.program(
             self.drawing.begin,
             (self.param_shardings, sharding.rows(self.mesh)),
-            (self.prompt_shardings, self.state_shardings),
+            (self.prompt_shardings, self.drawn_shardings),
         )
 
     @cached_property
     def decode(self) -> Program:
         """The program (params, prompts, key, cache, rows donated, turn) -> rows, Episodes."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
-        held = (self.prompt_shardings, self.state_shardings)
+        held = (self.prompt_shardings, self.drawn_shardings)
 
         def draw_turn(*arguments: Any) -> tuple[SamplingState, Episodes]:
             state = self.drawing.turn(*arguments)
@@ -97,7 +82,7 @@ class SamplingPrograms:
         return self.program(
             draw_turn,
             (self.param_shardings, rows, whole, *held, whole),
-            (self.state_shardings, rows),
+            (self.drawn_shardings, rows),
             donate_argnums=4,
         )
 
@@ -117,13 +102,23 @@ class SamplingPrograms:
 
     @property
     def prompt_shardings(self) -> Cache:
-        """Of the prompts' cache."""
-        return cache_shardings(self.mesh, self.drawing.shards)
+        """Of the prompts' cache, as a prefix of its tree."""
+        table: Any = logical_to_mesh_sharding(P(*CACHE_AXES), self.mesh, sharding.SAMPLE_RULES)
+        return Cache(
+            keys=table, values=table, positions=self.row_sharding, shards=self.drawing.shards
+        )
 
     @property
-    def state_shardings(self) -> SamplingState:
-        """Of the rows that are being drawn."""
-        return state_shardings(self.mesh, self.drawing.shards)
+    def drawn_shardings(self) -> SamplingState:
+        """Of the rows that are being drawn, as a prefix of their tree."""
+        own = {field.name: self.row_sharding for field in fields(SamplingState)}
+        own |= {"cache": self.prompt_shardings, "slot": sharding.replicated(self.mesh)}
+        return SamplingState(**own)
+
+    @property
+    def row_sharding(self) -> Any:
+        """Of arrays whose first dimension is rows, where they are drawn."""
+        return NamedSharding(self.mesh, P(sharding.SAMPLE_ROW_AXES))
 
     def by_turn(self, params: Params, prompts: Prompts, key: Key[Array, ""]) -> list[Episodes]:
         """The dialogues after each drawn turn; the last are whole.
