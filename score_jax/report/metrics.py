@@ -6,10 +6,9 @@ the fix rate where no first attempt is wrong) is None, not 0.
 Source: arXiv:2409.12917, section 3 (the five metrics) and section 4 (edit distance).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -137,81 +136,6 @@ def edit_distance_histogram(
     """
     counts, edges = np.histogram(edit_distance_ratios(texts), bins=bins, range=(0.0, 1.0))
     return edges, counts
-
-
-def pass_at_k(correct: Bool[np.ndarray, "N S"], k: int) -> float:
-    """Share of problems that at least one of k samples solves, unbiased from S >= k samples.
-
-    Source: arXiv:2107.03374, section 2.1: the mean of 1 - C(S - c, k) / C(S, k).
-    """
-    samples = correct.shape[1]
-    if not 1 <= k <= samples:
-        raise ValueError(f"k is {k}; set a value in 1..{samples}, the samples per problem")
-    wrong = samples - np.sum(correct, axis=1)
-    drawn = np.arange(k)
-    all_wrong = np.maximum(wrong[:, None] - drawn, 0) / (samples - drawn)
-    return float(np.mean(1 - np.prod(all_wrong, axis=1)))
-
-
-def maj_at_k(
-    attempts: Attempts,
-    k: int,
-    *,
-    seed: int,
-    ballots: Literal["second", "all"] = "second",
-    resamples: int = 2000,
-) -> dict[str, Interval]:
-    """Accuracy of majority voting over 2k attempts per problem, in parallel or in sequence.
-
-    `parallel` is the vote of 2k first attempts, `sequential` that of k first attempts
-    with one correction each, `gain` is sequential minus parallel. The samples are split
-    into as many disjoint votes as they fill, and the mean over votes is taken. An attempt
-    without a final answer does not vote; a tie goes to the answer given first. Answers are
-    compared as strings: `evaluate.with_one_spelling` first maps equal answers to one spelling.
-
-    Args:
-      k: dialogues per vote; 1..samples / 2.
-      ballots: the sequential vote counts the corrections alone, or both attempts; the
-        source does not say which.
-
-    Source: arXiv:2409.12917, section 6; the vote: arXiv:2203.11171, section 2.
-    """
-    samples, turns = attempts.correct.shape[1:]
-    if not 1 <= k <= samples // 2:
-        raise ValueError(f"k is {k}; set a value in 1..{samples // 2}, half the samples")
-    if turns < 2:
-        raise ValueError("attempts hold 1 turn; a correction needs 2")
-    first = 0 if ballots == "all" else 1
-    parallel = _votes(attempts, 2 * k, slice(0, 1))
-    sequential = _votes(attempts, k, slice(first, 2))
-    ones = np.ones(len(parallel))
-    rates = {
-        "parallel": Rate(parallel, ones, (0, 1)),
-        "sequential": Rate(sequential, ones, (0, 1)),
-        "gain": Rate(sequential - parallel, ones, (-1, 1)),
-    }
-    return bound(rates, seed=seed, resamples=resamples)
-
-
-def _votes(attempts: Attempts, dialogues: int, turns: slice) -> Float[np.ndarray, "N"]:
-    """Per problem, the share of votes of `dialogues` samples whose majority answer is right."""
-
-    def majority_is_right(answers: np.ndarray, correct: np.ndarray) -> bool:
-        is_right = {a: bool(c) for a, c in zip(answers.flat, correct.flat, strict=True) if a}
-        if not is_right:
-            return False
-        tally = Counter(a for a in answers.flat if a)
-        return is_right[tally.most_common(1)[0][0]]  # most_common keeps the first of equals
-
-    votes = attempts.correct.shape[1] // dialogues
-    shares = np.zeros(len(attempts.correct))
-    for start in range(0, votes * dialogues, dialogues):
-        chosen = (slice(start, start + dialogues), turns)
-        shares += [
-            majority_is_right(answers[chosen], correct[chosen])
-            for answers, correct in zip(attempts.extracted, attempts.correct, strict=True)
-        ]
-    return shares / votes
 
 
 def share_rate(flags: np.ndarray, among: np.ndarray | None = None) -> Rate:

@@ -17,10 +17,10 @@ from score_jax.data import store
 from score_jax.distributed import processes
 from score_jax.distributed.sharding import local_rows, own_rows, row_shards
 from score_jax.records import UNGRADED, Problem, Task, Transcript
-from score_jax.report import metrics
+from score_jax.report import metrics, scaling
 from score_jax.report.intervals import Interval
 from score_jax.report.json_files import read_json, write_json
-from score_jax.rl.dialogue import Encoder
+from score_jax.rl.dialogue import DialoguePlan, Encoder
 from score_jax.rl.keys import run_key
 from score_jax.rl.rollout import Grader, grade_rollout
 from score_jax.rl.sampling_plan import SamplingConfig
@@ -33,7 +33,8 @@ from score_jax.stages.settings import Settings
 from score_jax.tasks.grading.agreement import one_spelling
 from score_jax.types import Episodes, Params
 
-MEASURED = ("step", "greedy", "sampled", "by_task")
+MEASURED = ("step", "greedy", "sampled", "by_task", "scaling")
+NAMED_SAMPLES = 4  # of a vote, from which on the log has its gain
 MAX_TRANSCRIPTS = 40  # dialogues per model in evaluation.json, for the report
 
 
@@ -246,6 +247,8 @@ def measure_model(
                 name: as_json(metrics.measure(attempts.select(own), seed=config.seed))
                 for name, own in asked.by_task.items()
             }
+        if mode == "sampled":
+            measured["scaling"] = scaling_of(attempts, programs.settings.measured_plan, config.seed)
         if mode == "greedy":
             edges, counts = (
                 metrics.edit_distance_histogram(attempts.texts) if config.turns > 1 else ([], [])
@@ -258,6 +261,17 @@ def measure_model(
                 dataclasses.asdict(record) for record in records[:MAX_TRANSCRIPTS]
             ]
     return measured
+
+
+def scaling_of(attempts: metrics.Attempts, plan: DialoguePlan, seed: int) -> dict[str, Any]:
+    """Votes and passes by samples per problem, as JSON values; empty where turn 1 is not drawn."""
+    pairs = zip(plan.sources, plan.roles, strict=True)
+    answers = [turn for turn, pair in enumerate(pairs, 1) if pair == ("sampled", "answer")]
+    if 1 not in answers:
+        return {}
+    drawn = sum(turn <= answers[-1] for turn in plan.drawn)
+    found = scaling.measure_scaling(attempts, seed=seed, answers=answers, drawn=drawn)
+    return {str(budget): as_json(values) for budget, values in found.items()}
 
 
 def as_json(values: Mapping[str, Interval | None]) -> dict[str, Any]:
@@ -380,14 +394,27 @@ def read_measurements(
 
 
 def summary_line(name: str, measured: dict[str, Any]) -> str:
-    """Formats a model's greedy accuracies and delta with its interval, in percent."""
+    """Formats a model's greedy accuracies and delta, and what correcting adds to votes, in percent.
+
+    The latter is of the largest budget, from NAMED_SAMPLES on.
+    """
     greedy = measured["greedy"]
     turns = [turn for turn in range(1, 11) if greedy.get(f"accuracy/turn{turn}")]
-    text = ", ".join(
-        f"t{turn} {100 * greedy[f'accuracy/turn{turn}']['value']:.1f}" for turn in turns
-    )
-    delta = greedy.get("delta")
-    if not delta:
-        return f"{name}: accuracy {text}"
-    low, high = 100 * delta["low"], 100 * delta["high"]
-    return f"{name}: accuracy {text}, delta {100 * delta['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    parts = [
+        "accuracy "
+        + ", ".join(
+            f"t{turn} {100 * greedy[f'accuracy/turn{turn}']['value']:.1f}" for turn in turns
+        )
+    ]
+    if delta := greedy.get("delta"):
+        parts.append(f"delta {signed(delta)}")
+    budget = max(map(int, measured.get("scaling") or {}), default=0)
+    if budget >= NAMED_SAMPLES and (gain := measured["scaling"][str(budget)].get("gain")):
+        parts.append(f"votes of {budget} samples gain {signed(gain)} in sequence")
+    return f"{name}: {', '.join(parts)}"
+
+
+def signed(interval: Mapping[str, float]) -> str:
+    """Formats a difference and its interval in percentage points."""
+    value, low, high = (100 * interval[bound] for bound in ("value", "low", "high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -16,9 +16,7 @@ from score_jax.report.metrics import (
     edit_distance_histogram,
     edit_distance_ratios,
     group_attempts,
-    maj_at_k,
     measure,
-    pass_at_k,
 )
 
 
@@ -181,48 +179,6 @@ def test_histogram_counts_every_pair_once():
     edges, counts = edit_distance_histogram(BY_HAND.texts, bins=4)
     assert edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert counts.tolist() == [3, 1, 1, 0]  # 1/8, 0, 0 | 1/3 | 1/2
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
-    correct = np.random.default_rng(0).random((7, 6)) < 0.3
-    for k in range(1, 7):
-        naive = [
-            np.mean([any(row[i] for i in subset) for subset in itertools.combinations(range(6), k)])
-            for row in correct
-        ]
-        assert pass_at_k(correct, k) == pytest.approx(np.mean(naive))
-
-
-def test_vote_of_parallel_samples_against_corrections_by_hand():
-    # One problem, four samples, right answer "1": firsts 2 2 1 1, seconds 1 1 1 2.
-    extracted = [[["2", "1"], ["2", "1"], ["1", "1"], ["1", "2"]]]
-    attempts = attempts_of(np.array(extracted) == "1", extracted)
-    votes = maj_at_k(attempts, 2, seed=0)
-    assert votes["parallel"].value == 0  # 2 2 1 1: the tie goes to the first given
-    # Two votes of two corrections: {1, 1} and {1, 2}, where the tie goes to 1.
-    assert votes["sequential"].value == 1
-    assert votes["gain"].value == 1
-    both = maj_at_k(attempts, 2, seed=0, ballots="all")
-    assert both["sequential"].value == 0.5  # {2 1 2 1} elects 2, {1 1 1 2} elects 1
-
-
-def test_attempts_without_an_answer_do_not_vote():
-    extracted = np.array([[[None, None], [None, None], ["1", "1"], [None, None]]], object)
-    attempts = attempts_of(extracted == "1", extracted)
-    votes = maj_at_k(attempts, 2, seed=0)
-    assert votes["parallel"].value == 1
-    assert votes["sequential"].value == 0.5  # the first vote has no ballot and is lost
-
-
-@pytest.mark.parametrize("k", [0, 3])
-def test_votes_need_twice_k_samples(k):
-    with pytest.raises(ValueError, match=f"k is {k}; set a value in 1..2"):
-        maj_at_k(random_attempts(samples=4), k, seed=0)
-
-
-def test_pass_at_k_needs_k_samples():
-    with pytest.raises(ValueError, match=r"k is 4; set a value in 1..3"):
-        pass_at_k(np.ones((2, 3), bool), 4)
 
 
 def test_gather_groups_samples_of_a_problem_and_reads_right_from_verdicts():

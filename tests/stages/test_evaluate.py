@@ -251,3 +251,60 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(compiled, tmp_path):
     assert found == whole
     ids = [problem.id for problem in asked.problems]
     assert graded == [set(ids[:2]), set(ids[2:4]), {ids[4]}]
+
+
+def interval(value):
+    return {"value": value, "low": value - 0.02, "high": value + 0.03}
+
+
+def test_the_log_names_the_gain_of_the_largest_vote_from_four_samples_on():
+    greedy = {"accuracy/turn1": interval(0.5), "accuracy/turn2": interval(0.6)}
+    measured = {"greedy": greedy | {"delta": interval(0.1)}}
+    line = "base: accuracy t1 50.0, t2 60.0, delta +10.0 [+8.0, +13.0]"
+    scaling = {str(k): {"gain": interval(k / 100)} for k in (2, 16, 4)}
+    assert evaluate.summary_line("base", measured | {"scaling": scaling}) == (
+        f"{line}, votes of 16 samples gain +16.0 [+14.0, +19.0] in sequence"
+    )
+    assert evaluate.summary_line("base", measured | {"scaling": {"2": scaling["2"]}}) == line
+    assert evaluate.summary_line("base", measured | {"scaling": {}}) == line
+    one = {"greedy": {"accuracy/turn1": interval(0.5)}, "scaling": {"8": {}}}
+    assert evaluate.summary_line("base", one) == "base: accuracy t1 50.0"
+
+
+@pytest.mark.parametrize(
+    ("plan", "budgets"),
+    [
+        ({"evaluation__samples": 5}, ["2", "4"]),
+        ({"evaluation__samples": 5, "evaluation__turns": 1}, ["2", "4"]),
+        ({"evaluation__samples": 5, "evaluation__turns": 3}, ["3"]),
+        ({"evaluation__samples": 1}, []),
+        (
+            {
+                "evaluation__samples": 4,
+                "evaluation__turns": 3,
+                "evaluation__dialogue__roles": ("answer", "verify", "answer"),
+            },
+            ["3"],
+        ),
+        (
+            {
+                "evaluation__samples": 4,
+                "evaluation__dialogue__sources": ("forced", "sampled"),
+                "evaluation__dialogue__texts": ("x=3", ""),
+            },
+            [],
+        ),
+    ],
+)
+def test_votes_are_measured_wherever_the_samples_suffice(compiled, plan, budgets):
+    programs, asked, found = measure(**plan)
+    assert list(found["scaling"]) == budgets
+    turns = programs.settings.evaluation.turns
+    for row in found["scaling"].values():
+        assert ("gain" in row) == (turns > 1)
+        assert all(i["low"] <= i["value"] <= i["high"] for i in row.values())
+    outcomes = [[s for s in word.split()] for word in found["outcomes"]["sampled"]]
+    first = [sum(s[0] == "1" for s in samples) / len(samples) for samples in outcomes]
+    if budgets:  # avg@S is the accuracy over the samples
+        accuracy = found["sampled"]["accuracy/turn1"]["value"]
+        assert accuracy == pytest.approx(sum(first) / len(asked.problems))
