@@ -35,6 +35,11 @@ class Band:
     start: float
     end: float
     first: float = 0.0  # axis label at `start`
+    doubled: int = 0  # labels are this number, doubled x times; 0: x itself
+
+    def label(self, x: float) -> float:
+        """The number that stands for a place on the axis."""
+        return self.doubled * 2**x if self.doubled else x
 
 
 def show(value: float, percent: bool = False) -> str:
@@ -179,7 +184,9 @@ def _x_axis(bands: Sequence[Band], across) -> str:
             if (step == 0 and index) or mark % 1:
                 continue  # the previous stage's last label is here; steps are whole numbers
             x = min(across(band.start + step), WIDTH - RIGHT - 8)
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" class="mid">{mark:g}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{HEIGHT - 6}" class="mid">{band.label(mark):g}</text>'
+            )
     return "".join(parts)
 
 
@@ -193,7 +200,9 @@ def _readout(series, means, bands: Sequence[Band], across, percent: bool) -> str
     rows = []
     for x in sorted(columns):
         band = next((b for b in reversed(bands) if x > b.start), bands[0])
-        caption = f"{band.name} step {x - band.start:.0f}" if band.name else f"attempt {x:g}"
+        unit = "samples" if band.doubled else "attempt"
+        caption = f"{band.name} step {x - band.start:.0f}" if band.name else ""
+        caption = caption or f"{unit} {band.label(x):g}"
         shown = [columns[x].get(index, "") for index in range(len(series))]
         rows.append([round(across(x), 1), caption, *shown])
     names = [[line.name, line.colour] for line in series]

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from score_jax.report import panels
+from score_jax.report import panels, sets
 from score_jax.report.charts import show
 from score_jax.report.dialogues import OUTCOMES, Card, column_of, make_cards
 from score_jax.report.findings import (
@@ -70,10 +70,12 @@ def render(run: Run, *, title: str) -> str:
         last=last_attempts(last_turn(evaluation)).split()[0],
         results=panels.results(evaluation),
         changes=panels.change_charts(evaluation),
-        details=panels.details(evaluation),
+        details=panels.details(evaluation) + sets.vote_tables(evaluation),
         by_task=panels.by_task(evaluation),
         steps=panels.steps(evaluation),
         attempts_chart=panels.attempts_chart(evaluation),
+        vote_charts=sets.vote_charts(evaluation),
+        sets=_further_sets(run),
         main_charts=main,
         more_charts=more,
         histograms=panels.histograms(evaluation),
@@ -87,6 +89,20 @@ def render(run: Run, *, title: str) -> str:
         versions=_flatten(run.chain.get("versions", {})),
         show=show,
     )
+
+
+def _further_sets(run: Run) -> list[dict[str, Any]]:
+    """What is shown of each evaluation_NAME.json of the stage that was evaluated last."""
+    stage = run.evaluated
+    return [
+        {
+            "name": name,
+            "differs": sets.differences(stage.evaluation, own),
+            "tables": sets.set_tables(own),
+            "charts": [*filter(None, [panels.attempts_chart(own)]), *sets.vote_charts(own)],
+        }
+        for name, own in (stage.sets if stage else {}).items()
+    ]
 
 
 def _evaluated_cards(evaluation: Mapping[str, Any]) -> list[Card]:

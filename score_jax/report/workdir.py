@@ -31,6 +31,7 @@ class StageRecord:
     rows: tuple[dict[str, float], ...] = ()  # by step; NaN where the run logged NaN
     transcripts: tuple[Transcript, ...] = ()  # the latest ones, oldest first
     evaluation: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation_NAME.json, by name
     config: dict[str, Any] = field(default_factory=dict)
     handoff: dict[str, Any] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)  # of metrics, by name without turn
@@ -106,6 +107,10 @@ def _read_stage(folder: Path, missing: list[str]) -> StageRecord:
         rows=tuple(rows[step] for step in sorted(rows)),
         transcripts=_read_dialogues(folder, missing),
         evaluation=_read_object(folder / "evaluation.json", missing),
+        sets={
+            path.stem.removeprefix("evaluation_"): _read_object(path, missing)
+            for path in sorted(folder.glob("evaluation_*.json"))
+        },
         config=config,
         handoff=_read_object(folder / "handoff.json", missing),
         units=_read_object(folder / "units.json", missing),

@@ -153,15 +153,22 @@ class Settings:
     def measured_sets(self) -> dict[str, "Settings"]:
         """The settings with which each of evaluation.sets is measured.
 
+        A set's `dialogue` is put over that of evaluation, field by field.
+
         Raises:
-          ValueError: a set has a field that evaluation lacks.
+          ValueError: a set has a field that evaluation lacks, or its dialogue does not fit its
+            turns.
         """
         found = {}
         for name, values in self.evaluation.sets:
             fields = {**vars(self.evaluation), "sets": (), **dict(values)}
+            dialogue = dict(self.evaluation.dialogue) | dict(dict(values).get("dialogue", ()))
             path = f"config.evaluation.sets.{name}"
-            own = build_section(EvaluationConfig, fields, path)
-            found[name] = dataclasses.replace(self, evaluation=own)
+            own = build_section(EvaluationConfig, fields | {"dialogue": dialogue}, path)
+            try:
+                found[name] = dataclasses.replace(self, evaluation=own)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         return found
 
     def check_selection(self) -> None:

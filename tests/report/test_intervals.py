@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from score_jax.report.intervals import Rate, bound, mean_over_runs, wilson
+from score_jax.report.intervals import (
+    Rate,
+    bound,
+    mcnemar,
+    mean_over_runs,
+    paired_difference,
+    wilson,
+)
 
 
 def rate(part, whole=None, **kwargs) -> Rate:
@@ -106,3 +113,55 @@ def test_the_interval_of_one_run_is_over_problems_alone():
     values = np.random.default_rng(6).normal(0, 0.5, (1, 400))
     got = mean_over_runs(values)
     assert (got.high - got.low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=0.1)
+
+
+def test_a_paired_difference_has_the_standard_error_of_the_differences():
+    """Problems that are hard for both cancel: far narrower than two intervals by themselves."""
+    random = np.random.default_rng(7)
+    hardness = random.normal(0, 1, 500)
+    a, b = (hardness + shift + random.normal(0, 0.1, (1, 500)) for shift in (0.2, 0.0))
+    got = paired_difference(a, b)
+    assert got.value == pytest.approx(np.mean(a - b))
+    error = np.std(a - b, ddof=1) / np.sqrt(500)
+    assert (got.high - got.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert error < np.std(a, ddof=1) / np.sqrt(500) / 5
+
+
+def test_a_paired_difference_agrees_with_a_loop_over_drawn_runs_and_problems():
+    random = np.random.default_rng(8)
+    of_run = [random.normal(0, 0.3, (runs, 1)) for runs in (4, 3)]
+    a, b = (runs + random.normal(0, 0.5, (len(runs), 50)) for runs in of_run)
+    got = paired_difference(a, b, resamples=4000)
+    differences = []
+    for _ in range(4000):
+        problems = random.choice(50, 50)
+        means = [x[random.choice(len(x), len(x))][:, problems].mean() for x in (a, b)]
+        differences.append(means[0] - means[1])
+    assert got.value == pytest.approx(a.mean() - b.mean())
+    assert (got.low, got.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.03)
+
+
+def test_a_method_does_not_differ_from_itself():
+    one = np.random.default_rng(9).random((1, 60)) < 0.4
+    got = paired_difference(one, one)
+    assert (got.low, got.value, got.high) == (0, 0, 0)
+    several = np.random.default_rng(9).random((5, 60))
+    assert paired_difference(several, several).value == 0
+    assert mcnemar(one[0], one[0]) == 1
+
+
+def test_methods_on_other_problems_are_no_pairs():
+    with pytest.raises(ValueError, match="a has 4 problems and b 5; give both"):
+        paired_difference(np.ones((1, 4)), np.ones((1, 5)))
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [(0, 5, 2 / 32), (5, 0, 2 / 32), (1, 5, 14 / 64), (3, 3, 1.0), (0, 0, 1.0)],
+)
+def test_mcnemar_counts_tosses_of_a_fair_coin(only_a, only_b, p):
+    """1 of 6 or fewer: (1 + 6) / 64, and as many on the other side."""
+    both = [True] * 4 + [False] * 3  # told alike: they say nothing
+    a = np.array(both + [True] * only_a + [False] * only_b)
+    b = np.array(both + [False] * only_a + [True] * only_b)
+    assert mcnemar(a, b) == pytest.approx(p)

@@ -303,7 +303,7 @@ def test_votes_are_measured_wherever_the_samples_suffice(compiled, plan, budgets
     for row in found["scaling"].values():
         assert ("gain" in row) == (turns > 1)
         assert all(i["low"] <= i["value"] <= i["high"] for i in row.values())
-    outcomes = [[s for s in word.split()] for word in found["outcomes"]["sampled"]]
+    outcomes = [word.split() for word in found["outcomes"]["sampled"]]
     first = [sum(s[0] == "1" for s in samples) / len(samples) for samples in outcomes]
     if budgets:  # avg@S is the accuracy over the samples
         accuracy = found["sampled"]["accuracy/turn1"]["value"]

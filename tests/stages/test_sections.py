@@ -102,3 +102,30 @@ def test_a_further_set_differs_from_the_evaluation_in_its_own_fields_only():
 def test_a_wrong_further_set_is_refused_with_the_config(own, told):
     with pytest.raises(ValueError, match=told):
         settings(long=own)
+
+
+def test_a_sets_dialogue_is_put_over_the_evaluations_field_by_field():
+    config = get_config()
+    config.evaluation.update({"turns": 3})
+    config.evaluation.dialogue.roles = ("answer", "verify", "answer")
+    config.evaluation.sets = ConfigDict(
+        {
+            "wait": {"dialogue": {"instructions": ("", "Wait", "Wait")}},
+            "usual": {"turns": 2, "dialogue": {"roles": ()}},
+        }
+    )
+    found = parse({k: v for k, v in config.items() if k not in ("stages", "rounds")}).measured_sets
+    wait, usual = found["wait"].measured_plan, found["usual"].measured_plan
+    assert wait.instructions == ("", "Wait", "Wait") and wait.roles == (
+        "answer",
+        "verify",
+        "answer",
+    )
+    assert usual.roles == ("answer", "answer")
+
+
+def test_a_sets_dialogue_that_does_not_fit_its_turns_is_refused_by_its_name():
+    with pytest.raises(
+        ValueError, match=r"config\.evaluation\.sets\.wait: dialogue\.instructions is"
+    ):
+        settings(wait={"dialogue": {"instructions": ("", "Wait")}})  # of three turns
