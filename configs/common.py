@@ -155,11 +155,13 @@ def get_config() -> ConfigDict:
             "batch": 500,
             "turns": 2,
             "dialogue": ConfigDict({"sources": (), "roles": (), "instructions": (), "texts": ()}),
-            "samples": 2,
-            "temperature": 1.0,
+            "samples": 2,  # sampled dialogues per problem; from 2 on votes are measured
+            "temperature": 1.0,  # of these
             "seed": 0,
             "data": ConfigDict({"split": "test"}),
-            "sets": ConfigDict(),  # further data sets: a name and the fields that differ
+            # Further evaluations: a name and the fields that differ (docs/evaluation.md). A set's
+            # dialogue is put over the one above field by field, its data replace those above.
+            "sets": ConfigDict(),
             "every": 0,  # steps between two looks at validation problems in training; 0: none
             "validation": ConfigDict({"split": "validation"}),
             "validation_problems": 200,

@@ -2,20 +2,22 @@
 
     python -m score_jax.report.compare runs/stage2/seed* runs/multi_turn/seed*
 
-Runs that end in the same stage are grouped, with their mean below. Runs that were
+Runs that end in the same stage are grouped, with their mean below; a second table has the
+differences of each two stages on the same problems. Runs that were
 measured under different protocols are refused, as their numbers can't be compared.
 """
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from score_jax.report.findings import last_turn
-from score_jax.report.intervals import Interval, mean_over_runs
+from score_jax.report.intervals import Interval, mcnemar, mean_over_runs, paired_difference
 from score_jax.report.json_files import read_json
 from score_jax.text import terminal
 
@@ -122,6 +124,27 @@ def mean_row(label: str, outcomes: list[dict[str, list[str]]], columns: Iterable
     return f"| {' | '.join([f'**{label}**', f'mean of {len(outcomes)}', *cells])} |"
 
 
+def difference_rows(groups: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Compares each two stages problem by problem, greedily, in rows of a table."""
+    found = {
+        stage: [by_problem(run["outcomes"][stage]["greedy"]) for run in members]
+        for stage, members in groups.items()
+    }
+    rows = []
+    for one, other in combinations(found, 2):
+        a, b = found[one], found[other]
+        last = [name for name in a[0] if name.startswith("@t")][-1]
+        cells = [
+            cell(vars(paired_difference(*(np.stack([run[h] for run in x]) for x in (a, b)))),
+                 interval=True)
+            for h in ("@t1", last, "Delta")
+        ]  # fmt: skip
+        single = len(a) == len(b) == 1
+        p = f"{mcnemar(a[0][last] == 1, b[0][last] == 1):.2g}" if single else "-"
+        rows.append(f"| {' | '.join([f'{one} - {other}', *cells, p])} |")
+    return rows
+
+
 def table(workdirs: list[Path]) -> str:
     """The Markdown table of all runs, the base model first.
 
@@ -143,6 +166,9 @@ def table(workdirs: list[Path]) -> str:
             lines.append(row(stage, str(run["training_seed"]), run["models"][stage], columns))
         if len(members) > 1:
             lines.append(mean_row(stage, [run["outcomes"][stage] for run in members], columns))
+    if differences := difference_rows(groups):
+        headings = ["greedy, problem by problem", "@t1", "last", "Delta", "p of last (McNemar)"]
+        lines += ["", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}", *differences]
     return "\n".join(lines)
 
 

@@ -94,14 +94,18 @@ def render(run: Run, *, title: str) -> str:
 def _further_sets(run: Run) -> list[dict[str, Any]]:
     """What is shown of each evaluation_NAME.json of the stage that was evaluated last."""
     stage = run.evaluated
+    if stage is None:
+        return []
     return [
         {
             "name": name,
             "differs": sets.differences(stage.evaluation, own),
+            "lost": own.get("lost_characters", {}),
             "tables": sets.set_tables(own),
             "charts": [*filter(None, [panels.attempts_chart(own)]), *sets.vote_charts(own)],
         }
-        for name, own in (stage.sets if stage else {}).items()
+        for name, own in stage.sets.items()
+        if own.get("models")
     ]
 
 

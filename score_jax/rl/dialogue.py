@@ -163,6 +163,15 @@ class Encoder:
         """`blocks` of each task, by its name."""
         return {name: self.blocks(task) for name, task in self.tasks.items()}
 
+    def lost(self) -> dict[str, str]:
+        """By field of the plan, characters of its texts that the vocabulary lacks."""
+        texts = {
+            f"dialogue.{name}[{turn}]": text
+            for name in ("instructions", "texts")
+            for turn, text in enumerate(getattr(self.plan, name))
+        }
+        return {field: lost for field, text in texts.items() if (lost := self.chat.lost(text))}
+
     @property
     def block(self) -> int:
         """I: the most tokens between two drawn turns."""

@@ -332,6 +332,7 @@ def write_evaluation(
     protocol: dict[str, Any],
     reference: int,
     left_out: dict[str, tuple[str, ...]],
+    lost: dict[str, str] | None = None,
     selection: dict[str, Any] | None = None,
 ) -> None:
     """Writes a stage's evaluation.json, or the same for another task.
@@ -342,6 +343,7 @@ def write_evaluation(
       protocol: from `evaluation_protocol`.
       reference: checksum of the base model's parameters.
       left_out: ids of problems left out, by reason.
+      lost: from `Encoder.lost`.
       selection: from `handoff.describe_selection`; None: of no trained checkpoint.
     """
 
@@ -356,6 +358,7 @@ def write_evaluation(
         "task": protocol["task"],
         "problems": protocol["problems"],
         "left_out": left_out,
+        "lost_characters": lost or {},
         "protocol": protocol,
         "reference": reference,
         "selection": selection or {},

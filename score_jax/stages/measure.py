@@ -113,6 +113,12 @@ def evaluate_models(
         {} if parent is None else evaluate.read_measurements(parent / file, protocol, base_checksum)
     )
     partial = folder / "measuring"
+    lost = evaluate.encoder_of(programs, evaluation).lost()
+    for field, characters in lost.items():
+        log(
+            f"[{name}] {path.name}: {field} has {characters!r}, for which the tokenizer has no "
+            "piece; the model reads an unknown token there: choose other words"
+        )
 
     def measure(model: str, params: Params, step: int) -> dict[str, Any]:
         key = digest([protocol["hash"], int(fingerprint(params)), step])
@@ -137,6 +143,7 @@ def evaluate_models(
             protocol=protocol,
             reference=base_checksum,
             left_out=evaluation.left_out(),
+            lost=lost,
             selection=selection,
         )
         shutil.rmtree(partial, ignore_errors=True)

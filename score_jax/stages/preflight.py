@@ -77,7 +77,12 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
             for name, own in settings.measured_sets.items()
         },
     )
-    check_lengths(programs, checked.training.tasks, checked.evaluation.tasks)
+    trained = checked.training.tasks
+    check_lengths(programs, trained, checked.evaluation.tasks)
+    for name, own in settings.measured_sets.items():
+        check_lengths(
+            dataclasses.replace(programs, settings=own), trained, checked.more[name].tasks
+        )
     return checked
 
 

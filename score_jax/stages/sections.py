@@ -105,7 +105,8 @@ class EvaluationConfig:
     seed: Seed = 0
     # Overrides of config.data. config.data.task is dropped for another data set or task.
     data: tuple[tuple[str, Any], ...] = ()
-    # Further data sets, by name: fields of this section that differ. Each gets a file of its own.
+    # Further evaluations, by name: fields of this section that differ; of `dialogue` its own fields
+    # that do. Each gets a file of its own.
     sets: tuple[tuple[str, Any], ...] = ()
     every: Natural = 0  # steps between validations during training; 0: no validation
     validation: tuple[tuple[str, Any], ...] = (("split", "validation"),)  # overrides of config.data

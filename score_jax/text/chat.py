@@ -178,6 +178,11 @@ class Chat:
         """A turn's text, without its stop marker."""
         return self.tokenizer.decode(ids)
 
+    def lost(self, text: str) -> str:
+        """Characters of a text that its ids do not give back: the vocabulary lacks them."""
+        told = self.decode(self.encode_plain(text))
+        return "".join(c for c in dict.fromkeys(text) if not c.isspace() and c not in told)
+
     def fill(self, template: str, text: str) -> list[int]:
         """Encodes a template with a text inserted; markers inside the text are encoded as text."""
         text = text.strip() if self.format.trim else text

@@ -35,10 +35,11 @@ def write_run(folder, stage, seed, second, outcomes=("01", "10"), protocol=PROTO
 def test_rows_stand_by_stage_with_their_mean(tmp_path):
     runs = [
         write_run(tmp_path / "a", "stage2", 0, 0.8, ["01", "11", "00", "11"]),
-        write_run(tmp_path / "b", "multi_turn", 0, 0.6),
+        write_run(tmp_path / "b", "multi_turn", 0, 0.6, ["01", "11", "00", "10"]),
         write_run(tmp_path / "c", "stage2", 1, 0.9, ["01", "11", "01", "10"]),
     ]
     caption, empty, *lines = table(runs).splitlines()
+    lines, differences = lines[: lines.index("")], lines[lines.index("") + 1 :]
     assert "over runs and problems together" in caption and not empty
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     assert cells[0][:5] == ["model", "seed", "greedy @t1", "greedy @t2", "greedy Delta"]
@@ -55,7 +56,20 @@ def test_rows_stand_by_stage_with_their_mean(tmp_path):
     assert values == ["50.0", "75.0", "25.0", "37.5", "12.5"]
     low, high = (float(part) for part in cells[5][3].split(" [")[1].strip("]").split(", "))
     assert low < 75 < high
+    # second attempts: 6 of 8 less 2 of 4; two runs against one have no test of pairs
+    assert differences[-1].startswith("| stage2 - multi_turn | 0.0 [") and len(differences) == 3
+    assert [c.split(" [")[0] for c in differences[-1].split(" | ")[2:]] == ["25.0", "25.0", "- |"]
     assert cells[2][4] == "-" and cells[3][7] == "-"  # undefined, and not measured
+
+
+def test_two_single_runs_are_tested_on_the_problems_they_differ_on(tmp_path):
+    """The one is right on six problems that the other fails: 2 of 64 tosses, 0.031."""
+    right, wrong = ["01"] * 6 + ["11"], ["00"] * 6 + ["11"]
+    runs = [
+        write_run(tmp_path / "a", "stage2", 0, 0.8, right),
+        write_run(tmp_path / "b", "single_turn", 0, 0.6, wrong),
+    ]
+    assert table(runs).splitlines()[-1].endswith("| 0.031 |")
 
 
 OTHERS = {

@@ -70,11 +70,17 @@ def test_the_page_shows_votes_and_each_further_set(tmp_path):
     main["models"]["stage2"] |= voted("2", "4")["models"]["stage2"]
     path.write_text(json.dumps(main))
     for name, own in (("votes", voted("2", "4")), ("attempts", of_three_turns())):
-        own["protocol"] = {"turns": 3}
+        own |= {"protocol": {"turns": 3}, "lost_characters": {"dialogue.instructions[1]": "W"}}
         (tmp_path / f"stage2/evaluation_{name}.json").write_text(json.dumps(own))
     (tmp_path / "stage2/evaluation_broken.json").write_text("{")
     _, page = read(tmp_path)
     assert page.text.count("Accuracy by samples per problem") == 2
-    for text in ("Further evaluations", "attempts: Greedy", "Differs in: turns 3", "+20.0"):
+    for text in (
+        "Further evaluations",
+        "attempts: Greedy",
+        "Differs in: turns 3",
+        "+20.0",
+        "no piece for W",
+    ):
         assert text in page.text
     assert "stage2/evaluation_broken.json cannot be read" in page.text

@@ -25,7 +25,7 @@ from tests.stage_configs import stages
 
 
 def open_tiny(**fields):
-    programs = build(stages("stage1", evaluation__problems=5, **fields)[-1].settings)
+    programs = build(stages("stage1", **{"evaluation__problems": 5} | fields)[-1].settings)
     spec = evaluation_spec(programs.settings)
     tasks, problems = read(spec)
     limits = {"longest": 0, "prompt_limit": spec.prompt_limit}

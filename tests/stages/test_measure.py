@@ -30,6 +30,35 @@ def run(workdir):
     run_mode("train", resolve_stages(config, {}), workdir, config="", command="")
 
 
+def test_votes_ten_attempts_and_another_instruction_are_sets(tmp_path, compiled, capsys):
+    config = get_config()
+    config.evaluation.problems = 3
+    config.evaluation.sets = ConfigDict(
+        {
+            "votes": {"samples": 8, "temperature": 0.7},
+            "attempts": {"turns": 10, "samples": 0},
+            "wait": {"dialogue": {"instructions": ("", "Wait")}},
+        }
+    )
+    stages = resolve_stages(config, {})
+    run_mode("evaluate", stages, tmp_path, config="", command="")
+    votes, attempts, wait, main = (
+        measured(tmp_path, name)
+        for name in ("evaluation_votes", "evaluation_attempts", "evaluation_wait", "evaluation")
+    )
+    assert list(votes["models"]["base"]["scaling"]) == ["2", "4", "8"]
+    assert votes["protocol"]["temperature"] == 0.7 and main["protocol"]["temperature"] == 1.0
+    assert "accuracy/turn10" in attempts["models"]["base"]["greedy"]
+    assert wait["protocol"]["instruction"] == "Wait" != main["protocol"]["instruction"]
+    # The tokenizer of the embedded task has no "W", which neither file nor log passes over.
+    assert wait["lost_characters"] == {"dialogue.instructions[1]": "W"}
+    assert main["lost_characters"] == {}
+    assert "evaluation_wait.json: dialogue.instructions[1] has 'W'" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    for text in ("Further evaluations", "samples 8, temperature 0.7", "turns 10", "no piece for W"):
+        assert text in page
+
+
 class Killed(BaseException):
     """Ends a run without its notice."""
 

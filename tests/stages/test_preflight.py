@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -96,3 +97,11 @@ def test_what_is_left_out_is_neither_trained_nor_measured_and_said(tmp_path, com
     assert f"{run['training']['long']} too long and 0 with a bad gold answer left out" in told
     assert f"on {8 - len(left)} problems ({len(left)} left out)" in told
     assert "trial row: sampler and scorer differ by" in told
+
+
+def test_a_further_set_must_fit_the_models_context_too(tmp_path):
+    settings = stages(model__max_length=80)[-1].settings  # two turns take half of it
+    check_stage(settings, tmp_path)
+    evaluation = replace(settings.evaluation, sets=(("attempts", (("turns", 10),)),))
+    with pytest.raises(ValueError, match=r"evaluation\.turns 10 may take .* has 80; lower one"):
+        check_stage(replace(settings, evaluation=evaluation), tmp_path)

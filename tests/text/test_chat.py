@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from score_jax.text.chat import FORMATS, Chat, get_format
+from score_jax.text.chat import FORMATS, PLAIN, Chat, get_format
 from score_jax.text.examples import WORDS
 from score_jax.text.tokenizer import train_sentencepiece
 from tests.small_tokenizers import CORPUS, make
@@ -148,3 +148,12 @@ def test_a_model_without_the_formats_markers_is_refused():
 def test_an_unknown_format_is_named():
     with pytest.raises(ValueError, match=r"tokenizer.chat is 'vicuna'; choose one of plain, gemma"):
         get_format("vicuna")
+
+
+def test_characters_that_the_vocabulary_lacks_are_told(tokenizers):
+    trained = train_sentencepiece(
+        ["wait a bit, there might be an error"] * 9, vocab_size=60, markers=PLAIN.markers
+    )
+    chat = Chat(trained, PLAIN)
+    assert chat.lost("Wait, Z: wait") == "WZ:" and chat.lost("wait  a bit\n") == ""
+    assert Chat(tokenizers["chatml"], get_format("chatml")).lost("Wait: Ω 🙂") == ""  # bytes
