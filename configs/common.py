@@ -176,6 +176,18 @@ def get_config() -> ConfigDict:
             "progress": True,
         }
     )
+    config.alarms = ConfigDict(  # AlarmsConfig: docs/alarms.md; a bound of None: no such alarm
+        {
+            "window": 10,  # steps in a mean
+            "answer_changed": 0.02,  # share of changed answers, below which it is raised
+            "delta_fall": 0.05,  # accuracy that the gain lost since the window before
+            "accuracy_fall": 0.1,  # accuracy that turn 1 lost since the stage's first window
+            "kl": 10.0,  # nats of one turn
+            "no_signal": 0.9,  # share of problems whose rewards at the last turn are all alike
+            "truncated_growth": 0.1,  # share of a turn's attempts, above the first window's
+            "stop": (),  # names of alarms that end the run
+        }
+    )
     config.profile = ConfigDict(  # ProfileConfig
         {
             "steps": 0,  # recorded by the profiler, on all hosts; 0: none

@@ -75,7 +75,7 @@ REPEATS = flags.DEFINE_integer(
 # what is trained and measured, not how one stage is trained.
 SHARED_FIELDS = (
     "seed", "task", "data", "tokenizer", "weights", "model", "lora", "compute", "mesh", "grading",
-    "evaluation", "log", "profile",
+    "evaluation", "log", "alarms", "profile",
 )  # fmt: skip
 CONFIG_ERRORS = (  # raised by ConfigDict, and by Python for a file that is no config
     ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,

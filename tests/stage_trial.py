@@ -13,6 +13,7 @@ import numpy as np
 
 from score_jax.data.stream import Stream
 from score_jax.distributed.signals import Interrupted, StopRequest
+from score_jax.report.alarms import USUAL
 from score_jax.rl.keys import run_key
 from score_jax.rl.rollout import RolloutPrograms, collect_rollout
 from score_jax.stages.build import StagePrograms, build, load_reference
@@ -76,7 +77,17 @@ def open_trial():
     return Trial(programs, programs.rollout_programs(tasks), reference, problems)
 
 
-def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None, **log):
+def train(
+    folder,
+    *,
+    judge=None,
+    stop=None,
+    watch=None,
+    sample=None,
+    update=None,
+    alarms=USUAL,
+    **log,
+):
     """Trains the stage in a folder from its newest checkpoint, or is interrupted on the way.
 
     Args:
@@ -84,6 +95,7 @@ def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None
       watch: is called with the parameters and episodes of each update.
       sample: draws in place of the sampling program.
       update: learns in place of the update program.
+      alarms: config.alarms.
       log: fields of config.log.
 
     Returns:
@@ -92,7 +104,7 @@ def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None
     """
     trial, request = open_trial(), StopRequest()
     kept = replace(trial.programs.settings.log, rollouts=-1, rollouts_every=1)
-    programs = trial.having(log=replace(kept, **log))
+    programs = trial.having(log=replace(kept, **log), alarms=alarms)
     if watch is not None:
 
         def update(state, reference, episodes, scores):

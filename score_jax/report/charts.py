@@ -42,6 +42,14 @@ class Band:
         return self.doubled * 2**x if self.doubled else x
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A place on the x axis where something happened."""
+
+    x: float
+    text: str  # shown under the pointer
+
+
 def show(value: float, percent: bool = False) -> str:
     """Formats a value for display, in percent if asked; "n/a" where it is not finite."""
     if not math.isfinite(value):
@@ -93,7 +101,12 @@ def span(values: np.ndarray) -> tuple[float, float]:
 
 
 def line_chart(
-    series: Sequence[Series], bands: Sequence[Band], *, percent: bool = False, title: str = ""
+    series: Sequence[Series],
+    bands: Sequence[Band],
+    *,
+    percent: bool = False,
+    title: str = "",
+    marks: Sequence[Mark] = (),
 ) -> Markup:
     """Draws lines over consecutive stages; a long one gets its running mean on top."""
     drawn = [_prepare(line) for line in series]
@@ -108,6 +121,12 @@ def line_chart(
         return TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [y_axis(low, high, down, percent), _x_axis(bands, across)]
+    for mark in marks:
+        x = f"{across(mark.x):.1f}"
+        parts.append(
+            f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
+            f"<title>{escape(mark.text)}</title></line>"
+        )
     inner = []
     for line, (raw, means, window) in zip(series, drawn, strict=True):
         if window > 1:

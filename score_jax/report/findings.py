@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from score_jax.report.alarms import ADVICE
 from score_jax.report.workdir import Run, StageRecord
 
 Level = Literal["alarm", "note"]
@@ -174,8 +175,28 @@ def find_alarms(run: Run) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level != "alarm")
 
 
+def _raised_alarms(stage: StageRecord) -> Iterator[Finding]:
+    """Those that training raised; one that was cleared is a note."""
+    latest: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for event in stage.alarms:
+        latest.setdefault((event["name"], event["metric"]), []).append(event)
+    for (name, _), events in latest.items():
+        meaning, remedy = ADVICE.get(name, (name.replace("_", " "), "see docs/alarms.md"))
+        raised = [event for event in events if event["event"] == "raised"]
+        open_still = events[-1]["event"] == "raised"
+        end = "" if open_still else f" Cleared at step {events[-1]['step']}."
+        told = [f"step {e['step']} ({e['metric']}: {e['value']:.3g})" for e in raised]
+        yield Finding(
+            level="alarm" if open_still else "note",
+            title=f"{stage_label(stage.name)}: {meaning}",
+            text=f"Raised at {', '.join(told)}; alarms.{name} is {events[0]['bound']:g}.{end} "
+            f"To try: {remedy}.",
+        )
+
+
 def _stage_alarms(stage: StageRecord) -> Iterator[Finding]:
     name = stage_label(stage.name)
+    yield from _raised_alarms(stage)
     lost = [row["step"] for row in stage.rows if not math.isfinite(row.get("loss", 0.0))]
     if lost:
         yield Finding(

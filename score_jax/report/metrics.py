@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from rapidfuzz.distance import Levenshtein
 
 from score_jax.records import VERDICTS, Transcript
 from score_jax.report.intervals import Interval, Rate, bound
+from score_jax.text.edit_distance import edit_distance_ratio
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,20 +110,10 @@ def outcomes(attempts: Attempts) -> list[str]:
 
 
 def edit_distance_ratios(texts: Any, before: int = 1, after: int = 2) -> Float[np.ndarray, "N S"]:
-    """Computes how much one turn's attempt differs from another's: 0 for a copy, at most 1.
-
-    Levenshtein's distance in characters over the sum of both lengths, so two texts of
-    one length that share nothing are at 0.5.
-
-    Source: arXiv:2409.12917, section 4 ("edit distance ratio").
-    """
+    """Computes `edit_distance_ratio` from one turn's attempt to another's, turns from 1."""
     texts = np.asarray(texts, dtype=object)
-
-    def ratio(old: str, new: str) -> float:
-        return Levenshtein.distance(old, new) / max(1, len(old) + len(new))
-
     pairs = zip(texts[..., before - 1].flat, texts[..., after - 1].flat, strict=True)
-    return np.array([ratio(*pair) for pair in pairs]).reshape(texts.shape[:-1])
+    return np.array([edit_distance_ratio(*pair) for pair in pairs]).reshape(texts.shape[:-1])
 
 
 def edit_distance_histogram(

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from score_jax.report.bars import Change, change_chart, histogram_chart
-from score_jax.report.charts import Band, Series, line_chart, show, smooth
+from score_jax.report.charts import Band, Mark, Series, line_chart, show, smooth
 from score_jax.report.findings import (
     interval_of,
     last_attempts,
@@ -222,6 +222,7 @@ def curves(run: Run) -> tuple[list[Chart], list[Chart]]:
 
 def _curve(run: Run, title: str, note: str, keys: Sequence[str]) -> Chart | None:
     bands, lines, start = [], {key: [] for key in keys}, 0.0
+    marks: list[Mark] = []
     for stage in run.stages:
         logged = [row["step"] for row in stage.rows if any(key in row for key in keys)]
         if not logged:
@@ -231,6 +232,11 @@ def _curve(run: Run, title: str, note: str, keys: Sequence[str]) -> Chart | None
             steps, values = stage.column(key)
             if np.isfinite(values).any():
                 lines[key].append(([start + step for step in steps], values))
+        marks += [
+            Mark(x=start + event["step"], text=f"step {event['step']}: {event['text']}")
+            for event in stage.alarms
+            if event["metric"] in keys and event["event"] == "raised"
+        ]
         start += logged[-1]
     percent = all(metric_of(key).startswith(SHARES) for key in keys)
     drawn = [(key, segments) for key, segments in lines.items() if segments][:8]
@@ -241,7 +247,7 @@ def _curve(run: Run, title: str, note: str, keys: Sequence[str]) -> Chart | None
         for index, (key, segments) in enumerate(drawn)
     ]
     legend = tuple((line.name, line.colour, show(_latest(line), percent)) for line in series)
-    svg = line_chart(series, bands, percent=percent, title=title)
+    svg = line_chart(series, bands, percent=percent, title=title, marks=marks)
     return Chart(title=title, note=note, svg=svg, legend=legend)
 
 

@@ -34,6 +34,7 @@ class StageRecord:
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation_NAME.json, by name
     config: dict[str, Any] = field(default_factory=dict)
     handoff: dict[str, Any] = field(default_factory=dict)
+    alarms: tuple[dict[str, Any], ...] = ()  # raised and cleared in training, report.alarms.Event
     units: dict[str, str] = field(default_factory=dict)  # of metrics, by name without turn
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
@@ -113,6 +114,7 @@ def _read_stage(folder: Path, missing: list[str]) -> StageRecord:
         },
         config=config,
         handoff=_read_object(folder / "handoff.json", missing),
+        alarms=tuple(_read_lines(folder / "alarms.jsonl", missing)),
         units=_read_object(folder / "units.json", missing),
     )
 

@@ -21,6 +21,7 @@ from score_jax.rl.dialogue import Encoder
 from score_jax.rl.metrics import Metric, mean
 from score_jax.tasks.grading.judgement import grade_judgement
 from score_jax.text.chat import Chat
+from score_jax.text.edit_distance import edit_distance_ratio
 from score_jax.types import Episodes, Params, Prompts, Scores
 
 
@@ -205,23 +206,17 @@ def merge_grades(
 def grading_metrics(
     encoder: Encoder, problems: Sequence[Problem], graded: Graded
 ) -> dict[str, Metric]:
-    """Verdicts over all turns, changed answers, and where tasks are mixed, numbers by task.
+    """Verdicts over all turns, what changed, and where tasks are mixed, numbers by task.
 
     Args:
       problems: one per row.
     """
     verdicts = [grade.verdict for row in graded.grades for grade in row if grade is not None]
-    roles = encoder.plan.roles
-    answers = [
-        [grade for grade, role in zip(row, roles, strict=True) if grade and role == "answer"]
-        for row in graded.grades
-    ]
-    changed = [row[0].extracted != row[-1].extracted for row in answers if row]
     found = {
         f"verdict/{verdict}": mean(float(verdicts.count(verdict)), float(len(verdicts)))
         for verdict in VERDICTS
     }
-    found["answer_changed"] = mean(float(sum(changed)), float(len(changed)))
+    found |= change_metrics(encoder.plan.roles, graded)
     names = sorted({task.name for task in encoder.tasks.values()})
     for name in names if len(names) > 1 else ():
         rows_of_all = zip(graded.grades, problems, strict=True)
@@ -233,6 +228,26 @@ def grading_metrics(
         found[f"task/{name}/accuracy"] = mean(right.sum(0, dtype=float), counts)
         found[f"task/{name}/reward"] = mean(reward_array(own).reshape(shape).sum(0), counts)
     return found
+
+
+def change_metrics(roles: Sequence[str], graded: Graded) -> dict[str, Metric]:
+    """What differs between a dialogue's first answer and its last: the answer, and the text.
+
+    A dialogue of one answer counts as unchanged, and has no edit distance.
+    """
+    changed, distances = [], []
+    for texts, grades in zip(graded.attempts, graded.grades, strict=True):
+        table = zip(texts, grades, roles, strict=True)
+        answers = [(text, grade) for text, grade, role in table if grade and role == "answer"]
+        if answers:
+            (first, before), (last, after) = answers[0], answers[-1]
+            changed.append(before.extracted != after.extracted)
+        if len(answers) > 1:
+            distances.append(edit_distance_ratio(first, last))
+    return {
+        "answer_changed": mean(float(sum(changed)), float(len(changed))),
+        "edit_distance": mean(float(sum(distances)), float(len(distances))),
+    }
 
 
 def sampling_metrics(episodes: Episodes, draft_tokens: int) -> dict[str, Metric]:

@@ -25,9 +25,9 @@ from score_jax.types import Params
 
 # Fields that may differ when a run is resumed in the same folder.
 MUTABLE_FIELDS = (
-    "steps", "checkpoint", "evaluation", "log", "profile", "grading", "parent", "mesh",
-    "mismatch_limit", "sampling.decode_segments", "sampling.row_sizes", "sampling.draft_tokens",
-    "sampling.draft_yield",
+    "steps", "checkpoint", "evaluation", "log", "alarms", "profile", "grading", "parent",
+    "mesh", "mismatch_limit", "sampling.decode_segments", "sampling.row_sizes",
+    "sampling.draft_tokens", "sampling.draft_yield",
 )  # fmt: skip
 # Fields that are paths. If the folder has an identity.json, contents are compared instead.
 PATH_FIELDS = (

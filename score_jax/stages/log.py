@@ -10,15 +10,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from score_jax.report.alarms import Event
 from score_jax.report.json_files import write_json
 
+ALARMS = "alarms.jsonl"
 ACCURACY = re.compile(r"accuracy/turn(\d+)")
 
 
@@ -120,6 +122,29 @@ class Log:
             return
         self.known_units |= units
         write_json(self.folder / "units.json", self.known_units)
+
+    def alarms(self, events: Iterable[Event]) -> None:
+        """Appends lines to alarms.jsonl, and prints each."""
+        for event in events if self.write else ():
+            with (self.folder / ALARMS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event.record()) + "\n")
+            self.message(f"step {event.alarm.step}: alarm {event.kind}: {event.alarm.text()}")
+
+    def rewrite_alarms(self, events: Sequence[Event]) -> None:
+        """Makes alarms.jsonl hold these events alone, those of the steps that were done before."""
+        if not self.write or not (events or (self.folder / ALARMS).exists()):
+            return
+        lines = "".join(json.dumps(event.record()) + "\n" for event in events)
+        partial = (self.folder / ALARMS).with_suffix(".partial")
+        partial.write_text(lines, encoding="utf-8")
+        partial.replace(self.folder / ALARMS)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics of the steps done before; none on hosts that do not write."""
+        if not self.write:
+            return []
+        text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends one JSON line to metrics.jsonl and flushes it to the operating system.

@@ -22,6 +22,7 @@ from score_jax.checks import (
 from score_jax.distributed.sharding import MeshConfig
 from score_jax.model.config import ModelConfig, RopeScaling
 from score_jax.model.lora import LoraConfig
+from score_jax.report.alarms import USUAL, AlarmsConfig, Watched
 from score_jax.rl.coefficients import CONSTANT, CoefficientsConfig
 from score_jax.rl.dialogue import SAMPLED, DialoguePlan
 from score_jax.rl.estimators import EstimatorConfig
@@ -82,6 +83,7 @@ class Settings:
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig
     log: LogConfig
+    alarms: AlarmsConfig = USUAL
     profile: ProfileConfig = NO_PROFILE
 
     def __post_init__(self):
@@ -116,6 +118,17 @@ class Settings:
     def plan(self) -> DialoguePlan:
         """The dialogues of training."""
         return self.dialogue.complete(self.objective.turns, self.sampling.turn_limit)
+
+    @property
+    def watched(self) -> Watched:
+        """What alarms may judge; nothing of a supervised stage, which draws no attempt."""
+        plan, draws = self.plan, self.program == "rl"
+        return Watched(
+            turns=tuple(t for t, trained in enumerate(plan.trained, 1) if trained and draws),
+            last=plan.turns,
+            answers=plan.roles.count("answer") if draws else 0,
+            grouped=draws and self.sampling.group_size > 1,
+        )
 
     @property
     def selects(self) -> Select:
@@ -252,6 +265,7 @@ SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
     "evaluation": EvaluationConfig,
     "log": LogConfig,
+    "alarms": AlarmsConfig,
     "profile": ProfileConfig,
 }
 

@@ -20,6 +20,7 @@ from score_jax.distributed import processes
 from score_jax.distributed.processes import any_process
 from score_jax.distributed.signals import StopRequest
 from score_jax.distributed.watchdog import Watchdog
+from score_jax.report import alarms
 from score_jax.rl import metrics
 from score_jax.rl.keys import run_key
 from score_jax.rl.metrics import Metric, Metrics, largest, total
@@ -98,6 +99,7 @@ class StageRun:
     # The step whose update was started last, and what fetches its metrics; None: they are logged.
     unfinished: tuple[int, Fetch] | None = None
     clock: Clock = field(default_factory=Clock)
+    watch: alarms.State = field(default_factory=alarms.State)  # of alarms
 
     def __post_init__(self):
         self.folder = self.checkpoints.folder.parent
@@ -114,6 +116,7 @@ class StageRun:
         settings = self.programs.settings
         base = int(fingerprint(self.reference))
         self.request.after_save = True
+        self.recall_alarms()
         stop = False
         while not stop and (step := self.progress.position) < settings.steps:
             self.checkpoints.check()
@@ -173,6 +176,33 @@ class StageRun:
         values |= self.validate_if_due(step)
         self.log.metrics(step, values | self.count_compiled(step))
         self.add_reward(values)
+        self.raise_alarms(step, values)
+
+    def recall_alarms(self) -> None:
+        """Brings alarms to where the steps done before leave them; all hosts must call."""
+        settings = self.programs.settings
+        rows = processes.broadcast_from_first(self.log.rows())
+        self.watch, events = alarms.replay(settings.alarms, settings.watched, rows)
+        self.log.rewrite_alarms(events)
+
+    def raise_alarms(self, step: int, values: dict[str, float]) -> None:
+        """Says which alarms a step raises and clears.
+
+        The metrics are those of all hosts, so all of them raise the same and stop together.
+
+        Raises:
+          TrainingError: an alarm of `alarms.stop` holds.
+        """
+        settings = self.programs.settings
+        row = {"step": step, **values}
+        self.watch, events = alarms.advance(settings.alarms, settings.watched, self.watch, row)
+        self.log.alarms(events)
+        for alarm in self.watch.holding:
+            if alarm.name in settings.alarms.stop:
+                raise TrainingError(
+                    f"step {step}: alarm {alarm.text()}; {self.last_saved()}. To train on "
+                    f"regardless, take {alarm.name!r} out of alarms.stop or move its bound"
+                )
 
     def validation_due(self, step: int) -> bool:
         """Whether a step is measured: every `evaluation.every` steps, and the last one."""

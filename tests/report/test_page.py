@@ -216,3 +216,19 @@ def test_a_report_replaces_the_one_before(tmp_path):
     assert first == second == tmp_path / "report.html"
     assert "No held-out measurement yet" in second.read_text(encoding="utf-8")
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_alarm_of_training_is_told_with_step_meaning_and_remedy(tmp_path):
+    """One that was cleared since is a note."""
+    write_run(tmp_path)
+    line = {"step": 2, "name": "kl", "metric": "kl/turn2", "value": 12.3, "bound": 10.0}
+    events = [line | {"event": "raised", "text": "t"}, line | {"event": "cleared", "text": "t"}]
+    path = tmp_path / "stage2/alarms.jsonl"
+    for count, kind in ((1, "alarm"), (2, "note")):
+        path.write_text("".join(json.dumps(event) + "\n" for event in events[:count]))
+        html = write_report(tmp_path).read_text()
+        told = "Stage II: the policy runs off from the base model"
+        assert f'<div class="finding {kind}"><b>{told}</b>' in html
+        assert "Raised at step 2 (kl/turn2: 12.3); alarms.kl is 10." in html
+        assert "raise objective.beta of that turn" in html
+        assert ("Cleared at step 2" in html) == (kind == "note")

@@ -1,10 +1,13 @@
 """Tables and charts of a run: the right numbers in the right place."""
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 
 from score_jax.report import panels
+from score_jax.report.charts import LEFT, RIGHT, WIDTH
 from score_jax.report.workdir import Run, StageRecord
 
 
@@ -183,3 +186,16 @@ def test_each_tasks_accuracies_and_rewards_are_charts_in_training():
         "Reward on tests.short_answers",
     ]
     assert more[0].legend == (("turn 1", 1, "25.0%"), ("turn 2", 2, "25.0%"))
+
+
+def test_an_alarm_is_marked_at_its_step_on_its_own_curve_behind_the_stage_before():
+    raised = {"step": 3, "metric": "answer_changed", "event": "raised", "text": "copies <now>"}
+    cleared = raised | {"step": 4, "event": "cleared"}
+    rows = [{"answer_changed": 0.1, "delta": 0.2}] * 4
+    second = replace(stage_of("stage2", rows), alarms=(raised, cleared))
+    main, _ = panels.curves(run_of(stage_of("stage1", rows), second))
+    marked = {chart.title: re.findall(r'class="mark" x1="([\d.]+)"', chart.svg) for chart in main}
+    place = LEFT + (4 + 3) / 8 * (WIDTH - LEFT - RIGHT)
+    assert [float(x) for x in marked["Answer changed"]] == [pytest.approx(place, abs=0.1)]
+    assert marked["Gain"] == []
+    assert sum("<title>step 3: copies &lt;now&gt;</title>" in chart.svg for chart in main) == 1

@@ -318,8 +318,24 @@ def test_every_verdict_is_counted():
 
 def test_answer_changed_compares_first_and_last():
     table = [grades("1", "1"), grades("1", "2"), grades("", "2"), grades("3", "3")]
-    metrics = rollout.grading_metrics(ENCODER, PROBLEMS, Graded(attempts=[], grades=table))
+    texts = [("", "")] * 4
+    metrics = rollout.grading_metrics(ENCODER, PROBLEMS, Graded(attempts=texts, grades=table))
     assert metrics["answer_changed"].value() == 0.5
+
+
+def test_the_edit_distance_is_that_of_first_and_last_text_over_both_lengths():
+    """By hand: "31" to "13" takes two edits of 4 characters, a copy none, "2" to "22" one of 3."""
+    _, found, _ = scripted([("31", "13"), ("31", "31"), ("2", "22"), ("2",)], [A] * 4)
+    told = rollout.grading_metrics(ENCODER, [A] * 4, found)["edit_distance"]
+    assert told.count == 3  # the last row has no second text
+    assert told.value() == pytest.approx((2 / 4 + 0 + 1 / 3) / 3)
+
+
+def test_the_text_of_a_judgement_is_no_answers_edit_distance():
+    made = judging(**JUDGED)
+    _, found, _ = scripted([("1", "6", "1"), ("1", "8", "2")], [A] * 2, made)
+    told = rollout.grading_metrics(made, [A] * 2, found)
+    assert told["edit_distance"].value() == (0 + 1 / 2) / 2
 
 
 def test_a_row_of_several_hosts_has_one_grade_whoever_ran_out_of_time():

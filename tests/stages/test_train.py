@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from score_jax.records import Grade
+from score_jax.report.alarms import AlarmsConfig
 from score_jax.rl.metrics import mean
 from score_jax.rl.rollout import Clock
 from score_jax.stages.train import Progress, StageRun, TrainingError, sft_step
@@ -114,3 +116,47 @@ def test_a_loss_that_is_no_number_stops_before_the_next_update(tmp_path):
         train(tmp_path, update=spoiled(updates))
     assert updates == [0, 1, 2]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def alarmed(name="accuracy_fall", **fields):
+    """Alarms in windows of two steps, on a policy whose first attempts all turn wrong."""
+    return AlarmsConfig(window=2, **{name: fields.pop("bound", 0.1)}, **fields)
+
+
+def worse_from(rollout):
+    """A judge to whom all is right before a rollout, and all wrong from it on."""
+    judge = Judge()
+    right = [Grade(verdict=v, reward=float(v == "correct")) for v in ("correct", "wrong")]
+    judge.grade = lambda problem, text: right[judge.rollouts >= rollout]
+    return judge
+
+
+def alarm_lines(folder):
+    return [json.loads(line) for line in (folder / "alarms.jsonl").read_text().splitlines()]
+
+
+def test_an_alarm_is_written_once_and_the_run_goes_on(tmp_path, capsys):
+    """Right in steps 1 and 2, wrong from step 3: the mean of steps 2 and 3 is a half less."""
+    train(tmp_path, judge=worse_from(2), alarms=alarmed())
+    (line,) = [line for line in alarm_lines(tmp_path) if line["name"] == "accuracy_fall"]
+    assert (line["step"], line["event"]) == (3, "raised")
+    assert line["metric"] == "accuracy/turn1" and line["value"] == 0.5 and line["bound"] == 0.1
+    assert "step 3: alarm raised: accuracy_fall" in capsys.readouterr().err
+
+
+def test_an_alarm_that_stops_names_step_value_bound_and_remedy(tmp_path):
+    told = (
+        r"step 3: alarm accuracy_fall: .*accuracy/turn1: 0\.5, .* is 0\.1.*objective\.beta.*step 2"
+    )
+    with pytest.raises(TrainingError, match=told):
+        train(tmp_path, judge=worse_from(2), alarms=alarmed(stop=("accuracy_fall",)))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_resumed_run_leaves_the_same_alarms(tmp_path):
+    train(tmp_path / "whole", judge=worse_from(2), alarms=alarmed())
+    with pytest.raises(TrainingError):
+        train(tmp_path / "cut", judge=worse_from(2), alarms=alarmed(stop=("accuracy_fall",)))
+    assert alarm_lines(tmp_path / "cut")
+    train(tmp_path / "cut", judge=worse_from(0), alarms=alarmed())  # from the checkpoint of step 2
+    assert alarm_lines(tmp_path / "cut") == alarm_lines(tmp_path / "whole")
