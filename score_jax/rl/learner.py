@@ -227,7 +227,7 @@ def batch_loss(
     cap = estimator.importance_cap
     assert cap != "auto", "an estimator is resolved before it is built into a program"
     importance, capped = importance_weights(before, episodes.logprobs, cap)
-    token_loss = policy_loss(estimator.clip, scores.logprobs, before, batch.advantages)
+    token_loss = policy_loss(estimator.clip_range, scores.logprobs, before, batch.advantages)
     loss = jnp.sum(batch.weights * (importance * token_loss + batch.beta * kl_loss))
 
     turns = episodes.rewards.shape[1]

@@ -326,12 +326,12 @@ def test_a_turn_without_tokens_has_finite_weights():
     np.testing.assert_array_equal(got, np.zeros((1, 4)))
 
 
-def slope_of_loss(clip, ratio, advantage, size=1e-3):
+def slope_of_loss(estimator, ratio, advantage, size=1e-3):
     """d loss / d log-probability of one token, by central differences."""
 
     def loss(logprob):
         arrays = [jnp.full((1, 1), x, jnp.float32) for x in (logprob, -1.0, advantage)]
-        return float(estimators.policy_loss(clip, *arrays)[0, 0])
+        return float(estimators.policy_loss(estimator.clip_range, *arrays)[0, 0])
 
     at = -1.0 + np.log(ratio)
     return (loss(at + size) - loss(at - size)) / (2 * size)
@@ -349,11 +349,27 @@ def slope_of_loss(clip, ratio, advantage, size=1e-3):
     ],
 )
 def test_clip_stops_a_token_that_has_moved_far_enough(ratio, advantage, slope):
-    assert slope_of_loss(0.2, ratio, advantage) == pytest.approx(slope, abs=5e-3)
+    found = slope_of_loss(EstimatorConfig(clip=0.2), ratio, advantage)
+    assert found == pytest.approx(slope, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "slope"),
+    [
+        (1.25, 2.0, -2.5),  # above 1 + clip: still pulled up, to the higher bound
+        (1.31, 2.0, 0.0),
+        (1.31, -2.0, 2.62),  # raised although it was bad: pushed down from anywhere
+        (0.81, -2.0, 1.62),  # the lower bound is that of clip alone
+        (0.79, -2.0, 0.0),
+    ],
+)
+def test_a_higher_bound_above_leaves_good_tokens_more_room(ratio, advantage, slope):
+    found = slope_of_loss(EstimatorConfig(clip=0.2, clip_high=0.3), ratio, advantage)
+    assert found == pytest.approx(slope, abs=5e-3)
 
 
 def test_without_clip_the_old_logprobs_do_not_matter():
-    assert slope_of_loss(None, 1.5, 2.0) == pytest.approx(-2.0, abs=5e-3)
+    assert slope_of_loss(EstimatorConfig(), 1.5, 2.0) == pytest.approx(-2.0, abs=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +399,11 @@ def test_each_kl_has_its_loss_and_its_estimate(kind, loss, told):
     [
         ({"clip": 0.0}, r"estimator.clip is 0.0; set a value in \(0, 1\) or None"),
         ({"clip": 1.0}, r"estimator.clip is 1.0; set a value in \(0, 1\) or None"),
+        (
+            {"clip_high": 0.28},
+            r"estimator.clip_high is 0.28 without estimator.clip; set both, or None",
+        ),
+        ({"clip": 0.2, "clip_high": 0.0}, r"estimator.clip_high is 0.0; set a value > 0"),
         (
             {"importance_cap": 0.5},
             r"estimator.importance_cap is 0.5; set a finite value >= 1, None",

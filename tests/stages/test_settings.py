@@ -232,6 +232,7 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "objective.alpha": (NAN, INF, None),
     "objective.gamma": (NAN, 1.5),
     "estimator.clip": (0.0, 1.0, NAN, INF, -0.2),
+    "estimator.clip_high": (0.0, NAN, INF, -0.2, 0.28),  # the last: without clip
     "estimator.normalise": (1, "yes", True),
     "estimator.kl": ("k1", None),
     "estimator.importance_cap": (0.5, NAN, "yes", True),
