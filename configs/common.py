@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
             "baseline": "leave_one_out",  # none, running, batch, leave_one_out[_attempt]
             "normalise": "none",  # or batch
             "length_norm": "sum",  # sum, constant, sequence
+            "mask_truncated": False,  # no token of a turn that was cut at its limit is learnt from
             "clip": config_dict.placeholder(float),  # ratios are cut below 1 - this; None: nowhere
             "clip_high": config_dict.placeholder(float),  # and above 1 + this; None: clip
             # Of the learner's odds over the sampler's, by token; auto: 2 in bfloat16, else None.

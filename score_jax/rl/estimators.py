@@ -128,6 +128,7 @@ class EstimatorConfig:
     baseline: str = "leave_one_out"  # of BASELINES
     normalise: str = "none"  # of NORMALISATIONS: what advantages are divided by
     length_norm: str = "sum"  # a turn's token losses: summed, / limit, / own length
+    mask_truncated: bool = False  # no token of a turn that was cut at its limit is learnt from
     clip: float | None = None  # the probability ratio is cut below 1 - this; None: REINFORCE
     clip_high: Positive | None = None  # and above 1 + this; None: clip
     importance_cap: ImportanceCap = None  # of learner / sampler, by token; "auto": by the dtype
@@ -203,21 +204,33 @@ def turn_advantages(
     return jnp.where(groups.present, returns, 0.0), jax.lax.stop_gradient(advantages)
 
 
-def token_weights(length_norm: str, episodes: Episodes, plan: DialoguePlan) -> Float[Array, "B T"]:
+def token_weights(
+    length_norm: str, episodes: Episodes, plan: DialoguePlan, *, mask_truncated: bool = False
+) -> Float[Array, "B T"]:
     """What each token's loss counts for, so that a batch's loss is one weighted sum.
 
     The denominators are those of the whole batch, so that the sum over microbatches
     and devices is exact. Rows that pad a batch don't count, and tokens that are not trained
     weigh 0.
+
+    Args:
+      mask_truncated: neither do the tokens of turns that were cut, and a row of which nothing
+        else was trained does not count. Its rewards stay in the baselines of the other rows.
+
+    Source: arXiv:2503.14476, section 3.4 (overlong filtering), for what was cut.
     """
-    rows = jnp.maximum(episodes.present.any(1).sum(), 1)
-    scale = jnp.broadcast_to(1.0 / rows, episodes.present.shape)
+    trained, counts = episodes.trained, episodes.present.any(1)
+    if mask_truncated:
+        kept = trained & ~logprobs.spread_to_tokens(episodes.truncated, episodes.turn)
+        counts &= kept.any(1) | ~trained.any(1)
+        trained = kept
+    scale = jnp.broadcast_to(1.0 / jnp.maximum(counts.sum(), 1), episodes.present.shape)
     if length_norm == "constant":
         scale = scale / jnp.asarray(plan.limits)
     elif length_norm == "sequence":
-        lengths = logprobs.sum_by_turn(episodes.trained.astype(float), episodes.turn, plan.turns)
+        lengths = logprobs.sum_by_turn(trained.astype(float), episodes.turn, plan.turns)
         scale = scale / jnp.maximum(lengths, 1.0)
-    return jnp.where(episodes.trained, logprobs.spread_to_tokens(scale, episodes.turn), 0.0)
+    return jnp.where(trained, logprobs.spread_to_tokens(scale, episodes.turn), 0.0)
 
 
 def policy_loss(

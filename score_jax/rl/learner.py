@@ -408,7 +408,9 @@ def update(
     batch = Batch(
         episodes=episodes,
         advantages=spread_to_tokens(advantages, episodes.turn),
-        weights=token_weights(estimator.length_norm, episodes, plan),
+        weights=token_weights(
+            estimator.length_norm, episodes, plan, mask_truncated=estimator.mask_truncated
+        ),
         beta=spread_to_tokens(jnp.broadcast_to(now.beta, returns.shape), episodes.turn),
         scores=scores,
         logprobs=before,

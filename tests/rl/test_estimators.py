@@ -321,6 +321,51 @@ def test_a_row_without_a_second_turn_counts_as_a_dialogue():
     np.testing.assert_allclose(got, (turn > 0) / 2)
 
 
+@pytest.mark.parametrize("kind", ["sum", "constant", "sequence"])
+def test_what_was_cut_weighs_nothing_and_a_row_of_nothing_else_does_not_count(kind):
+    """Row 1 loses its only turn, row 2 its first and row 3 its second; row 4 pads the batch."""
+    turn = np.array(
+        [
+            [0, 1, 1, 1, 0, 2, 0, 0],
+            [0, 1, 1, 1, 1, 1, 0, 0],
+            [0, 1, 1, 1, 1, 0, 2, 2],
+            [0, 1, 1, 0, 2, 2, 2, 2],
+            [0, 0, 0, 0, 0, 0, 0, 0],
+        ]
+    )
+    present = np.array([[1, 1], [1, 0], [1, 1], [1, 1], [0, 0]], bool)
+    cut = np.array([[0, 0], [1, 0], [1, 0], [0, 1], [1, 1]], bool)
+    made = rows(turn, present=present, truncated=cut)
+    got = estimators.token_weights(kind, made, PLAN, mask_truncated=True)
+    want = np.zeros(turn.shape)
+    for row, number in ((0, 1), (0, 2), (2, 2), (3, 1)):
+        own = turn[row] == number
+        each = {"sum": 1, "constant": PLAN.limits[number - 1], "sequence": own.sum()}[kind]
+        want[row][own] = 1 / (3 * each)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    whole = estimators.token_weights(kind, made, PLAN)
+    assert np.asarray(whole)[1, 1] > 0  # all is learnt from unless one asks
+
+
+def test_where_nothing_was_cut_masking_changes_nothing():
+    """Also not for a row that has no trained turn: it counts, cut or not, as it did."""
+    turn = np.array([[0, 1, 1, 0, 0], [0, 1, 0, 2, 2]])
+    made = rows(turn, trained=turn == 2, present=np.array([[1, 0], [1, 1]], bool))
+    made = made.replace(truncated=np.array([[1, 0], [0, 0]], bool))
+    got, want = (
+        estimators.token_weights("sum", made, PLAN, mask_truncated=mask) for mask in (True, False)
+    )
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(got, (turn == 2) / 2)
+
+
+def test_where_all_was_cut_nothing_is_learnt():
+    got = estimators.token_weights(
+        "sequence", rows(truncated=np.ones((2, 2), bool)), PLAN, mask_truncated=True
+    )
+    np.testing.assert_array_equal(got, np.zeros(TURN.shape))
+
+
 def test_a_turn_without_tokens_has_finite_weights():
     got = estimators.token_weights("sequence", rows(np.zeros((1, 4), int)), PLAN)
     np.testing.assert_array_equal(got, np.zeros((1, 4)))

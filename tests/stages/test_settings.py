@@ -234,6 +234,7 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "estimator.clip": (0.0, 1.0, NAN, INF, -0.2),
     "estimator.clip_high": (0.0, NAN, INF, -0.2, 0.28),  # the last: without clip
     "estimator.normalise": (1, "yes", True),
+    "estimator.mask_truncated": (1, "yes", None),
     "estimator.kl": ("k1", None),
     "estimator.importance_cap": (0.5, NAN, "yes", True),
     "coefficients.alpha": ("target", None),
