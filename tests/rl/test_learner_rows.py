@@ -132,18 +132,17 @@ def metrics_by_hand(rows, advantages, alpha=2.0):
         there = [row for row in range(count) if rows.present[row, index]]
         own = [np.flatnonzero(rows.sampled[row] & (rows.turn[row] == index + 1)) for row in there]
         tokens = sum(map(len, own))
-        same = [
-            all(rows.rewards[other, index] == rows.rewards[row, index]
-                for other in there if draws[other] == draws[row])
-            for row in there
-        ]  # fmt: skip
+        groups = {draw: [] for draw in (draws[row] for row in there)}
+        for row in there:
+            groups[draws[row]].append(float(rows.rewards[row, index]))
         told |= {
             f"accuracy/{turn}": np.mean([rows.rewards[row, index] >= 1 for row in there]),
             f"reward/{turn}": np.mean([rows.rewards[row, index] for row in there]),
             f"return/{turn}": np.mean([returns[row, index] for row in there]),
             f"truncated/{turn}": np.mean([rows.truncated[row, index] for row in there]),
             f"length/{turn}": tokens / len(there),
-            f"no_signal/{turn}": np.mean(same),
+            f"no_signal/{turn}": np.mean([len(set(group)) == 1 for group in groups.values()]),
+            f"all_right/{turn}": np.mean([min(group) >= 1 for group in groups.values()]),
             f"advantage_std/{turn}": np.std([advantages[row, index] for row in there]),
             f"kl/{turn}": sum(kl[row, at].sum() for row, at in zip(there, own, strict=True))
             / len(there),
@@ -184,8 +183,10 @@ def test_an_update_of_unequal_groups_is_that_of_loops_over_single_rows(base):
     assert_told(metrics, metrics_by_hand(batch(), advantages))
     assert not advantages[5].any() and metrics["alone"] == pytest.approx(1 / 6)
     # Turn 1: draw 11 has three equal rewards, draw 6 one; turn 2: draws 4 and 6 have one row.
-    assert metrics["no_signal/turn1"] == pytest.approx(4 / 6)
-    assert metrics["no_signal/turn2"] == pytest.approx(2 / 4)
+    # Those of one row are right in draw 6 at turn 1, and in draw 4 at turn 2.
+    for turn in (1, 2):
+        assert metrics[f"no_signal/turn{turn}"] == pytest.approx(2 / 3)
+        assert metrics[f"all_right/turn{turn}"] == pytest.approx(1 / 3)
     want = [shaped(REWARDS, 2.0)[PRESENT[:, t], t].mean() for t in (0, 1)]
     np.testing.assert_allclose(state.baseline, 0.9 * np.array([0.5, 0.25]) + 0.1 * np.array(want))
 
