@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
         {
             "group_size": 4,  # dialogues per problem
             "second_attempts": 1,  # second attempts per first attempt
+            "redraws": 0,  # batches drawn at most in the place of groups without signal; 0: none
             "decode_segments": 1,  # lengths of the cache; long turns want about 4
             "row_sizes": 2,  # sizes of the loop's arrays: all rows, half of them, a quarter
             "draft_tokens": 0,  # guessed from the row's earlier turns at a time; 0: none

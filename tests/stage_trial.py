@@ -76,7 +76,7 @@ def open_trial():
     return Trial(programs, programs.rollout_programs(tasks), reference, problems)
 
 
-def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None, **log):
+def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None, redraws=0, **log):
     """Trains the stage in a folder from its newest checkpoint, or is interrupted on the way.
 
     Args:
@@ -84,6 +84,7 @@ def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None
       watch: is called with the parameters and episodes of each update.
       sample: draws in place of the sampling program.
       update: learns in place of the update program.
+      redraws: of config.sampling.
       log: fields of config.log.
 
     Returns:
@@ -92,7 +93,8 @@ def train(folder, *, judge=None, stop=None, watch=None, sample=None, update=None
     """
     trial, request = open_trial(), StopRequest()
     kept = replace(trial.programs.settings.log, rollouts=-1, rollouts_every=1)
-    programs = trial.having(log=replace(kept, **log))
+    sampling = replace(trial.programs.settings.sampling, redraws=redraws)
+    programs = trial.having(log=replace(kept, **log), sampling=sampling)
     if watch is not None:
 
         def update(state, reference, episodes, scores):

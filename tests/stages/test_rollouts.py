@@ -98,6 +98,24 @@ def test_a_run_may_be_interrupted_in_every_step(uninterrupted, tmp_path):
     assert_same_end(tmp_path, params, uninterrupted("all"))
 
 
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_run_with_redraws_is_resumed_where_its_stream_stood(stop, tmp_path):
+    """Also where it is stopped within a step, whose rollout is then drawn again."""
+    params, drawn = train(tmp_path / "whole", redraws=2)
+    assert drawn > STEPS  # some step was short of groups with a signal
+    first, _ = train(tmp_path / "cut", redraws=2, stop=stop)
+    assert first is None
+    again, _ = train(tmp_path / "cut", redraws=2)
+    assert_same_end(tmp_path / "cut", again, (tmp_path / "whole", params))
+    rows = lines(tmp_path / "cut" / "metrics.jsonl")
+    assert sum(row["redraws"] for row in rows) == drawn - STEPS
+    assert sum(row["dialogues/drawn"] for row in rows) == drawn * ROWS
+    draws = [one.draw for one in store.read(tmp_path / "cut" / rollouts.NAME)]
+    assert draws == sorted(draws) and max(draws) < 4 * drawn
+    with open_checkpoints(open_trial().programs.settings, tmp_path / "cut") as checkpoints:
+        assert checkpoints.extra(STEPS)["batches"] == drawn
+
+
 def test_what_was_kept_carries_the_mark_of_the_policy_that_drew_it(uninterrupted, tmp_path):
     """And what an uninterrupted run keeps carries none: no later run may take it for its own."""
     folder, end = uninterrupted("all")

@@ -243,6 +243,7 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "dialogue.trained": ((1, 0), "yes"),
     "dialogue.limits": ((-1, 4), (2.5, 1)),
     "sampling.temperature": (NAN, INF, -1.0),
+    "sampling.redraws": (-1, 1.5, None),
     "sampling.row_limit": (-1, 0.5),
     "sampling.turn_limit": (0, 10**12),
     "learner.baseline_decay": (NAN, 1.0, -0.1),
