@@ -1,6 +1,7 @@
 """Rollouts that are kept: which rows, what of them, and what a resumed run makes of them."""
 
 import functools
+import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass, fields, replace
@@ -16,9 +17,10 @@ from score_jax.distributed import processes
 from score_jax.records import Grade
 from score_jax.stages import rollouts
 from score_jax.stages.checkpoint import StorageError
-from score_jax.stages.handoff import open_checkpoints
+from score_jax.stages.handoff import load_parent_policy, open_checkpoints
 from tests.rl.test_rollout import CUTS, ENCODER, PROBLEMS, graded
 from tests.short_answers import TASK
+from tests.stage_configs import stages
 from tests.stage_trial import Judge, draw, open_trial, train
 from tests.tiny import naive_logprobs
 from tests.tiny_stages import assert_same_tree, lines, without_times
@@ -114,6 +116,13 @@ def test_a_run_with_redraws_is_resumed_where_its_stream_stood(stop, tmp_path):
     assert draws == sorted(draws) and max(draws) < 4 * drawn
     with open_checkpoints(open_trial().programs.settings, tmp_path / "cut") as checkpoints:
         assert checkpoints.extra(STEPS)["batches"] == drawn
+
+
+def test_the_next_stage_draws_behind_all_that_was_drawn(tmp_path):
+    _, drawn = train(tmp_path / "stage1", redraws=2)
+    load_parent_policy(stages()[-1], tmp_path / "stage2", tmp_path)
+    handed_on = json.loads((tmp_path / "stage2/handoff.json").read_text())
+    assert handed_on["draws"] == 4 * drawn > 4 * STEPS
 
 
 def test_what_was_kept_carries_the_mark_of_the_policy_that_drew_it(uninterrupted, tmp_path):
