@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
         {
             "group_size": 4,  # dialogues per problem
             "second_attempts": 1,  # second attempts per first attempt
+            "redraws": 0,  # batches drawn at most in the place of groups without signal; 0: none
             "decode_segments": 1,  # lengths of the cache; long turns want about 4
             "row_sizes": 2,  # sizes of the loop's arrays: all rows, half of them, a quarter
             "draft_tokens": 0,  # guessed from the row's earlier turns at a time; 0: none
@@ -94,7 +95,9 @@ def get_config() -> ConfigDict:
             "baseline": "leave_one_out",  # none, running, batch, leave_one_out[_attempt]
             "normalise": "none",  # or batch
             "length_norm": "sum",  # sum, constant, sequence
-            "clip": config_dict.placeholder(float),
+            "mask_truncated": False,  # no token of a turn that was cut at its limit is learnt from
+            "clip": config_dict.placeholder(float),  # ratios are cut below 1 - this; None: nowhere
+            "clip_high": config_dict.placeholder(float),  # and above 1 + this; None: clip
             # Of the learner's odds over the sampler's, by token; auto: 2 in bfloat16, else None.
             "importance_cap": config_dict.FieldReference("auto", field_type=object),
         }

@@ -192,6 +192,19 @@ METHODS = {
         ),
         starts={"stage2": ""},
     ),
+    "PPO, clipped higher": Method(  # DAPO, arXiv:2503.14476, section 3.1
+        stages=(
+            {
+                **STAGE2,
+                "objective.alpha": 1.0,
+                "estimator.clip": 0.2,
+                "estimator.clip_high": 0.28,
+                "learner.minibatches": 2,
+                "sampling.group_size": 12,
+            },
+        ),
+        starts={"stage2": ""},
+    ),
     "verify, then revise": Method(  # PAG: every turn is rewarded
         stages=(
             {

@@ -86,6 +86,7 @@ def train(
     sample=None,
     update=None,
     alarms=USUAL,
+    redraws=0,
     **log,
 ):
     """Trains the stage in a folder from its newest checkpoint, or is interrupted on the way.
@@ -95,7 +96,8 @@ def train(
       watch: is called with the parameters and episodes of each update.
       sample: draws in place of the sampling program.
       update: learns in place of the update program.
-      alarms: config.alarms.
+      alarms: the config's section.
+      redraws: of SamplingConfig.
       log: fields of config.log.
 
     Returns:
@@ -104,7 +106,8 @@ def train(
     """
     trial, request = open_trial(), StopRequest()
     kept = replace(trial.programs.settings.log, rollouts=-1, rollouts_every=1)
-    programs = trial.having(log=replace(kept, **log), alarms=alarms)
+    sampling = replace(trial.programs.settings.sampling, redraws=redraws)
+    programs = trial.having(log=replace(kept, **log), alarms=alarms, sampling=sampling)
     if watch is not None:
 
         def update(state, reference, episodes, scores):

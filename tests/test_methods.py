@@ -134,8 +134,13 @@ def test_an_adaptive_beta_follows_the_first_updates_kl(name):
     assert np.abs(pull[first]).max() > 0.01
 
 
-def test_clipped_minibatches_climb_the_clipped_surrogate_one_after_the_other():
-    settings = last_run("PPO", "stage2")
+@pytest.mark.parametrize(
+    ("name", "high", "cut"),
+    # Of 22 tokens; both sides, else a bound would be untested.
+    [("PPO", 0.2, [(0, 0), (5, 2)]), ("PPO, clipped higher", 0.28, [(0, 0), (4, 2)])],
+)
+def test_clipped_minibatches_climb_the_clipped_surrogate_one_after_the_other(name, high, cut):
+    settings = last_run(name, "stage2")
     table, reference = TWO.random_table(0), TWO.random_table(1)
     size, clip = settings.sampling.group_size, settings.estimator.clip
     rows = np.random.default_rng(10).integers(0, 49, size)
@@ -155,15 +160,16 @@ def test_clipped_minibatches_climb_the_clipped_surrogate_one_after_the_other():
 
         def surrogate(t, own=own, gain=gain):
             ratio = np.exp(TWO.token_logprobs(t)[own] - before[own])
-            capped = np.clip(ratio, 1 - clip, 1 + clip)
+            capped = np.clip(ratio, 1 - clip, 1 + high)
             return np.minimum(ratio * gain, capped * gain).sum() / len(own)
 
         ratio = np.exp(TWO.token_logprobs(now)[own] - before[own])
         own_gain, own_ratio = gain[turn > 0], ratio[turn > 0]
-        high, low = (own_gain > 0) & (own_ratio > 1 + clip), (own_gain < 0) & (own_ratio < 1 - clip)
-        clipped.append((int(high.sum()), int(low.sum())))
+        above = (own_gain > 0) & (own_ratio > 1 + high)
+        below = (own_gain < 0) & (own_ratio < 1 - clip)
+        clipped.append((int(above.sum()), int(below.sum())))
         now = now + slope(surrogate, now)
-    assert clipped == [(0, 0), (5, 2)]  # of 22 tokens; both sides, else a bound would be untested
+    assert clipped == cut
     state = updates(
         TWO, table, reference, groups=rows[None], **graded(TWO, settings), **learning(TWO, settings)
     )

@@ -25,7 +25,17 @@ from score_jax.report.workdir import Run, StageRecord
 
 CHANGES = {"delta": "Δ", "delta_i_to_c": "Δ i→c", "delta_c_to_i": "Δ c→i"}
 DECODINGS = {"greedy": "Greedy", "sampled": "Sampled"}
-SHARES = ("accuracy", "delta", "fix_", "break_", "answer_", "truncated", "verdict")
+SHARES = (
+    "accuracy",
+    "delta",
+    "fix_",
+    "break_",
+    "answer_",
+    "truncated",
+    "verdict",
+    "no_signal",
+    "all_right",
+)
 CHARTS = {  # title: (what it shows, metrics; a name that ends in "/" is a prefix)
     "Accuracy": ("attempts that are right", ("accuracy/",)),
     "Gain": ("accuracy of the last attempt minus the first", ("delta",)),

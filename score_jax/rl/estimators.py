@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from score_jax.checks import check_fields
+from score_jax.checks import Positive, check_fields
 from score_jax.rl import logprobs
 from score_jax.rl.dialogue import DialoguePlan
 from score_jax.rl.mismatch import IMPORTANCE_CAPS, ImportanceCap
@@ -128,7 +128,9 @@ class EstimatorConfig:
     baseline: str = "leave_one_out"  # of BASELINES
     normalise: str = "none"  # of NORMALISATIONS: what advantages are divided by
     length_norm: str = "sum"  # a turn's token losses: summed, / limit, / own length
-    clip: float | None = None  # PPO clip range of the probability ratio; None: REINFORCE
+    mask_truncated: bool = False  # no token of a turn that was cut at its limit is learnt from
+    clip: float | None = None  # the probability ratio is cut below 1 - this; None: REINFORCE
+    clip_high: Positive | None = None  # and above 1 + this; None: clip
     importance_cap: ImportanceCap = None  # of learner / sampler, by token; "auto": by the dtype
 
     def __post_init__(self):
@@ -146,12 +148,23 @@ class EstimatorConfig:
                 )
         if self.clip is not None and not 0 < self.clip < 1:
             raise ValueError(f"estimator.clip is {self.clip}; set a value in (0, 1) or None")
+        if self.clip is None and self.clip_high is not None:
+            raise ValueError(
+                f"estimator.clip_high is {self.clip_high} without estimator.clip; set both, or None"
+            )
         cap = self.importance_cap
         number = isinstance(cap, int | float) and not isinstance(cap, bool)
         if cap not in (None, "auto") and not (number and math.isfinite(cap) and cap >= 1):
             raise ValueError(
                 f"estimator.importance_cap is {cap!r}; set a finite value >= 1, None or 'auto'"
             )
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """Bounds of the probability ratio; None: it has none."""
+        if self.clip is None:
+            return None
+        return 1 - self.clip, 1 + (self.clip if self.clip_high is None else self.clip_high)
 
     def resolved(self, dtype: str) -> "EstimatorConfig":
         """The estimator of a decoder of this type: "auto" becomes a value."""
@@ -191,25 +204,37 @@ def turn_advantages(
     return jnp.where(groups.present, returns, 0.0), jax.lax.stop_gradient(advantages)
 
 
-def token_weights(length_norm: str, episodes: Episodes, plan: DialoguePlan) -> Float[Array, "B T"]:
+def token_weights(
+    length_norm: str, episodes: Episodes, plan: DialoguePlan, *, mask_truncated: bool = False
+) -> Float[Array, "B T"]:
     """What each token's loss counts for, so that a batch's loss is one weighted sum.
 
     The denominators are those of the whole batch, so that the sum over microbatches
     and devices is exact. Rows that pad a batch don't count, and tokens that are not trained
     weigh 0.
+
+    Args:
+      mask_truncated: neither do the tokens of turns that were cut, and a row of which nothing
+        else was trained does not count. Its rewards stay in the baselines of the other rows.
+
+    Source: arXiv:2503.14476, section 3.4 (overlong filtering), for what was cut.
     """
-    rows = jnp.maximum(episodes.present.any(1).sum(), 1)
-    scale = jnp.broadcast_to(1.0 / rows, episodes.present.shape)
+    trained, counts = episodes.trained, episodes.present.any(1)
+    if mask_truncated:
+        kept = trained & ~logprobs.spread_to_tokens(episodes.truncated, episodes.turn)
+        counts &= kept.any(1) | ~trained.any(1)
+        trained = kept
+    scale = jnp.broadcast_to(1.0 / jnp.maximum(counts.sum(), 1), episodes.present.shape)
     if length_norm == "constant":
         scale = scale / jnp.asarray(plan.limits)
     elif length_norm == "sequence":
-        lengths = logprobs.sum_by_turn(episodes.trained.astype(float), episodes.turn, plan.turns)
+        lengths = logprobs.sum_by_turn(trained.astype(float), episodes.turn, plan.turns)
         scale = scale / jnp.maximum(lengths, 1.0)
-    return jnp.where(episodes.trained, logprobs.spread_to_tokens(scale, episodes.turn), 0.0)
+    return jnp.where(trained, logprobs.spread_to_tokens(scale, episodes.turn), 0.0)
 
 
 def policy_loss(
-    clip: float | None,
+    clip_range: tuple[float, float] | None,
     logprobs: Float[Array, "B T"],
     old_logprobs: Float[Array, "B T"],
     advantages: Float[Array, "B T"],
@@ -217,15 +242,17 @@ def policy_loss(
     """The per-token loss whose gradient is the policy gradient.
 
     Args:
+      clip_range: beyond these bounds of the probability ratio a token is pushed no further.
       old_logprobs: the learner's before the first update, not the sampler's: what rounding
         puts between those two is not movement, and has a weight of its own.
 
-    Source: arXiv:1707.06347, eq. 7, for the clipped form.
+    Source: arXiv:1707.06347, eq. 7, for the clipped form; arXiv:2503.14476, section 3.1, for a
+    higher bound above, which leaves unlikely tokens room to grow.
     """
-    if clip is None:
+    if clip_range is None:
         return -advantages * logprobs
     ratio = jnp.exp(logprobs - old_logprobs)
-    clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+    clipped = jnp.clip(ratio, *clip_range)
     return -jnp.minimum(ratio * advantages, clipped * advantages)
 
 

@@ -227,7 +227,7 @@ def batch_loss(
     cap = estimator.importance_cap
     assert cap != "auto", "an estimator is resolved before it is built into a program"
     importance, capped = importance_weights(before, episodes.logprobs, cap)
-    token_loss = policy_loss(estimator.clip, scores.logprobs, before, batch.advantages)
+    token_loss = policy_loss(estimator.clip_range, scores.logprobs, before, batch.advantages)
     loss = jnp.sum(batch.weights * (importance * token_loss + batch.beta * kl_loss))
 
     turns = episodes.rewards.shape[1]
@@ -408,7 +408,9 @@ def update(
     batch = Batch(
         episodes=episodes,
         advantages=spread_to_tokens(advantages, episodes.turn),
-        weights=token_weights(estimator.length_norm, episodes, plan),
+        weights=token_weights(
+            estimator.length_norm, episodes, plan, mask_truncated=estimator.mask_truncated
+        ),
         beta=spread_to_tokens(jnp.broadcast_to(now.beta, returns.shape), episodes.turn),
         scores=scores,
         logprobs=before,
@@ -453,15 +455,21 @@ def summarise(
     last = jnp.take_along_axis(right, final[:, None], axis=1)[:, 0]
     first, dialogues = right[:, 0], jnp.maximum(present.any(1).sum(), 1)
     differs = episodes.rewards[:, None, :] != episodes.rewards[None, :, :]  # B B R
-    signal = (groups.problem[..., None] & present[None] & differs).any(1)
+    peers = groups.problem[..., None] & present[None]  # rows of the draw that have the turn, B B R
+    part = jnp.where(present, 1.0 / jnp.maximum(peers.sum(1), 1), 0.0)  # of its draw, B R
     alone = (groups.problem & present.any(1)[None]).sum(1) == 1
+
+    def share_of_draws(values: Array) -> Metric:
+        return mean(jnp.where(values, part, 0).sum(0), part.sum(0))
+
     spread = jnp.sqrt(turn_means(jnp.square(advantages - turn_means(advantages, present)), present))
     return {
         "delta": mean((last.astype(float) - first).sum(), dialogues),
         "delta_i_to_c": mean((last & ~first).sum(), dialogues),
         "delta_c_to_i": mean((first & ~last).sum(), dialogues),
         "alone": mean((alone & present.any(1)).sum(), dialogues),
-        "no_signal": share(~signal),
+        "no_signal": share_of_draws(~(peers & differs).any(1)),  # all rewards are equal
+        "all_right": share_of_draws((~peers | right[None]).all(1)),
         "accuracy": share(right),
         "reward": share(episodes.rewards),
         "return": share(returns),

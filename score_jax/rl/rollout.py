@@ -269,6 +269,14 @@ def sampling_metrics(episodes: Episodes, draft_tokens: int) -> dict[str, Metric]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a rollout's groups were chosen from (rl.selection)."""
+
+    batches: list[Episodes]  # this host's rows of each batch that was drawn, as numpy, graded
+    signal: list[bool]  # whether each group of all hosts has one, in the order of draws
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Graded dialogues on the devices, and the same rows on this host."""
 
@@ -277,6 +285,12 @@ class Rollout:
     local: Episodes  # this host's rows as numpy
     problems: list[Problem]  # of this host's rows
     graded: Graded
+    choice: Choice | None = None  # None: all that was drawn is here
+
+    @property
+    def drawn(self) -> list[Episodes]:
+        """This host's rows of every batch that was drawn."""
+        return self.choice.batches if self.choice else [self.local]
 
 
 class Sampler(Protocol):

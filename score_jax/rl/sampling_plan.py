@@ -22,6 +22,8 @@ class SamplingConfig:
     second_attempts: Count = 1  # second attempts drawn from each first attempt; divides group_size
     prompt_limit: Count = 64  # tokens; longer prompts are refused
     turn_limit: Count = 64  # tokens of one turn, its stop token included
+    # Further batches drawn, at most, in the place of groups without signal; 0: none.
+    redraws: Natural = 0
     row_limit: Natural = 0  # tokens of a whole dialogue; 0: all that the other limits allow
     temperature: NotNegative = 1.0  # 0: greedy
     decode_segments: Count = 1  # lengths of the cache: loops, each over more of it

@@ -226,8 +226,8 @@ def load_parent_policy(parent: StageConfig, folder: Path, workdir: Path) -> Para
         params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
         selection = describe_selection(parent.settings, checkpoints, step)
         checksum = checkpoints.extra(step)["fingerprint"]
-        steps = checkpoints.steps()[-1]
-    drawn = steps * parent.settings.batch if parent.settings.program == "rl" else 0
+        batches = checkpoints.extra(checkpoints.steps()[-1])["batches"]
+    drawn = batches * parent.settings.batch if parent.settings.program == "rl" else 0
     record = {
         "parent": parent.settings.name,
         "step": step,

@@ -30,6 +30,7 @@ from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
 from score_jax.rl.optimizer import OptimizerConfig
 from score_jax.rl.sampling_plan import SamplingConfig
+from score_jax.rl.selection import check_redraws
 from score_jax.stages.methods import LIST_FIELDS
 from score_jax.stages.sections import (
     AS_STORED,
@@ -113,6 +114,7 @@ class Settings:
             self.objective.check_plan(plan)
             self.coefficients.check(self.objective)
             check_grouping(self.estimator, self.sampling, self.learner)
+            check_redraws(self.sampling, self.objective, plan.roles)
 
     @property
     def plan(self) -> DialoguePlan:

@@ -1,7 +1,7 @@
 """Runs one stage: rollout, update, log, checkpoint, until all steps are done.
 
 Everything that a step needs follows from its number (problems, keys) or is in the checkpoint
-(train state, stream position, reward window), so a resumed run equals the uninterrupted one.
+(train state, batches drawn, reward window), so a resumed run equals the uninterrupted one.
 """
 
 import math
@@ -33,6 +33,7 @@ from score_jax.rl.rollout import (
     grading_metrics,
     sampling_metrics,
 )
+from score_jax.rl.selection import collect_with_signal, paid_turns, selection_metrics
 from score_jax.stages import rollouts
 from score_jax.stages.build import StagePrograms
 from score_jax.stages.checkpoint import Checkpoints, StorageError, fingerprint
@@ -57,7 +58,8 @@ def all_finite(tree: Any) -> jax.Array:
 class Progress:
     """What a stage carries from step to step, and saves, besides the train state."""
 
-    position: int = 0  # steps done, which is the position of the stream in batches
+    position: int = 0  # steps done
+    batches: int = 0  # drawn from the stream: those that were not learnt from count too
     window: int = 1  # steps in the mean training reward that checkpoints are compared by
     rewards: list[float] = field(
         default_factory=list
@@ -280,12 +282,17 @@ class StageRun:
         return f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def add_reward(self, values: dict[str, float]) -> None:
-        """Adds a step's training reward: the unshaped rewards, weighted and summed over turns."""
-        weights = self.programs.settings.objective.reward_weights
+        """Adds a step's training reward: the unshaped rewards, weighted and summed over turns.
+
+        Of all that was drawn: groups that were chosen for their signal are neither solved nor
+        beyond the policy, so their reward would say little of it.
+        """
+        settings = self.programs.settings
+        name = "drawn/reward" if settings.sampling.redraws else "reward"
         self.progress.add(
             sum(
-                weight * values.get(f"reward/turn{turn}", 0.0)
-                for turn, weight in enumerate(weights, 1)
+                weight * values.get(f"{name}/turn{turn}", 0.0)
+                for turn, weight in enumerate(settings.objective.reward_weights, 1)
             )
         )
 
@@ -320,19 +327,38 @@ StepFunction = Callable[[StageRun, int], Fetch | None]
 def draw_rollout(stage: StageRun, devices: RolloutPrograms, step: int) -> Rollout:
     """Samples, grades and scores the dialogues of a step."""
     settings, programs = stage.programs.settings, stage.programs
-    draws, indices, problems = stage.stream.next()
-    return collect_rollout(
+    params = programs.policy(stage.state.params, stage.reference)
+
+    def begin(phase: str) -> None:
+        stage.enter_phase(phase, step + 1)
+
+    def draw(devices: RolloutPrograms) -> Rollout:
+        draws, indices, problems = stage.stream.next()
+        return collect_rollout(
+            devices,
+            stage.grader,
+            params=params,
+            reference=stage.reference,
+            key=run_key(settings.seed, "train", stage=settings.name),
+            draws=draws,
+            problems=problems,
+            indices=indices,
+            policy_step=step,
+            begin=begin,
+            meanwhile=stage.finish_step,
+            clock=stage.clock,
+        )
+
+    if not settings.sampling.redraws:
+        return draw(devices)
+    paid = paid_turns(settings.objective, settings.plan.roles)
+    return collect_with_signal(
         devices,
-        stage.grader,
-        params=programs.policy(stage.state.params, stage.reference),
-        reference=stage.reference,
-        key=run_key(settings.seed, "train", stage=settings.name),
-        draws=draws,
-        problems=problems,
-        indices=indices,
-        policy_step=step,
-        begin=lambda phase: stage.enter_phase(phase, step + 1),
-        meanwhile=stage.finish_step,
+        draw,
+        stage.reference,
+        settings.sampling,
+        paid=paid,
+        begin=begin,
         clock=stage.clock,
     )
 
@@ -343,7 +369,7 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
     def learn(stage: StageRun, step: int) -> Fetch | None:
         settings, programs = stage.programs.settings, stage.programs
         params = stage.state.params
-        stage.stream.position = step
+        stage.stream.position = stage.progress.batches
         resumed = None
         if step == stage.first_step:
             resumed = rollouts.resume(
@@ -360,17 +386,20 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
         if any_process(bool(stage.request.number)):
             stage.save(step)
             stage.checkpoints.wait()  # first, since the rollout can be sampled again
-            keep(mark=rollouts.checksum(params))
+            if rollout.choice is None:  # else it has to be: what was not chosen is not kept
+                keep(mark=rollouts.checksum(params))
             return None
         stage.state, found = programs.update(
             stage.state, stage.reference, rollout.episodes, rollout.scores
         )
-        stage.progress.position = step + 1
+        stage.progress.position, stage.progress.batches = step + 1, stage.stream.position
         # The devices are busy from here on.
         if step % settings.log.rollouts_every == 0:
             keep(count=settings.log.rollouts)
         graded = grading_metrics(devices.encoder, rollout.problems, rollout.graded)
-        graded |= sampling_metrics(rollout.local, settings.sampling.draft_tokens)
+        drafts = settings.sampling.draft_tokens
+        graded |= metrics.merge(sampling_metrics(rows, drafts) for rows in rollout.drawn)
+        graded |= selection_metrics(rollout)
         clock = timings(rollout)
         units = metrics.units(found) | metrics.units(clock) | {"time/update": "s"}
         stage.log.units(units | dict.fromkeys(SPEEDS, "tokens/s"))
@@ -421,7 +450,7 @@ def timings(rollout: Rollout) -> dict[str, Metric]:
     """Wall time of a rollout's phases, of the slowest host, and what its rows took it for."""
     return {
         **{f"time/{phase}": largest(value, "s") for phase, value in rollout.graded.seconds.items()},
-        "drawn": total(float(np.sum(rollout.local.sampled))),
+        "drawn": total(float(sum(np.sum(rows.sampled) for rows in rollout.drawn))),
         "whole": total(float(np.sum(rollout.local.length))),
         "rows": total(float(len(rollout.local.length))),
     }
@@ -461,7 +490,7 @@ def start_state(
     if missing:
         raise StorageError(
             f"checkpoint {checkpoints.folder / str(step)} lacks {', '.join(missing)}: it is of an "
-            "earlier version of score_jax, which drew from other keys; choose another --workdir"
+            "earlier version of score_jax; choose another --workdir"
         )
     say(f"goes on from the checkpoint of step {step} of {programs.settings.steps}")
     return state, Progress(**{entry.name: extra[entry.name] for entry in fields(Progress)})

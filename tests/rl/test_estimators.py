@@ -321,17 +321,62 @@ def test_a_row_without_a_second_turn_counts_as_a_dialogue():
     np.testing.assert_allclose(got, (turn > 0) / 2)
 
 
+@pytest.mark.parametrize("kind", ["sum", "constant", "sequence"])
+def test_what_was_cut_weighs_nothing_and_a_row_of_nothing_else_does_not_count(kind):
+    """Row 1 loses its only turn, row 2 its first and row 3 its second; row 4 pads the batch."""
+    turn = np.array(
+        [
+            [0, 1, 1, 1, 0, 2, 0, 0],
+            [0, 1, 1, 1, 1, 1, 0, 0],
+            [0, 1, 1, 1, 1, 0, 2, 2],
+            [0, 1, 1, 0, 2, 2, 2, 2],
+            [0, 0, 0, 0, 0, 0, 0, 0],
+        ]
+    )
+    present = np.array([[1, 1], [1, 0], [1, 1], [1, 1], [0, 0]], bool)
+    cut = np.array([[0, 0], [1, 0], [1, 0], [0, 1], [1, 1]], bool)
+    made = rows(turn, present=present, truncated=cut)
+    got = estimators.token_weights(kind, made, PLAN, mask_truncated=True)
+    want = np.zeros(turn.shape)
+    for row, number in ((0, 1), (0, 2), (2, 2), (3, 1)):
+        own = turn[row] == number
+        each = {"sum": 1, "constant": PLAN.limits[number - 1], "sequence": own.sum()}[kind]
+        want[row][own] = 1 / (3 * each)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    whole = estimators.token_weights(kind, made, PLAN)
+    assert np.asarray(whole)[1, 1] > 0  # all is learnt from unless one asks
+
+
+def test_where_nothing_was_cut_masking_changes_nothing():
+    """Also not for a row that has no trained turn: it counts, cut or not, as it did."""
+    turn = np.array([[0, 1, 1, 0, 0], [0, 1, 0, 2, 2]])
+    made = rows(turn, trained=turn == 2, present=np.array([[1, 0], [1, 1]], bool))
+    made = made.replace(truncated=np.array([[1, 0], [0, 0]], bool))
+    got, want = (
+        estimators.token_weights("sum", made, PLAN, mask_truncated=mask) for mask in (True, False)
+    )
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(got, (turn == 2) / 2)
+
+
+def test_where_all_was_cut_nothing_is_learnt():
+    got = estimators.token_weights(
+        "sequence", rows(truncated=np.ones((2, 2), bool)), PLAN, mask_truncated=True
+    )
+    np.testing.assert_array_equal(got, np.zeros(TURN.shape))
+
+
 def test_a_turn_without_tokens_has_finite_weights():
     got = estimators.token_weights("sequence", rows(np.zeros((1, 4), int)), PLAN)
     np.testing.assert_array_equal(got, np.zeros((1, 4)))
 
 
-def slope_of_loss(clip, ratio, advantage, size=1e-3):
+def slope_of_loss(estimator, ratio, advantage, size=1e-3):
     """d loss / d log-probability of one token, by central differences."""
 
     def loss(logprob):
         arrays = [jnp.full((1, 1), x, jnp.float32) for x in (logprob, -1.0, advantage)]
-        return float(estimators.policy_loss(clip, *arrays)[0, 0])
+        return float(estimators.policy_loss(estimator.clip_range, *arrays)[0, 0])
 
     at = -1.0 + np.log(ratio)
     return (loss(at + size) - loss(at - size)) / (2 * size)
@@ -349,11 +394,27 @@ def slope_of_loss(clip, ratio, advantage, size=1e-3):
     ],
 )
 def test_clip_stops_a_token_that_has_moved_far_enough(ratio, advantage, slope):
-    assert slope_of_loss(0.2, ratio, advantage) == pytest.approx(slope, abs=5e-3)
+    found = slope_of_loss(EstimatorConfig(clip=0.2), ratio, advantage)
+    assert found == pytest.approx(slope, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "slope"),
+    [
+        (1.25, 2.0, -2.5),  # above 1 + clip: still pulled up, to the higher bound
+        (1.31, 2.0, 0.0),
+        (1.31, -2.0, 2.62),  # raised although it was bad: pushed down from anywhere
+        (0.81, -2.0, 1.62),  # the lower bound is that of clip alone
+        (0.79, -2.0, 0.0),
+    ],
+)
+def test_a_higher_bound_above_leaves_good_tokens_more_room(ratio, advantage, slope):
+    found = slope_of_loss(EstimatorConfig(clip=0.2, clip_high=0.3), ratio, advantage)
+    assert found == pytest.approx(slope, abs=5e-3)
 
 
 def test_without_clip_the_old_logprobs_do_not_matter():
-    assert slope_of_loss(None, 1.5, 2.0) == pytest.approx(-2.0, abs=5e-3)
+    assert slope_of_loss(EstimatorConfig(), 1.5, 2.0) == pytest.approx(-2.0, abs=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +444,11 @@ def test_each_kl_has_its_loss_and_its_estimate(kind, loss, told):
     [
         ({"clip": 0.0}, r"estimator.clip is 0.0; set a value in \(0, 1\) or None"),
         ({"clip": 1.0}, r"estimator.clip is 1.0; set a value in \(0, 1\) or None"),
+        (
+            {"clip_high": 0.28},
+            r"estimator.clip_high is 0.28 without estimator.clip; set both, or None",
+        ),
+        ({"clip": 0.2, "clip_high": 0.0}, r"estimator.clip_high is 0.0; set a value > 0"),
         (
             {"importance_cap": 0.5},
             r"estimator.importance_cap is 0.5; set a finite value >= 1, None",

@@ -13,6 +13,7 @@ import pytest
 from score_jax.rl import coefficients
 from score_jax.rl.coefficients import CoefficientsConfig
 from score_jax.rl.dialogue import DialoguePlan, row_ids
+from score_jax.rl.estimators import EstimatorConfig
 from score_jax.rl.learner import LearnerConfig
 from score_jax.rl.objectives import Objective
 from tests.rl.test_estimators import naive_advantages
@@ -77,22 +78,32 @@ def shaped(rewards, alpha):
     return np.stack([rewards[:, 0], (1 + alpha) * rewards[:, 1] - alpha * rewards[:, 0]], 1)
 
 
-def by_hand(rows, alpha=2.0, beta=(0.2, 0.1), returns=None, kept=slice(None)):
+def by_hand(rows, alpha=2.0, beta=(0.2, 0.1), returns=None, kept=slice(None), cut=True):
     """Loss, gradient, and each row's advantages, token by token.
 
     Args:
       kept: the rows that count.
+      cut: learn from turns that were cut; False: a row without others does not count.
     """
     rows = jax.tree.map(np.asarray, rows)
     known = pick(rows, np.arange(len(rows.tokens))[kept])
     returns = shaped(known.rewards, alpha) if returns is None else returns
     advantages = naive_advantages("leave_one_out", returns, known.present, known.ids, None)
     gain, pull = np.zeros((2, *rows.tokens.shape), np.float32)
+    learnt = [
+        [
+            place
+            for place in np.flatnonzero(known.trained[row])
+            if cut or not known.truncated[row, known.turn[row, place] - 1]
+        ]
+        for row in range(len(known.tokens))
+    ]
+    count = len(known.tokens) if cut else sum(map(bool, learnt))
     for row, number in enumerate(np.arange(len(rows.tokens))[kept]):
-        for place in np.flatnonzero(known.trained[row]):
+        for place in learnt[row]:
             turn = known.turn[row, place] - 1
-            gain[number, place] = advantages[row, turn] / len(known.tokens)
-            pull[number, place] = beta[turn] / len(known.tokens)
+            gain[number, place] = advantages[row, turn] / count
+            pull[number, place] = beta[turn] / count
     models = random_params(MODEL), random_params(MODEL, seed=1)
     loss, slope = weighed()(*models, rows.tokens, gain, pull)
     return float(loss), slope, advantages
@@ -121,18 +132,17 @@ def metrics_by_hand(rows, advantages, alpha=2.0):
         there = [row for row in range(count) if rows.present[row, index]]
         own = [np.flatnonzero(rows.sampled[row] & (rows.turn[row] == index + 1)) for row in there]
         tokens = sum(map(len, own))
-        same = [
-            all(rows.rewards[other, index] == rows.rewards[row, index]
-                for other in there if draws[other] == draws[row])
-            for row in there
-        ]  # fmt: skip
+        groups = {draw: [] for draw in (draws[row] for row in there)}
+        for row in there:
+            groups[draws[row]].append(float(rows.rewards[row, index]))
         told |= {
             f"accuracy/{turn}": np.mean([rows.rewards[row, index] >= 1 for row in there]),
             f"reward/{turn}": np.mean([rows.rewards[row, index] for row in there]),
             f"return/{turn}": np.mean([returns[row, index] for row in there]),
             f"truncated/{turn}": np.mean([rows.truncated[row, index] for row in there]),
             f"length/{turn}": tokens / len(there),
-            f"no_signal/{turn}": np.mean(same),
+            f"no_signal/{turn}": np.mean([len(set(group)) == 1 for group in groups.values()]),
+            f"all_right/{turn}": np.mean([min(group) >= 1 for group in groups.values()]),
             f"advantage_std/{turn}": np.std([advantages[row, index] for row in there]),
             f"kl/{turn}": sum(kl[row, at].sum() for row, at in zip(there, own, strict=True))
             / len(there),
@@ -173,8 +183,10 @@ def test_an_update_of_unequal_groups_is_that_of_loops_over_single_rows(base):
     assert_told(metrics, metrics_by_hand(batch(), advantages))
     assert not advantages[5].any() and metrics["alone"] == pytest.approx(1 / 6)
     # Turn 1: draw 11 has three equal rewards, draw 6 one; turn 2: draws 4 and 6 have one row.
-    assert metrics["no_signal/turn1"] == pytest.approx(4 / 6)
-    assert metrics["no_signal/turn2"] == pytest.approx(2 / 4)
+    # Those of one row are right in draw 6 at turn 1, and in draw 4 at turn 2.
+    for turn in (1, 2):
+        assert metrics[f"no_signal/turn{turn}"] == pytest.approx(2 / 3)
+        assert metrics[f"all_right/turn{turn}"] == pytest.approx(1 / 3)
     want = [shaped(REWARDS, 2.0)[PRESENT[:, t], t].mean() for t in (0, 1)]
     np.testing.assert_allclose(state.baseline, 0.9 * np.array([0.5, 0.25]) + 0.1 * np.array(want))
 
@@ -186,6 +198,31 @@ def test_rows_may_come_in_any_order_and_lie_in_any_part(base, microbatches):
     state, metrics = run(rows=shuffled, microbatches=microbatches)
     assert_close(state, base[0])
     assert_same_metrics(metrics, base[1])
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("pack", [True, False])
+def test_an_update_without_what_was_cut_is_that_of_loops_over_the_other_tokens(
+    base, microbatches, pack
+):
+    """Row 4 has nothing else; its reward stays in its draw's baselines, and in the metrics."""
+    loss, slope, advantages = by_hand(batch(), cut=False)
+    estimator = EstimatorConfig(mask_truncated=True)
+    options = {"estimator": estimator, "microbatches": microbatches, "pack": pack}
+    state, metrics = run(rows=batch(), **options)
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+    assert abs(loss - base[1]["loss"]) > 0.01
+    assert_close(gradient(state), slope)
+    assert_told(metrics, metrics_by_hand(batch(), advantages))
+
+
+def test_rows_that_pad_a_batch_change_nothing_where_cut_turns_are_left_out():
+    """Row 2, behind whose cut first turn a second stands, is among the four."""
+    rows = padded()
+    loss, slope, _ = by_hand(rows, kept=slice(0, 4), cut=False)
+    state, metrics = run(rows=rows, estimator=EstimatorConfig(mask_truncated=True))
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+    assert_close(gradient(state), slope)
 
 
 def padded(**fields):

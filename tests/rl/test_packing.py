@@ -99,6 +99,7 @@ CASES = {
     "shards": {"row_shards": 4},
     "k2": {"estimator": EstimatorConfig(kl="k2", importance_cap=2.0, length_norm="sequence")},
     "reward": {"estimator": EstimatorConfig(kl="reward"), "microbatches": 2},
+    "nothing of what was cut": {"estimator": EstimatorConfig(mask_truncated=True)},
     "minibatches": {
         "estimator": EstimatorConfig(kl="k3", clip=0.2),
         "minibatches": 2,

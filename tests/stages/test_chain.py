@@ -148,6 +148,24 @@ def test_a_checkpoint_can_be_chosen_on_validation_problems(tmp_path, compiled, c
     assert f"step {best} by validation accuracy" in capsys.readouterr().out
 
 
+def test_second_attempts_at_one_first_attempt_are_trained_by_a_config(tmp_path, compiled):
+    fields = {"group_size": 4, "second_attempts": 2, "redraws": 2}
+    options = {f"sampling__{name}": value for name, value in fields.items()}
+    baseline = "leave_one_out_attempt"
+    train(tmp_path, "stage1", steps=2, estimator__baseline=baseline, **options)
+    rows = lines(tmp_path / "stage1/metrics.jsonl")
+    assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
+    firsts, whole = {}, set()
+    for one in store.read(tmp_path / "stage1/rollouts"):
+        assert one.attempt == one.sample // 2 * 2
+        place = (one.step, one.draw, one.attempt)
+        firsts.setdefault(place, set()).add(one.attempts[0])
+        whole.add((*place, one.attempts))
+    assert len(firsts) == 2 * 4 * 2  # steps, problems, first attempts
+    assert all(len(texts) == 1 for texts in firsts.values())
+    assert len(whole) > len(firsts)  # second attempts differ
+
+
 def test_single_turn_rl_draws_one_attempt_and_is_measured_on_two(tmp_path, compiled):
     weights = {"objective__reward_weights": (1.0,), "objective__beta": (0.01,)}
     train(tmp_path, steps=2, log__rollouts_every=1, **weights)

@@ -1,6 +1,7 @@
 """Rollouts that are kept: which rows, what of them, and what a resumed run makes of them."""
 
 import functools
+import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass, fields, replace
@@ -16,9 +17,10 @@ from score_jax.distributed import processes
 from score_jax.records import Grade
 from score_jax.stages import rollouts
 from score_jax.stages.checkpoint import StorageError
-from score_jax.stages.handoff import open_checkpoints
+from score_jax.stages.handoff import load_parent_policy, open_checkpoints
 from tests.rl.test_rollout import CUTS, ENCODER, PROBLEMS, graded
 from tests.short_answers import TASK
+from tests.stage_configs import stages
 from tests.stage_trial import Judge, draw, open_trial, train
 from tests.tiny import naive_logprobs
 from tests.tiny_stages import assert_same_tree, lines, without_times
@@ -96,6 +98,31 @@ def test_a_run_may_be_interrupted_in_every_step(uninterrupted, tmp_path):
     params, drawn = train(tmp_path)
     assert drawn == 0
     assert_same_end(tmp_path, params, uninterrupted("all"))
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_run_with_redraws_is_resumed_where_its_stream_stood(stop, tmp_path):
+    """Also where it is stopped within a step, whose rollout is then drawn again."""
+    params, drawn = train(tmp_path / "whole", redraws=2)
+    assert drawn > STEPS  # some step was short of groups with a signal
+    first, _ = train(tmp_path / "cut", redraws=2, stop=stop)
+    assert first is None
+    again, _ = train(tmp_path / "cut", redraws=2)
+    assert_same_end(tmp_path / "cut", again, (tmp_path / "whole", params))
+    rows = lines(tmp_path / "cut" / "metrics.jsonl")
+    assert sum(row["redraws"] for row in rows) == drawn - STEPS
+    assert sum(row["dialogues/drawn"] for row in rows) == drawn * ROWS
+    draws = [one.draw for one in store.read(tmp_path / "cut" / rollouts.NAME)]
+    assert draws == sorted(draws) and max(draws) < 4 * drawn
+    with open_checkpoints(open_trial().programs.settings, tmp_path / "cut") as checkpoints:
+        assert checkpoints.extra(STEPS)["batches"] == drawn
+
+
+def test_the_next_stage_draws_behind_all_that_was_drawn(tmp_path):
+    _, drawn = train(tmp_path / "stage1", redraws=2)
+    load_parent_policy(stages()[-1], tmp_path / "stage2", tmp_path)
+    handed_on = json.loads((tmp_path / "stage2/handoff.json").read_text())
+    assert handed_on["draws"] == 4 * drawn > 4 * STEPS
 
 
 def test_what_was_kept_carries_the_mark_of_the_policy_that_drew_it(uninterrupted, tmp_path):

@@ -232,7 +232,9 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "objective.alpha": (NAN, INF, None),
     "objective.gamma": (NAN, 1.5),
     "estimator.clip": (0.0, 1.0, NAN, INF, -0.2),
+    "estimator.clip_high": (0.0, NAN, INF, -0.2, 0.28),  # the last: without clip
     "estimator.normalise": (1, "yes", True),
+    "estimator.mask_truncated": (1, "yes", None),
     "estimator.kl": ("k1", None),
     "estimator.importance_cap": (0.5, NAN, "yes", True),
     "coefficients.alpha": ("target", None),
@@ -241,6 +243,7 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "dialogue.trained": ((1, 0), "yes"),
     "dialogue.limits": ((-1, 4), (2.5, 1)),
     "sampling.temperature": (NAN, INF, -1.0),
+    "sampling.redraws": (-1, 1.5, None),
     "sampling.row_limit": (-1, 0.5),
     "sampling.turn_limit": (0, 10**12),
     "learner.baseline_decay": (NAN, 1.0, -0.1),
