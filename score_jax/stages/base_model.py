@@ -1,6 +1,6 @@
 """Loads ModelConfig, tokenizer and chat format of the base model that a config names."""
 
-from score_jax.data import equations
+from score_jax.data import procedural
 from score_jax.model.config import ModelConfig
 from score_jax.model.weights import embedded, load
 from score_jax.model.weights.stops import load_stops
@@ -42,12 +42,12 @@ def load_chat(settings: Settings) -> Chat:
     elif source == "stand_in":
         tokenizer = tokenizers.StandInTokenizer()
     elif source == "trained":
-        instruction = registry.get(settings.task).instruction
+        made = procedural.find(settings.task, "tokenizer.source is 'trained' and config.task")
         tokenizer = tokenizers.train_sentencepiece(
-            equations.sample_texts(instruction),
-            vocab_size=equations.VOCABULARY,
+            made.sample_texts(registry.get(settings.task).instruction),
+            vocab_size=made.vocabulary,
             markers=chat.markers,
-            words=equations.WORDS,
+            words=made.words,
         )
     else:
         tokenizer = load.load_tokenizer(source or settings.weights.source)

@@ -1,6 +1,6 @@
 """Where a supervised stage's rows come from: the config's examples section.
 
-Worked dialogues of the embedded task, or kept rollouts that a filter by name lets through
+Worked dialogues of an embedded task, or kept rollouts that a filter by name lets through
 (STaR), or that are paired with other right answers (Pair-SFT). `dialogue.trained` says which
 turns carry loss.
 
@@ -10,13 +10,14 @@ Source: arXiv:2409.12917, section 4.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from score_jax.checks import Share, unmet
-from score_jax.data import equations, store
+from score_jax.data import procedural, store
+from score_jax.data.procedural import Procedural
 from score_jax.data.store import StoredDialogue
 from score_jax.data.stream import Stream
 from score_jax.rl.dialogue import Encoder
@@ -35,7 +36,8 @@ def load(settings: Settings, encoder: Encoder, workdir: Path) -> Examples:
       ValueError: the section is invalid, or no dialogue is left.
     """
     options = dict(settings.examples)
-    makers = {"equations": worked_equations, "rollouts": stored_rollouts}
+    worked = {name: partial(worked_dialogues, task) for name, task in procedural.TASKS.items()}
+    makers: dict[str, Callable[..., Examples]] = {**worked, "rollouts": stored_rollouts}
     source = options.pop("source", "")
     if source not in makers:
         raise ValueError(f"examples.source is {source!r}; choose one of {', '.join(makers)}")
@@ -45,7 +47,8 @@ def load(settings: Settings, encoder: Encoder, workdir: Path) -> Examples:
         raise ValueError(f"config.examples with source {source!r}: {error}") from error
 
 
-def worked_equations(
+def worked_dialogues(
+    task: Procedural,
     settings: Settings,
     encoder: Encoder,
     _: Path,
@@ -58,10 +61,10 @@ def worked_equations(
     """Worked dialogues made for each step.
 
     Args:
-      careful: share of careful second attempts, before `settling`.
+      careful: share of careful second attempts (receipts: of their sites), before `settling`.
       careful_at_last: the same share during `settling`.
       settling: the last steps, as a share of all.
-      right: share of right first attempts; wrong guesses have no loss.
+      right: share of right first attempts; wrong ones have no loss.
     """
     for name, value in (
         ("careful", careful),
@@ -74,7 +77,7 @@ def worked_equations(
 
     def make(step: int) -> Episodes:
         settled = step >= settings.steps * (1 - settling)
-        dialogues = equations.dialogues(
+        dialogues = task.dialogues(
             np.random.default_rng([settings.seed, step]),
             settings.batch,
             careful=careful_at_last if settled else careful,

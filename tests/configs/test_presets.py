@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs import multi_turn, presets, single_turn, stage1, stage2
-from score_jax.main import resolve_stages
+from configs import base, multi_turn, presets, single_turn, stage1, stage2
+from score_jax.stages.resolve import resolve_stages
 from score_jax.stages.settings import parse
 
 
@@ -70,6 +70,45 @@ def test_the_papers_numbers_are_in():
 def test_a_model_alone_has_its_own_task_and_none_changes_nothing():
     assert presets.split("smollm2_135m") == ("smollm2_135m", "words")
     assert presets.apply(stage1.get_config(), "").to_dict() == stage1.get_config().to_dict()
+
+
+@pytest.mark.parametrize("stage", [stage1, stage2, single_turn, multi_turn])
+def test_the_second_embedded_task_changes_task_and_lengths_alone(stage):
+    usual, other = (dict(flat(stage.get_config(name).to_dict())) for name in ("", "receipts"))
+    assert usual.keys() == other.keys()
+    assert {name: other[name] for name in other if other[name] != usual[name]} == {
+        "task": "receipts",
+        "data.task": "receipts",
+        "sampling.turn_limit": 40,
+        "sampling.row_limit": 80,
+        **({"parent": "configs/stage1.py:receipts"} if stage is stage2 else {}),
+    }
+
+
+def flat(values, above=""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "parent"),
+    [
+        ("skills", "skills", ""),
+        ("", "base", "configs/base.py:skills"),
+        ("receipts_skills", "receipts_skills", ""),
+        ("receipts", "receipts_base", "configs/base.py:receipts_skills"),
+    ],
+)
+def test_each_embedded_task_has_its_base_policy_in_two_stages(part, name, parent):
+    settings = parse(base.get_config(part))
+    assert (settings.name, settings.parent) == (name, parent)
+    task = "receipts" if "receipts" in part else "equations"
+    assert (settings.task, dict(settings.examples)["source"]) == (task, task)
+    with pytest.raises(ValueError, match="'skill'; choose skills, receipts_skills, receipts,"):
+        base.get_config("skill")
 
 
 def test_an_unknown_preset_is_named():

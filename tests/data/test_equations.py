@@ -103,18 +103,6 @@ def test_problems_are_distinct_a_quarter_easy_and_in_seeded_order():
     assert equations.problems("equations", "test", 10, 1) != problems[:10]
 
 
-@pytest.mark.parametrize(
-    ("task", "split", "message"),
-    [
-        ("math", "train", "data.task is 'math'; only 'equations'"),
-        ("equations", "dev", "data.split is 'dev'; choose one of train, validation, test"),
-    ],
-)
-def test_what_there_is_not_is_named(task, split, message):
-    with pytest.raises(ValueError, match=message):
-        equations.problems(task, split, 1, 0)
-
-
 @pytest.mark.parametrize("x", [1, 2, 9, 16, 29])
 def test_near_misses_are_wrong_and_in_range(x):
     rng = np.random.default_rng(x)

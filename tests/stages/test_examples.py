@@ -3,15 +3,18 @@
 import dataclasses
 import re
 from collections import Counter
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from score_jax.data import equations, store
+from configs import base
+from score_jax.data import equations, receipts, store
 from score_jax.stages import examples
 from score_jax.stages.build import build
 from score_jax.stages.preflight import check_stage
+from score_jax.stages.settings import parse
 from score_jax.tasks import registry
 from tests.data.test_store import dialogue
 from tests.stage_configs import stages
@@ -76,6 +79,22 @@ def test_seed_and_step_decide_the_rows_and_the_batch_how_many(programs):
 def test_a_share_that_is_none_is_refused_by_name(programs, field, value):
     with pytest.raises(ValueError, match=rf"^examples.{field} is .*; set a "):
         load(programs, **{field: value})
+
+
+def test_the_source_names_the_task_whose_dialogues_are_made():
+    """With that task's own tokenizer, trained in process, in which no work is cut."""
+    programs = build(parse(base.get_config("receipts")))
+    tasks = {"receipts": registry.get("receipts")}
+    settings = dataclasses.replace(programs.settings, batch=4)
+    encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, tasks)
+    rows = examples.load(settings, encoder, Path())(0)
+    made = receipts.dialogues(np.random.default_rng([0, 0]), 4, careful=0.12, right=0.25)
+    for row, own, worked in zip(rows.tokens, rows.turn, made, strict=True):
+        for number, parts in enumerate(worked.attempts, 1):
+            text = "".join(part.text for part in parts)
+            assert programs.chat.decode(row[own == number]) == text
+    ids = programs.chat.encode_plain("(32,56)376+252(08,12,06)=628")
+    assert len(ids) == len("(32,56)376+252(08,12,06)=628")
 
 
 def test_a_source_or_a_field_that_there_is_not_is_named(programs):
