@@ -18,10 +18,10 @@ import numpy as np
 
 from configs import common
 from score_jax.data import equations
-from score_jax.main import resolve_stages
 from score_jax.records import Problem
 from score_jax.rl.dialogue import DialoguePlan
 from score_jax.stages.build import StagePrograms, build, load_reference
+from score_jax.stages.resolve import resolve_stages
 from score_jax.tasks import registry
 from score_jax.types import Params
 

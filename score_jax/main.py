@@ -13,7 +13,6 @@ traceback is written to the workdir.
 """
 
 import errno
-import importlib.util
 import re
 import sys
 import traceback
@@ -25,7 +24,7 @@ from typing import Any
 
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from score_jax.checks import RENAMED_FIELDS
 from score_jax.distributed import processes
@@ -33,12 +32,12 @@ from score_jax.distributed.signals import Interrupted
 from score_jax.distributed.watchdog import HostLost, Watchdog
 from score_jax.planning.bench import LENGTHS, run_bench
 from score_jax.planning.command import run_plan
+from score_jax.report import comparison_page
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
+from score_jax.stages.comparison import is_comparison, run_comparison
 from score_jax.stages.compilation import keep_programs
-from score_jax.stages.handoff import StageConfig
-from score_jax.stages.methods import expand, is_method
-from score_jax.stages.settings import parse
+from score_jax.stages.resolve import CONFIG_ERRORS, config_error, one_line, resolve_stages
 from score_jax.stages.train import TrainingError
 from score_jax.text import terminal
 
@@ -71,122 +70,8 @@ REPEATS = flags.DEFINE_integer(
     "repeats", 5, "of --mode=bench: times that each phase is timed", lower_bound=1
 )
 
-# Overrides of these fields on the command line apply to the parent stages as well: they define
-# what is trained and measured, not how one stage is trained.
-SHARED_FIELDS = (
-    "seed", "task", "data", "tokenizer", "weights", "model", "lora", "compute", "mesh", "grading",
-    "evaluation", "log", "alarms", "profile",
-)  # fmt: skip
-CONFIG_ERRORS = (  # raised by ConfigDict, and by Python for a file that is no config
-    ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,
-)  # fmt: skip
 OVERRIDE = re.compile(r"--?config\.([\w.]+)=(.*)", re.DOTALL)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def load_config(path: str) -> ConfigDict:
-    """The config that `get_config` of FILE or FILE:preset returns.
-
-    Raises:
-      ValueError: there is no such file or preset, or it sets fields that do not exist.
-    """
-    name, _, preset = path.partition(":")
-    if not Path(name).is_file():
-        raise ValueError(f"config.parent is {path!r}; there is no file {name}")
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    assert spec is not None and spec.loader is not None, f"{name} is not a Python file"
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config(preset) if preset else module.get_config()
-    except CONFIG_ERRORS as error:
-        raise config_error(f"config.parent {path!r}", error) from error
-
-
-def find_parent(path: str, child: str) -> str:
-    """The path of the config that a child config names as its parent.
-
-    It is searched in the folder of the child's file, then in the folder above it (configs of a
-    repository call each other configs/stage1.py), then in the current folder.
-
-    Args:
-      path: FILE or FILE:preset, as written in the child.
-      child: FILE or FILE:preset of the child; "": it has no file.
-    """
-    name, colon, preset = path.partition(":")
-    folder = Path(child.partition(":")[0]).parent
-    for place in (folder, folder.parent) if child else ():
-        if (place / name).is_file():
-            return f"{place / name}{colon}{preset}"
-    return path
-
-
-def resolve_stages(config: Any, overrides: Mapping[str, Any], path: str = "") -> list[StageConfig]:
-    """The stages from the first to the one asked for.
-
-    Args:
-      overrides: of the command line; those of SHARED_FIELDS apply to the parents too.
-      path: FILE or FILE:preset of the config.
-
-    Raises:
-      ValueError: a config is invalid, or its parents form a circle.
-    """
-    if is_method(config):
-        return method_stages(config, overrides)
-    configs = [config]
-    child = "" if "parent" in overrides else path  # a typed path is relative to the current folder
-    while parent := configs[0].get("parent", ""):
-        child = parent = find_parent(parent, child)
-        config = load_config(parent)
-        shared = {name: v for name, v in overrides.items() if name.split(".")[0] in SHARED_FIELDS}
-        try:
-            config.update_from_flattened_dict(shared)
-        except CONFIG_ERRORS as error:
-            raise config_error(f"config.parent {parent!r}", error) from error
-        configs.insert(0, config)
-        names = [config.name for config in configs]
-        if len(set(names)) < len(names):
-            raise ValueError(f"config.parent forms a circle: {' -> '.join(names)}")
-    stages: list[StageConfig] = []
-    for config in configs:
-        stages.append(make_stage(config, stages[-1] if stages else None))
-    return stages
-
-
-def method_stages(config: ConfigDict, overrides: Mapping[str, Any]) -> list[StageConfig]:
-    """The stages that a method lists, in the order in which they run."""
-    stages: dict[str, StageConfig] = {}
-    try:
-        expanded = expand(config, overrides)
-    except CONFIG_ERRORS as error:
-        raise config_error("config.stages", error) from error
-    for own, start in expanded:
-        stages[str(own.name)] = make_stage(own, stages[start] if start else None)
-    return list(stages.values())
-
-
-def make_stage(config: ConfigDict, parent: StageConfig | None) -> StageConfig:
-    """Parses a stage's config and checks it against the stage that it starts from."""
-    stage = StageConfig(settings=parse(config), config=config, parent=parent)
-    if parent is not None:
-        check_adapters(parent, stage)
-    return stage
-
-
-def check_adapters(parent: StageConfig, stage: StageConfig) -> None:
-    """Checks that a stage can start from what its parent trains.
-
-    Raises:
-      ValueError: their adapters differ.
-    """
-    first, second = parent.settings, stage.settings
-    if first.lora == second.lora:
-        return
-    ranks = [0 if settings.lora is None else settings.lora.rank for settings in (second, first)]
-    raise ValueError(
-        f"config.lora of {second.name!r} differs from its parent's: lora.rank is {ranks[0]}, but "
-        f"its parent {first.name!r} has {ranks[1]}; set the section alike in both"
-    )
 
 
 def null_overrides(argv: Sequence[str]) -> dict[str, None]:
@@ -259,6 +144,9 @@ def main(_: list[str]) -> None:
     flag = flags.FLAGS["config"]
     path = config_flags.get_config_filename(flag)
     overrides = config_flags.get_override_values(flag) | null_overrides(sys.argv)
+    if is_comparison(CONFIG.value):
+        compare(path, overrides)
+        return
     stages = resolve_stages(CONFIG.value, overrides, path)
     if MODE.value == "plan":
         realistic = TURN_LENGTHS.value == "realistic"
@@ -288,20 +176,31 @@ def main(_: list[str]) -> None:
         )
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; of one that quotes a traceback, the last line."""
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if "Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+def compare(path: str, overrides: Mapping[str, Any]) -> None:
+    """Runs a comparison of methods, or writes its page again.
 
-
-def config_error(path: str, error: BaseException) -> ValueError:
-    """The error of a config file or of an override on the command line."""
-    missing = "there is no field " if isinstance(error, AttributeError | KeyError) else ""
-    return ValueError(f"{path}: {missing}{one_line(error)}")
+    Raises:
+      ValueError: the mode is for one stage.
+    """
+    if MODE.value == "report":
+        print(f"report: {comparison_page.write(workdir())}")
+        return
+    if MODE.value != "train":
+        raise ValueError(
+            f"--mode is {MODE.value!r}, but the config compares methods; choose train or report, "
+            "or a method of configs/methods.py"
+        )
+    processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    keep_programs()
+    with Watchdog(COORDINATOR.value.rpartition(":")[0]) as watchdog:
+        run_comparison(
+            CONFIG.value,
+            overrides,
+            workdir(),
+            config=path,
+            command=terminal.as_text(" ".join(sys.argv)),
+            watchdog=watchdog,
+        )
 
 
 def print_error(error: BaseException) -> None:

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from configs import common
-from score_jax.main import resolve_stages
 from score_jax.records import Grade, Problem, Task
 from score_jax.rl.dialogue import DialoguePlan, Encoder
 from score_jax.rl.rollout import grade_rollout, graded_columns
 from score_jax.stages.build import learner_functions, make_learner
+from score_jax.stages.resolve import resolve_stages
 from tests.enumerable import (
     INSTRUCTION,
     PROMPT,

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from score_jax.main import resolve_stages
 from score_jax.stages.chain import run_mode
+from score_jax.stages.resolve import resolve_stages
 from tests.guarded import guarded_steps
 from tests.tiny_stages import FILE, get_config
 

@@ -10,8 +10,8 @@ import pytest
 
 from configs import stage1
 from examples import score_loop
-from score_jax.main import resolve_stages
 from score_jax.stages.chain import run_mode
+from score_jax.stages.resolve import resolve_stages
 from tests.tiny_stages import lines
 
 ROOT = Path(__file__).parent.parent

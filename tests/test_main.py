@@ -12,6 +12,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from score_jax import main
+from score_jax.stages import resolve
 from score_jax.stages.build import build
 from score_jax.stages.handoff import open_checkpoints
 from score_jax.stages.train import TrainingError
@@ -241,9 +242,9 @@ def write_config(path, name, parent, seed=0):
 
 
 def chain_of(path, **overrides):
-    config = main.load_config(str(path))
+    config = resolve.load_config(str(path))
     config.update_from_flattened_dict(overrides)
-    return [stage.settings for stage in main.resolve_stages(config, overrides, str(path))]
+    return [stage.settings for stage in resolve.resolve_stages(config, overrides, str(path))]
 
 
 def test_a_parent_is_found_beside_the_file_that_names_it(tmp_path, monkeypatch):

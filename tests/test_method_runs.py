@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from score_jax.data import store
 from score_jax.distributed.signals import Interrupted
-from score_jax.main import resolve_stages
 from score_jax.stages import collect, rollouts
 from score_jax.stages.build import build
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.handoff import load_policy, open_checkpoints
+from score_jax.stages.resolve import resolve_stages
 from score_jax.stages.train import StageRun
 from tests.conftest import compile_cache
 from tests.guarded import guarded_steps

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from configs import common
-from score_jax.main import resolve_stages
 from score_jax.records import Grade
 from score_jax.rl.dialogue import DialoguePlan, Encoder
 from score_jax.rl.objectives import Objective
 from score_jax.rl.rollout import graded_columns
 from score_jax.stages import problem_sets
+from score_jax.stages.resolve import resolve_stages
 from tests.enumerable import INSTRUCTION, STOP, ascents, batches, slope, updates
 from tests.method_stages import (
     PROBLEM,

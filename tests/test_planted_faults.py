@@ -14,7 +14,6 @@ import pytest
 
 from configs import stage2
 from score_jax.data import sources
-from score_jax.main import resolve_stages
 from score_jax.model.decoder import Decoder, forward
 from score_jax.model.lora import LoraConfig, init_lora, merge
 from score_jax.rl import learner
@@ -23,6 +22,7 @@ from score_jax.rl.mismatch import mismatch_metrics, mismatch_parts
 from score_jax.rl.scoring import score_tokens
 from score_jax.stages.build import StagePrograms, build, load_reference
 from score_jax.stages.program import Program
+from score_jax.stages.resolve import resolve_stages
 from score_jax.stages.train import StageRun, TrainingError
 from score_jax.tasks import registry
 from tests.stage_configs import train

@@ -17,9 +17,9 @@ import pytest
 
 from configs.presets import installed
 from score_jax.data import store
-from score_jax.main import load_config, resolve_stages
 from score_jax.model.decoder import Decoder
 from score_jax.stages.handoff import load_policy
+from score_jax.stages.resolve import load_config, resolve_stages
 from tests.tiny_stages import ROOT
 
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ import pytest
 
 from configs.presets import installed
 from score_jax.data import store
-from score_jax.main import load_config, resolve_stages
 from score_jax.stages.base_model import load_chat
 from score_jax.stages.problem_sets import read, training_spec
+from score_jax.stages.resolve import load_config, resolve_stages
 from score_jax.tasks import registry
 from tests import words_and_code
 from tests.tiny_stages import ROOT

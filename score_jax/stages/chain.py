@@ -19,7 +19,7 @@ from score_jax.model.weights.stops import save_stops
 from score_jax.records import Problem, Task
 from score_jax.report import page
 from score_jax.report.json_files import write_json
-from score_jax.stages import ask, evaluate, examples
+from score_jax.stages import ask, evaluate, examples, rollouts
 from score_jax.stages.build import StagePrograms, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.collect import collect
@@ -40,6 +40,7 @@ from score_jax.stages.handoff import (
 )
 from score_jax.stages.log import Log
 from score_jax.stages.measure import evaluate_selected, evaluate_stage, open_pool, parent_folder
+from score_jax.stages.methods import collecting_stage
 from score_jax.stages.preflight import (
     CheckedStage,
     check_disk_space,
@@ -89,12 +90,7 @@ def run_mode(
     watchdog = watchdog or Watchdog()
     with stop_on_signals() as request:
         if mode == "train":
-            checked = check_stages(stages, workdir, watchdog)
-            counts = {name: stage.counts() for name, stage in checked.items()}
-            if processes.is_first():
-                write_json(workdir / "run.json", record | {"problems": counts})
-            for stage in stages:
-                run_stage(stage, checked.get(stage.settings.name), workdir, request, watchdog)
+            train_chain(stages, workdir, record, request, watchdog)
         elif mode == "collect":
             stage = collecting(last, workdir)
             checked = check_stages([stage], workdir, watchdog)
@@ -131,8 +127,53 @@ def describe_run(stages: list[StageConfig], config: str, command: str) -> dict[s
     }
 
 
+def train_chain(
+    stages: Sequence[StageConfig],
+    workdir: Path,
+    record: Mapping[str, Any],
+    request: StopRequest,
+    watchdog: Watchdog,
+    *,
+    measured: Path | None = None,
+) -> None:
+    """Runs all stages in their order, those that are finished already only in name.
+
+    Args:
+      record: of `describe_run`, for run.json.
+      measured: a folder whose evaluation.json may have the base model's measurements.
+    """
+    stages = [with_collected(stage, workdir) for stage in stages]
+    early = [stage for stage in stages if not waits(stage, workdir)]
+    checked = check_stages(early, workdir, watchdog)
+    counts = {name: stage.counts() for name, stage in checked.items()}
+    if processes.is_first():
+        write_json(workdir / "run.json", {**record, "problems": counts})
+    for stage in stages:
+        if stage not in early:
+            checked |= check_stages([stage], workdir, watchdog)
+        own = checked.pop(stage.settings.name, None)
+        run_stage(stage, own, workdir, request, watchdog, measured=measured)
+
+
+def with_collected(stage: StageConfig, workdir: Path) -> StageConfig:
+    """The stage with the path of first attempts that another stage of the run collects."""
+    data = dict(stage.settings.data)
+    if not (name := collecting_stage(data.get("first_attempts", ""))):
+        return stage
+    data["first_attempts"] = str(workdir / name / rollouts.NAME)
+    settings = dataclasses.replace(stage.settings, data=tuple(sorted(data.items())))
+    return dataclasses.replace(stage, settings=settings)
+
+
+def waits(stage: StageConfig, workdir: Path) -> bool:
+    """Whether a stage's problems need first attempts that another stage still has to collect."""
+    path = dict(stage.settings.data).get("first_attempts", "")
+    own = path and Path(path).parent.parent == workdir
+    return bool(own) and not processes.broadcast_from_first(Path(path).is_dir())
+
+
 def check_stages(
-    stages: list[StageConfig], workdir: Path, watchdog: Watchdog
+    stages: Sequence[StageConfig], workdir: Path, watchdog: Watchdog
 ) -> dict[str, CheckedStage]:
     """Runs the preflight of all unfinished stages; returns their programs and problems by name."""
     checked: dict[str, CheckedStage] = {}
@@ -162,11 +203,14 @@ def run_stage(
     workdir: Path,
     request: StopRequest,
     watchdog: Watchdog,
+    *,
+    measured: Path | None = None,
 ) -> None:
     """Runs a stage by its program, unless it is finished.
 
     Args:
       checked: from the preflight; None: the stage is finished.
+      measured: of `train_chain`.
 
     Raises:
       StorageError: a part of a collection was drawn by a policy that the parent no longer hands
@@ -186,7 +230,7 @@ def run_stage(
         collect_stage(stage, checked, workdir, request, watchdog)
         return
     with Compilations() as compilations:
-        train_stage(stage, checked, workdir, request, watchdog, compilations)
+        train_stage(stage, checked, workdir, request, watchdog, compilations, measured=measured)
 
 
 def collect_stage(
@@ -228,6 +272,8 @@ def train_stage(
     request: StopRequest,
     watchdog: Watchdog,
     compilations: Compilations,
+    *,
+    measured: Path | None = None,
 ) -> None:
     """Trains and evaluates one stage, from its newest checkpoint if it has one."""
     settings, parent = stage.settings, stage.parent
@@ -282,7 +328,7 @@ def train_stage(
             checked,
             checkpoints,
             folder,
-            parent_folder(parent, workdir),
+            parent_folder(parent, workdir) or measured,
             reference=reference,
             pool=pool,
             watchdog=watchdog,

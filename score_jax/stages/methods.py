@@ -10,6 +10,9 @@
 runs collect_1, tune_1, collect_2, ... A stage starts from the latest one that trained, from
 the base model, or from a named one; where a name is an entry's, it means that entry's latest
 run. SCoRe's own chain may be written so too, or by `config.parent` (configs/stage2.py).
+
+An entry's `share` is its part of the shared `steps`; `data.first_attempts = "stage:collect"`
+gives it the first attempts of the rollouts that another entry has collected.
 """
 
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ from ml_collections import ConfigDict
 LIST_FIELDS = ("stages", "rounds")  # of a method; no stage has them
 OPEN_SECTIONS = (["examples"], ["data"])  # hold arguments; whoever takes them knows their names
 REFERENCES = ("start", "examples.stage")  # fields that name a stage
+FIRST_ATTEMPTS, OF_STAGE = "data.first_attempts", "stage:"  # a path, or this and a stage's name
 
 
 def is_method(config: Any) -> bool:
@@ -55,6 +59,8 @@ def expand(config: Any, overrides: Mapping[str, Any]) -> list[tuple[Any, str]]:
             for reference in REFERENCES:
                 if reference in values:
                     values[reference] = latest.get(values[reference], values[reference])
+            if collected := collecting_stage(values.get(FIRST_ATTEMPTS, "")):
+                values[FIRST_ATTEMPTS] = OF_STAGE + latest.get(collected, collected)
             stage: Any = stage_config(config, values, overrides, field)
             known = {"": trained, "previous": trained, "base": ""}
             start = known.get(str(stage.start), str(stage.start))
@@ -72,11 +78,20 @@ def expand(config: Any, overrides: Mapping[str, Any]) -> list[tuple[Any, str]]:
     return found
 
 
+def collecting_stage(first_attempts: str) -> str:
+    """The stage whose rollouts hold the first attempts; "": they stand in a file, or nowhere."""
+    return first_attempts.removeprefix(OF_STAGE) if first_attempts.startswith(OF_STAGE) else ""
+
+
 def stage_config(
     config: Any, values: Mapping[str, Any], overrides: Mapping[str, Any], field: str
 ) -> ConfigDict:
     """The shared config with a stage's own fields, then those of the command line."""
     stage: Any = ConfigDict(config.to_dict())
+    values = dict(values)
+    share = values.pop("share", None)
+    if share is not None and not (isinstance(share, float | int) and share > 0):
+        raise ValueError(f"{field} has the share {share!r}; set a part of config.steps above 0")
     for name in LIST_FIELDS:
         del stage[name]
     with stage.examples.unlocked(), stage.data.unlocked():
@@ -94,4 +109,6 @@ def stage_config(
                 raise ValueError(f"{field} has {path!r}; {error}") from error
     own = {path: v for path, v in overrides.items() if path.split(".")[0] not in LIST_FIELDS}
     stage.update_from_flattened_dict(own)
+    if share is not None:  # of the steps that the command line may have set
+        stage.steps = max(1, round(share * stage.steps))
     return stage

@@ -280,7 +280,7 @@ def parse(config: Any) -> Settings:
         message names it.
     """
     if config.get("stages"):
-        raise ValueError("config.stages lists stages; main.resolve_stages makes each a config")
+        raise ValueError("config.stages lists stages; stages.resolve makes each a config")
     fields: dict[str, Any] = {}
     for name, value in config.items():
         if name in LIST_FIELDS:

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from configs import presets, stage1, stage2
 from score_jax.data import packaged
-from score_jax.main import resolve_stages
 from score_jax.model.published import HUB_IDS, by_hub_id
 from score_jax.model.weights.load import load_tokenizer
 from score_jax.stages import chain
 from score_jax.stages.problem_sets import evaluation_spec, select, training_spec
+from score_jax.stages.resolve import resolve_stages
 from score_jax.text.chat import Chat, get_format
 from tests.small_tokenizers import make
 from tests.tiny_stages import lines

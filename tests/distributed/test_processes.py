@@ -10,9 +10,9 @@ import pytest
 
 from score_jax.data import store
 from score_jax.distributed import processes
-from score_jax.main import resolve_stages
 from score_jax.stages.build import build
 from score_jax.stages.handoff import open_checkpoints
+from score_jax.stages.resolve import resolve_stages
 from tests import tiny_stages
 from tests.tiny_stages import (
     ROOT,

@@ -5,9 +5,9 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from score_jax.main import resolve_stages
 from score_jax.stages import evaluate
 from score_jax.stages.chain import run_mode
+from score_jax.stages.resolve import resolve_stages
 from tests.stage_configs import train
 from tests.tiny_stages import get_config, lines
 

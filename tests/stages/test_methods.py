@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from score_jax.main import resolve_stages
 from score_jax.stages.methods import expand, is_method
+from score_jax.stages.resolve import resolve_stages
 from tests.methods import TUNE
 from tests.tiny_stages import get_config, refuse
 

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from score_jax.main import resolve_stages
 from score_jax.stages.chain import run_mode
 from score_jax.stages.profile import Profile
+from score_jax.stages.resolve import resolve_stages
 from score_jax.stages.sections import ProfileConfig
 from tests import tiny_stages
 from tests.tiny_stages import FILE

@@ -183,7 +183,11 @@ WRONG = {
         {"beta": "target", "beta_turns": [3]},
         r"coefficients\.beta_turns is \(3,\); there are 2 turns",
     ),
-    "a list of stages": ("stages", ({"name": "a"},), r"config\.stages lists stages; main"),
+    "a list of stages": (
+        "stages",
+        ({"name": "a"},),
+        r"config\.stages lists stages; stages\.resolve",
+    ),
     "a former name": (
         "objective.baseline",
         "none",
