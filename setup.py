@@ -27,6 +27,7 @@ setup(
         "array_record>=0.8",  # the format that tensorflow-datasets reads without TensorFlow
         "sympy>=1.13",
         "math-verify==0.9.0",  # symbolic equality of answers; its verdicts are pinned by tests
+        "matplotlib>=3.9",  # figures of a comparison, as SVG and PNG
         "jinja2>=3.1",  # the report's template
         "markupsafe>=2.1",  # escapes model text in it
         "rapidfuzz>=3.9",  # edit distance of two attempts

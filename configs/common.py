@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
             "source": "procedural",
             "split": "train",
             "count": 0,
-            "task": "",
+            "task": "",  # of the problems; procedural ones are of equations ("") or receipts
             "first_attempts": "",  # JSONL file (id, and attempt or tokens): attempts that are given
             "skip_long": False,  # leave problems out whose prompts pass the limit
             "skip_bad": False,  # and those whose gold answer their grader does not accept

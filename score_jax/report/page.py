@@ -46,8 +46,8 @@ def write_report(workdir: Path) -> Path:
     return page
 
 
-def render(run: Run, *, title: str) -> str:
-    """Returns the page's HTML."""
+def template(name: str) -> jinja2.Template:
+    """A template of this folder; it escapes all text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -55,10 +55,15 @@ def render(run: Run, *, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def render(run: Run, *, title: str) -> str:
+    """Returns the page's HTML."""
     evaluation = run.evaluated.evaluation if run.evaluated else {}
     main, more = panels.curves(run)
     cards = _evaluated_cards(evaluation)
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         title=title,
         run=run,
         label=stage_label,

@@ -1,0 +1,149 @@
+"""Writes comparison.html and comparison.json: the answer of a comparison on one page."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from score_jax.report import comparison
+from score_jax.report.compare import cell, percent
+from score_jax.report.page import template
+
+PAGE = "comparison.html"
+HEADINGS = ("@t1", "@t2", "Delta", "i->c", "c->i")
+NAMES = {"greedy": "Greedy", "sampled": "At temperature 1"}
+
+
+def write(workdir: Path) -> Path:
+    """Writes the page, its figures and comparison.json from what is there so far.
+
+    Raises:
+      ValueError: the folder holds no comparison, or its runs can't be compared.
+    """
+    from score_jax.report import figures  # matplotlib takes a second to import
+
+    record = comparison.write(workdir)
+    drawn = figures.draw(record, workdir / "figures")
+    page = workdir / PAGE
+    partial = page.with_suffix(".html.partial")
+    partial.write_text(render(record, workdir, drawn), encoding="utf-8")
+    partial.replace(page)
+    return page
+
+
+def render(record: Mapping[str, Any], workdir: Path, drawn: Mapping[str, str]) -> str:
+    """The page's HTML.
+
+    Args:
+      drawn: captions of the figures in WORKDIR/figures, by name.
+    """
+    return template("comparison.html.j2").render(
+        record=record,
+        title=workdir.resolve().name,
+        tables={NAMES[d]: result_rows(record, d) for d in NAMES if d in record["base"]},
+        headings=HEADINGS,
+        paper=paper_tables(record),
+        tuning=tuning_rows(record),
+        against=record["methods"][record["against"]]["title"],
+        figures=[
+            (name, caption, data_uri(workdir / "figures" / f"{name}.svg"))
+            for name, caption in drawn.items()
+        ],
+        sets=set_rows(record),
+    )
+
+
+def result_rows(record: Mapping[str, Any], decoding: str) -> list[dict[str, Any]]:
+    """A row for the base model and each measured method, best last attempt last."""
+    rows = [row_of("base model", 0, record["base"][decoding], None)]
+    for name, own in record["methods"].items():
+        if decoding in own:
+            other = None if name == record["against"] else own.get("against", {}).get(decoding)
+            rows.append(row_of(own["title"], len(own["seeds"]), own[decoding], other))
+    return rows
+
+
+def row_of(
+    title: str, seeds: int, values: Mapping[str, Any], against: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The cells of one row, in percent with intervals."""
+    return {
+        "title": title,
+        "seeds": seeds or "–",
+        "cells": [cell(values[heading], interval=True) for heading in HEADINGS],
+        "against": [
+            cell(against[heading], interval=True) if against else "–"
+            for heading in ("@t2", "Delta")
+        ],
+        "differs": [
+            bool(against) and not against[heading]["low"] <= 0 <= against[heading]["high"]
+            for heading in ("@t2", "Delta")
+        ],
+    }
+
+
+def paper_tables(record: Mapping[str, Any]) -> dict[str, list[tuple[str, list[str], list[str]]]]:
+    """The paper's rows, each with ours beside it where we have the method."""
+    found = {own["title"]: own.get("greedy") for own in record["methods"].values()}
+    found["base model"] = record["base"].get("greedy")
+
+    def ours(title: str) -> list[str]:
+        values = found.get(title)
+        return [percent(values[heading]["value"]) if values else "–" for heading in HEADINGS]
+
+    return {
+        table: [
+            (
+                title,
+                ["–" if value is None else f"{value:.1f}" for value in values],
+                ours(title),
+            )
+            for title, values in rows.items()
+        ]
+        for table, rows in record["paper"].items()
+    }
+
+
+def tuning_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each method's variants gave on validation problems, and what training spent."""
+    return [
+        {
+            "title": own["title"],
+            "variants": [
+                {
+                    "fields": ", ".join(f"{k} {v}" for k, v in variant["fields"].items()),
+                    "accuracies": "–"
+                    if variant["turn1"] is None
+                    else f"{percent(variant['turn1'])} / {percent(variant['turn2'])}",
+                    "taken": own["taken"] == number,
+                }
+                for number, variant in enumerate(own["variants"], 1)
+            ],
+            "validation": own["validation_dialogues"],
+            "dialogues": own["dialogues"],
+            "updates": own["updates"],
+        }
+        for own in record["methods"].values()
+    ]
+
+
+def set_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, list[str], str]]:
+    """Further measurements: title, set, instruction, accuracy by turn, gain."""
+    sources = [("base model", record.get("base_scaling", {}))]
+    sources += [(own["title"], own.get("scaling", {})) for own in record["methods"].values()]
+    return [
+        (
+            title,
+            f"{name}, {found['problems']} problems",
+            found["instruction"],
+            [percent(one["value"]) for one in found["accuracy"]],
+            cell(found["delta"], interval=True),
+        )
+        for title, sets in sources
+        for name, found in sets.items()
+    ]
+
+
+def data_uri(path: Path) -> str:
+    """An image as text, so that the page is one file."""
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,186 @@
+"""The figures of a comparison, each as SVG and as PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from score_jax.report.comparison import CURVES
+
+MOST_LINES = 8  # in one figure
+SMOOTHED = 5  # updates in a curve's running mean
+TITLES = {
+    "accuracy/turn1": "Accuracy, first attempt",
+    "accuracy/turn2": "Accuracy, second attempt",
+    "answer_changed": "Share of changed answers",
+    "edit_distance": "Edit distance ratio",
+    "kl/turn1": "KL to the base model, turn 1 (nats)",
+    "kl/turn2": "KL to the base model, turn 2 (nats)",
+}
+
+
+def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Draws what the record has.
+
+    Returns:
+      What each figure shows, by the name of its files in `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {
+        "curves": (learning_curves(record), "Training, mean over seeds"),
+        "histograms": (histograms(record), "Edit distance between the two greedy attempts"),
+        "votes": (votes(record), "Accuracy by samples per problem"),
+        "attempts": (attempts(record), "Accuracy over attempts in a row, greedy"),
+    }
+    drawn = {}
+    for name, (figure, caption) in made.items():
+        if figure is None:
+            continue
+        for end in ("svg", "png"):
+            figure.savefig(folder / f"{name}.{end}", dpi=150, bbox_inches="tight")
+        drawn[name] = caption
+    return drawn
+
+
+def shown(record: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The methods with most seeds that have a part, at most MOST_LINES, in their order."""
+    having = {name: own for name, own in record["methods"].items() if own.get(part)}
+    ranked = sorted(having, key=lambda name: -len(having[name]["seeds"]))[:MOST_LINES]
+    return {name: own for name, own in having.items() if name in ranked}
+
+
+def colour(record: Mapping[str, Any], name: str) -> Any:
+    """A method's colour, the same in all figures."""
+    names = list(record["methods"])
+    return colormaps["tab20" if len(names) > 10 else "tab10"](names.index(name) % 20)
+
+
+def learning_curves(record: Mapping[str, Any]) -> Figure | None:
+    """Accuracies, changed answers, edit distance and KL over the updates of each method."""
+    methods = shown(record, "curves")
+    names = [n for n in CURVES if any(n in own["curves"] for own in methods.values())]
+    if not names:
+        return None
+    figure, places = grid(len(names), columns=3)
+    for place, name in zip(places, names, strict=True):
+        for method, own in methods.items():
+            if name in own["curves"]:
+                curve = own["curves"][name]
+                values = running_mean(curve["values"])
+                place.plot(curve["steps"], values, color=colour(record, method), label=own["title"])
+        finish(place, TITLES[name], "update")
+    legend(figure, places)
+    return figure
+
+
+def running_mean(values: Sequence[float]) -> np.ndarray:
+    """The mean of each value and those before it, at most SMOOTHED together."""
+    return np.array([np.mean(values[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(values))])
+
+
+def histograms(record: Mapping[str, Any]) -> Figure | None:
+    """How much the second attempt differs from the first, a panel for each method."""
+    methods = {n: own for n, own in shown(record, "histogram").items() if own["updates"]}
+    if not methods:
+        return None
+    figure, places = grid(len(methods), columns=3)
+    for place, (name, own) in zip(places, methods.items(), strict=True):
+        edges, counts = own["histogram"]["edges"], np.array(own["histogram"]["counts"])
+        shares = counts / max(1, counts.sum())
+        place.bar(
+            edges[:-1], shares, width=np.diff(edges), align="edge", color=colour(record, name)
+        )
+        place.set_ylim(0, 1)
+        finish(place, own["title"], "edit distance ratio")
+    return figure
+
+
+def votes(record: Mapping[str, Any]) -> Figure | None:
+    """Votes of parallel first attempts beside those of corrected ones, at equal samples."""
+    found = {
+        own["title"]: set_["votes"]
+        for own in record["methods"].values()
+        for set_ in own.get("scaling", {}).values()
+        if set_["votes"]
+    }
+    for set_ in record.get("base_scaling", {}).values():
+        if set_["votes"]:
+            found = {"base model": set_["votes"]} | found
+    if not found:
+        return None
+    figure, places = grid(len(found), columns=3)
+    for place, (title, by_budget) in zip(places, found.items(), strict=True):
+        for key, style in (("parallel", "--"), ("sequential", "-"), ("pass_parallel", ":")):
+            points = {int(k): v[key] for k, v in by_budget.items() if key in v}
+            if points:
+                ks = sorted(points)
+                place.plot(ks, [points[k]["value"] for k in ks], style, marker="o", label=key)
+                if key != "pass_parallel":
+                    low, high = ([points[k][end] for k in ks] for end in ("low", "high"))
+                    place.fill_between(ks, low, high, alpha=0.15)
+        place.set_xscale("log", base=2)
+        finish(place, title, "samples per problem")
+    legend(figure, places)
+    return figure
+
+
+def attempts(record: Mapping[str, Any]) -> Figure | None:
+    """Accuracy at each of many attempts in a row."""
+    figure, (place,) = grid(1, columns=1)
+    rows = [("base model", "black", record.get("base_scaling", {}))]
+    rows += [
+        (own["title"], colour(record, name), own.get("scaling", {}))
+        for name, own in record["methods"].items()
+    ]
+    drawn = False
+    for title, tint, sets in rows:
+        for set_ in sets.values():
+            values = [one["value"] for one in set_["accuracy"]]
+            if len(values) > 2:
+                place.plot(range(1, len(values) + 1), values, "o-", color=tint, label=title)
+                drawn = True
+    finish(place, "", "attempt")
+    legend(figure, [place])
+    return figure if drawn else None
+
+
+def grid(count: int, *, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure with this many places."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
+    places = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for place in places[count:]:
+        place.set_axis_off()
+    return figure, places[:count]
+
+
+def finish(place: Axes, title: str, along: str) -> None:
+    """Titles and labels of a place."""
+    place.set_title(title, fontsize=10)
+    place.set_xlabel(along, fontsize=9)
+    place.tick_params(labelsize=8)
+    place.grid(alpha=0.25)
+
+
+def handles(place: Axes) -> list[tuple[Any, Any]]:
+    """Lines and labels of a place."""
+    lines, labels = place.get_legend_handles_labels()
+    return list(zip(lines, labels, strict=True))
+
+
+def legend(figure: Figure, places: Sequence[Axes]) -> None:
+    """One legend below all places."""
+    entries = {label: line for place in places for line, label in handles(place)}
+    if entries:
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=min(4, len(entries)),
+            fontsize=8,
+        )

@@ -1,0 +1,317 @@
+"""Runs a comparison of methods: tunes all alike, trains what was chosen, measures it once.
+
+Everything is a run of its own in a folder of the workdir, METHOD/variantN/seedN, and is left
+out where it is finished, so that an interrupted comparison goes on. Only what was chosen on
+validation problems is measured on the test problems, into test.json.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from score_jax.distributed import processes
+from score_jax.distributed.signals import StopRequest, stop_on_signals
+from score_jax.distributed.watchdog import Watchdog
+from score_jax.report import comparison_page
+from score_jax.report.json_files import read_json, write_json
+from score_jax.stages.chain import describe_run, train_chain
+from score_jax.stages.handoff import StageConfig, load_policy
+from score_jax.stages.log import open_bar
+from score_jax.stages.measure import evaluate_models, open_pool
+from score_jax.stages.preflight import select_and_log
+from score_jax.stages.problem_sets import evaluation_spec
+from score_jax.stages.resolve import make_stage
+from score_jax.stages.settings import build_section
+from score_jax.stages.trials import (
+    FIRST_SEED,
+    ComparisonConfig,
+    Method,
+    Spent,
+    Trial,
+    check_budgets,
+    measured_on,
+)
+
+VALIDATION, TEST = "evaluation", "test"  # names of the measurements' files
+BASE = "base"  # folder of the base model's measurements
+LAST = "accuracy/turn2"  # what variants are chosen by
+
+
+def is_comparison(config: Any) -> bool:
+    """Whether a config compares methods."""
+    return bool(config.get("comparison"))
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """A comparison that is being run."""
+
+    config: ComparisonConfig
+    shared: ConfigDict
+    overrides: Mapping[str, Any]
+    workdir: Path
+    record: dict[str, Any]  # of `describe_run`, but for the stages
+    request: StopRequest
+    watchdog: Watchdog
+    bar: tqdm
+    methods: dict[str, Method] = field(default_factory=dict)
+    taken: dict[str, int] = field(default_factory=dict)  # number of the variant, by method
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the base model's measurements stand."""
+        return self.workdir / BASE / BASE
+
+    def trial(self, name: str, variant: int, seed: int) -> Trial:
+        """One of a method's trials."""
+        method = self.methods[name]
+        fields = self.config.variants(method)[variant - 1]
+        return Trial(
+            name=name, method=method, variant=variant, fields=tuple(fields.items()), seed=seed
+        )
+
+    def tuning(self) -> list[Trial]:
+        """The trials that variants are chosen by."""
+        return [
+            self.trial(name, variant, FIRST_SEED)
+            for name, method in self.methods.items()
+            for variant in range(1, len(self.config.variants(method)) + 1)
+        ]
+
+    def final(self) -> list[Trial]:
+        """The trials of what was chosen, seed by seed, so that all methods have their first."""
+        most = max(method.seeds for method in self.methods.values())
+        return [
+            self.trial(name, self.taken[name], seed)
+            for seed in range(FIRST_SEED, FIRST_SEED + most)
+            for name, method in self.methods.items()
+            if seed < FIRST_SEED + method.seeds
+        ]
+
+    def log(self, message: str) -> None:
+        """Prints a line, and adds it to the comparison's one log."""
+        if processes.is_first():
+            tqdm.write(message)
+            with (self.workdir / "comparison.log").open("a", encoding="utf-8") as file:
+                file.write(message + "\n")
+
+    def train(self, trial: Trial) -> None:
+        """Trains a trial and measures it on validation problems, unless that is done."""
+        folder = self.workdir / trial.folder
+        stages = trial.stages(self.shared, self.overrides, "validation")
+        names = {"stages": [stage.settings.name for stage in stages]}
+        if read_json(self.validated(trial)) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if trial.method.stages:
+                train_chain(
+                    stages,
+                    folder,
+                    self.record | names,
+                    self.request,
+                    self.watchdog,
+                    measured=self.base_folder,
+                )
+            else:
+                self.measure(stages[-1], folder, VALIDATION)
+            jax.clear_caches()  # else all trials' programs would stay in memory
+        self.bar.update(sum(stage.settings.steps for stage in stages))
+        values = self.validation(trial)
+        self.log(
+            f"{trial.folder}: {describe_fields(trial.fields)}, validation "
+            + " / ".join(f"{100 * value:.1f}" for value in values.values())
+        )
+
+    def validated(self, trial: Trial) -> Path:
+        """The file of a trial's measurements on validation problems."""
+        last = trial.stages(self.shared, self.overrides, "validation")[-1].settings.name
+        return self.workdir / trial.folder / last / f"{VALIDATION}.json"
+
+    def validation(self, trial: Trial) -> dict[str, float]:
+        """A trial's greedy accuracies on validation problems."""
+        found = read_json(self.validated(trial))
+        assert found is not None, f"{trial.folder} has been measured"
+        greedy = found["models"][found["stage"]]["greedy"]
+        return {name: greedy[name]["value"] for name in ("accuracy/turn1", LAST)}
+
+    def choose(self) -> None:
+        """Takes each method's variant with the best second attempts; of equals the first."""
+        for name, method in self.methods.items():
+            numbers = range(1, len(self.config.variants(method)) + 1)
+            found = {n: self.validation(self.trial(name, n, FIRST_SEED))[LAST] for n in numbers}
+            self.taken[name] = max(found, key=lambda n: (found[n], -n))
+            fields = describe_fields(self.trial(name, self.taken[name], FIRST_SEED).fields)
+            self.log(f"{name}: takes {fields}, the best of {len(found)} variants")
+
+    def test(self, trial: Trial) -> None:
+        """Measures a trial on the test problems, unless that is done."""
+        stage = trial.stages(self.shared, self.overrides, "test")[-1]
+        sets = self.config.sets if trial.name in self.config.scaled else ()
+        self.measure(
+            stage,
+            self.workdir / trial.folder,
+            TEST,
+            sets=sets if trial.seed == FIRST_SEED else (),
+        )
+
+    def measure(
+        self, stage: StageConfig, folder: Path, file: str, sets: tuple[tuple[str, Any], ...] = ()
+    ) -> None:
+        """Measures a stage's policy and writes the results, unless that is done.
+
+        Args:
+          file: name of the results in the stage's folder, without an end.
+          sets: further measurements, as evaluation.sets; their names stand behind that of the file.
+        """
+        evaluation = dataclasses.replace(stage.settings.evaluation, sets=sets)
+        settings = dataclasses.replace(stage.settings, evaluation=evaluation)
+        loaded = None
+        for name, own in {**settings.measured_sets, "": settings}.items():
+            target = f"{file}_{name}" if name else file
+            path = folder / settings.name / f"{target}.json"
+            if processes.broadcast_from_first(path.is_file()):
+                continue
+            loaded = loaded or load_policy(stage, folder)
+            programs = dataclasses.replace(loaded.programs, settings=own)
+            asked = select_and_log(programs, evaluation_spec(own), folder, name)
+            own_measured = folder / settings.name == self.base_folder
+            with open_pool(own, [asked.tasks]) as pool:
+                evaluate_models(
+                    programs,
+                    asked,
+                    folder / settings.name,
+                    None if own_measured else self.base_folder,
+                    loaded.reference,
+                    loaded.params,
+                    loaded.step,
+                    pool,
+                    file=f"{target}.json",
+                )
+        jax.clear_caches()
+
+    def base(self, part: Any) -> StageConfig:
+        """The base model as a stage that has not been trained."""
+        config: Any = measured_on(self.shared, part)
+        config.name = BASE
+        return make_stage(config, None)
+
+    def plan(self) -> dict[str, Any]:
+        """What is compared, for those who read the workdir."""
+        methods = {}
+        for name, method in self.methods.items():
+            trials = {
+                n: self.trial(name, n, FIRST_SEED)
+                for n in range(1, len(self.config.variants(method)) + 1)
+            }
+            stages = trials[1].stages(self.shared, self.overrides, "test")
+            settings = [stage.settings for stage in stages]
+            spent = Spent.of(settings) if method.stages else Spent(0, 0)
+            methods[name] = {
+                "title": method.title,
+                "budget": method.budget,
+                **vars(spent),
+                "stages": [one.name for one in settings],
+                "variants": [
+                    {
+                        "fields": dict(trial.fields),
+                        "validation": str(self.validated(trial).relative_to(self.workdir)),
+                    }
+                    for trial in trials.values()
+                ],
+                "taken": self.taken.get(name),
+                "runs": [str(t.folder) for t in self.final() if t.name == name]
+                if self.taken
+                else [],
+            }
+        return {
+            **self.record,
+            "against": self.config.against or next(iter(self.methods)),
+            "sets": [name for name, _ in self.config.sets],
+            "methods": methods,
+        }
+
+    def write(self) -> None:
+        """Writes what is there so far: comparison.json and the page."""
+        if processes.is_first():
+            write_json(self.workdir / "plan.json", self.plan())
+            comparison_page.write(self.workdir)
+        processes.barrier()
+
+
+def describe_fields(fields: tuple[tuple[str, Any], ...]) -> str:
+    """The fields of a variant in a line."""
+    return ", ".join(
+        f"{value:g} x rate" if name == "rate" else f"{name}={value!r}" for name, value in fields
+    )
+
+
+def run_comparison(
+    shared: Any,
+    overrides: Mapping[str, Any],
+    workdir: Path,
+    *,
+    config: str,
+    command: str,
+    watchdog: Watchdog,
+) -> None:
+    """Runs a comparison to its end, or from where it was stopped.
+
+    Args:
+      shared: the ConfigDict of the comparison.
+      overrides: of the command line.
+      config: path of the config file.
+      command: the command line.
+
+    Raises:
+      ValueError: the comparison is invalid, or a method would draw more than its budget.
+      Interrupted: a signal was received; the same command goes on.
+    """
+    comparison = build_section(ComparisonConfig, shared.comparison, "config.comparison")
+    methods = comparison.chosen_methods()
+    workdir.mkdir(parents=True, exist_ok=True)
+    shown = shared.log.progress and processes.is_first()
+    with stop_on_signals() as request, open_bar("comparison", 0, shown=shown, unit="step") as bar:
+        run = Comparison(
+            config=comparison,
+            shared=shared,
+            overrides=overrides,
+            workdir=workdir,
+            record=describe_run([], config, command),
+            request=request,
+            watchdog=watchdog,
+            bar=bar,
+            methods=methods,
+        )
+        stages = {
+            trial.name: trial.stages(shared, overrides, "test")
+            for trial in run.tuning()
+            if trial.variant == 1
+        }
+        spent = {name: Spent.of([s.settings for s in own]) for name, own in stages.items()}
+        settings = run.base("test").settings
+        whole = settings.steps * settings.batch * settings.sampling.group_size
+        check_budgets(spent, methods, whole)
+        bar.reset(total=sum(steps_of(run, stages, trial) for trial in run.tuning()))
+        for file, part in ((VALIDATION, "validation"), (TEST, "test")):
+            sets = comparison.sets if part == "test" and comparison.scaled else ()
+            run.measure(run.base(part), workdir / BASE, file, sets=sets)
+        for trial in run.tuning():
+            run.train(trial)
+        run.choose()
+        tuned = bar.n
+        bar.total = tuned + sum(steps_of(run, stages, trial) for trial in run.final())
+        for trial in run.final():
+            run.train(trial)
+            run.test(trial)
+            run.write()
+    processes.log(f"comparison: {workdir / comparison_page.PAGE}")
+
+
+def steps_of(run: Comparison, stages: Mapping[str, list[StageConfig]], trial: Trial) -> int:
+    """Steps of a trial's stages, the bar's unit."""
+    return sum(stage.settings.steps for stage in stages[trial.name])

@@ -1,0 +1,207 @@
+"""A comparison's record and page, from files made by hand."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from score_jax.report import comparison, comparison_page
+from score_jax.report.compare import percent
+
+PROTOCOL = {"hash": "h", "instruction": "again", "script": "s", "turns": 2, "contents": "c"}
+PROBLEMS = 4
+
+
+def measured(stage, seed, outcomes, **protocol):
+    """What an evaluation writes, as far as a comparison reads it."""
+    pairs = np.array([[int(digit) for digit in word] for word in outcomes])
+    greedy = {
+        "accuracy/turn1": {"value": float(pairs[:, 0].mean())},
+        "accuracy/turn2": {"value": float(pairs[:, 1].mean())},
+    }
+    return {
+        "stage": stage,
+        "step": 3,
+        "training_seed": seed,
+        "problems": len(outcomes),
+        "protocol": PROTOCOL | protocol,
+        "reference": 7,
+        "models": {stage: {"greedy": greedy}},
+        "outcomes": {stage: {"greedy": outcomes}},
+        "histogram": {stage: {"edges": [0.0, 0.5, 1.0], "counts": [3, 1]}},
+    }
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+RUNS = {  # outcomes of four problems: first attempt, second attempt
+    "plain": {0: ["00", "11", "00", "11"], 1: ["00", "11", "01", "11"]},
+    "score": {0: ["01", "11", "01", "10"], 1: ["01", "11", "01", "11"]},
+}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    methods = {}
+    for name, runs in RUNS.items():
+        for seed, outcomes in runs.items():
+            folder = tmp_path / name / f"variant2/seed{seed}" / name
+            write(folder / "test.json", measured(name, seed, outcomes))
+            rows = [
+                {"step": n, "accuracy/turn1": 0.1 * n + seed, "accuracy/turn2": 0.5}
+                for n in (1, 2, 3)
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        variants = []
+        for number, outcomes in enumerate((["00", "01"], ["01", "11"]), 1):
+            path = f"{name}/variant{number}/seed0/{name}/evaluation.json"
+            write(tmp_path / path, measured(name, 0, outcomes))
+            variants.append({"fields": {"rate": float(number)}, "validation": path})
+        methods[name] = {
+            "title": f"the {name}", "budget": 1.0, "dialogues": 80, "updates": 10,
+            "stages": [name], "variants": variants, "taken": 2,
+            "runs": [f"{name}/variant2/seed{seed}" for seed in runs],
+        }  # fmt: skip
+    write(tmp_path / "base/base/test.json", measured("base", 0, ["00", "11", "00", "11"]))
+    plan = {
+        "config": "c.py", "command": "python -m it", "commit": "abc", "versions": {"jax": "1"},
+        "devices": ["cpu:cpu"], "against": "plain", "sets": [], "methods": methods,
+    }  # fmt: skip
+    write(tmp_path / "plan.json", plan)
+    return tmp_path
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_means_are_over_seeds_and_problems(workdir):
+    """By hand: score's eight dialogues end right seven times and begin right four times."""
+    own = comparison.read(workdir)["methods"]["score"]["greedy"]
+    found = {heading: own[heading]["value"] for heading in own}
+    assert found == pytest.approx(
+        {"@t1": 4 / 8, "@t2": 7 / 8, "Delta": 3 / 8, "i->c": 4 / 8, "c->i": 1 / 8}
+    )
+
+
+def test_every_row_keeps_the_identity_of_the_gain(workdir):
+    record = comparison.read(workdir)
+    rows = [record["base"], *record["methods"].values()]
+    rows += [run for own in record["methods"].values() for run in own["runs"]]
+    for row in rows:
+        values = {h: v["value"] if isinstance(v, dict) else v for h, v in row["greedy"].items()}
+        assert values["Delta"] == pytest.approx(values["i->c"] - values["c->i"], abs=1e-12)
+        assert values["Delta"] == pytest.approx(values["@t2"] - values["@t1"], abs=1e-12)
+
+
+def test_a_difference_is_that_of_the_means_on_the_same_problems(workdir):
+    record = comparison.read(workdir)["methods"]
+    assert record["score"]["against"]["greedy"]["@t2"]["value"] == pytest.approx(7 / 8 - 5 / 8)
+    assert record["score"]["against"]["greedy"]["@t1"]["value"] == pytest.approx(4 / 8 - 4 / 8)
+    own = record["plain"]["against"]["greedy"]["@t2"]
+    assert own["value"] == 0 and own["low"] <= 0 <= own["high"]
+    # First seeds: score alone is right at two problems, plain alone at one: a fair coin thrice.
+    assert record["score"]["against"]["mcnemar"] == pytest.approx(1.0)
+
+
+def test_tuning_is_told_with_what_it_took(workdir):
+    own = comparison.read(workdir)["methods"]["score"]
+    assert [(v["turn1"], v["turn2"]) for v in own["variants"]] == [(0, 0.5), (0.5, 1)]
+    assert own["validation_dialogues"] == 4 and own["taken"] == 2
+
+
+def test_curves_are_means_over_seeds(workdir):
+    own = comparison.read(workdir)["methods"]["score"]["curves"]
+    assert own["accuracy/turn1"]["steps"] == [1, 2, 3]
+    assert own["accuracy/turn1"]["values"] == pytest.approx([0.6, 0.7, 0.8])
+    assert "kl/turn1" not in own
+
+
+def test_stages_follow_each_other_in_a_curve(workdir):
+    edit(workdir / "plan.json", lambda p: p["methods"]["score"].update(stages=["score", "score"]))
+    own = comparison.read(workdir)["methods"]["score"]["curves"]
+    assert own["accuracy/turn2"]["steps"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("contents", "others"), ("turns", 3), ("temperature", 0.7)]
+)
+def test_other_problems_or_protocols_are_refused(workdir, field, value):
+    path = workdir / "score/variant2/seed1/score/test.json"
+    edit(path, lambda file: file["protocol"].update({field: value}))
+    with pytest.raises(
+        ValueError, match=f"score, seed 1, were measured in different ways: {field}"
+    ):
+        comparison.read(workdir)
+
+
+def test_another_base_model_is_refused(workdir):
+    path = workdir / "score/variant2/seed0/score/test.json"
+    edit(path, lambda file: file.update(reference=8))
+    with pytest.raises(ValueError, match=r"score, seed 0, .*another base model"):
+        comparison.read(workdir)
+
+
+def test_only_a_method_that_prompts_may_ask_otherwise(workdir):
+    path = workdir / "score/variant2/seed0/score/test.json"
+    edit(path, lambda file: file["protocol"].update(instruction="other", script="o"))
+    with pytest.raises(ValueError, match="different ways: instruction 'again' / 'other'"):
+        comparison.read(workdir)
+    edit(workdir / "plan.json", lambda plan: plan["methods"]["score"].update(updates=0))
+    comparison.read(workdir)
+
+
+def test_unequal_tuning_is_refused(workdir):
+    path = workdir / "score/variant1/seed0/score/evaluation.json"
+    edit(path, lambda file: file.update(problems=3))
+    with pytest.raises(ValueError, match=r"dialogues: \{'plain': 4, 'score': 5\}"):
+        comparison.read(workdir)
+
+
+def test_a_gain_that_is_none_is_refused(workdir, monkeypatch):
+    told = {"@t1": 0.5, "@t2": 0.5, "Delta": 0.25, "i->c": 0.0, "c->i": 0.0}
+    changed = {heading: np.full(PROBLEMS, value) for heading, value in told.items()}
+    monkeypatch.setattr(comparison, "by_problem", lambda outcomes: changed)
+    with pytest.raises(ValueError, match=r"Delta is 0.25, but i->c less c->i 0"):
+        comparison.read(workdir)
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no plan\.json; run a comparison first"):
+        comparison.read(tmp_path)
+
+
+def test_an_unfinished_comparison_has_a_page_of_what_there_is(workdir):
+    (workdir / "score/variant2/seed0/score/test.json").unlink()
+    (workdir / "score/variant2/seed1/score/test.json").unlink()
+    page = comparison_page.write(workdir).read_text()
+    assert "the plain" in page and json.loads((workdir / "comparison.json").read_text())
+
+
+def test_the_page_shows_the_tables_and_every_figure_as_svg_and_png(workdir):
+    page = comparison_page.write(workdir).read_text()
+    for name in ("curves", "histograms"):
+        svg, png = ((workdir / f"figures/{name}.{end}").read_bytes() for end in ("svg", "png"))
+        assert b"<svg" in svg and png.startswith(b"\x89PNG")
+        assert f"figures/{name}.svg" in page
+    row = re.search(r"<tr><td>the score</td>.*?</tr>", page, re.DOTALL)
+    assert row and "87.5 [" in row[0] and "25.0 [" in row[0]
+    assert "64.4" in page and "MATH500" in page  # the paper's
+    assert re.search(r'class="taken">rate 2.0: 50.0 / 100.0', page)
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_ours_stand_beside_the_papers_rows_of_the_same_name(workdir):
+    edit(workdir / "plan.json", lambda p: p["methods"]["score"].update(title="SCoRe"))
+    tables = comparison_page.paper_tables(comparison.read(workdir))
+    rows = {title: (theirs, ours) for title, theirs, ours in tables["MATH500, Gemini 1.5 Flash"]}
+    assert rows["SCoRe"][0][:3] == ["60.0", "64.4", "4.4"]
+    assert rows["SCoRe"][1][:3] == [percent(4 / 8), percent(7 / 8), percent(3 / 8)]
+    assert rows["Self-Refine"][1] == ["–"] * 5
+    assert rows["base model"][1][:3] == ["50.0", "50.0", "0.0"]
