@@ -8,6 +8,7 @@ Cost:    as configs/stage2.py, unless the method says another budget: all method
 Expect:  docs/results.md.
 Source:  with each method; the paper is arXiv:2409.12917.
 
+self_refine trains nothing: it is for --mode=evaluate.
 A stage's `share` is its part of `config.steps`. What a method leaves out is as in
 configs/common.py, the same for all. `budget` is what it draws beside the others, 1 unless it
 is an arm whose point is to draw more.
@@ -21,7 +22,8 @@ from configs import common, presets
 
 BETA1, BETA2, ALPHA = 0.01, 0.1, 10.0  # of MATH, the paper's table of hyper-parameters
 STEPS = 84  # halves, thirds and quarters of it are whole
-SUPERVISED_RATE = 5e-4  # Adam; the middle of the rates that a comparison tries
+RATE = 2e-4  # of RL on the embedded model, configs/common.py
+SUPERVISED_RATE = 5e-4  # of fine-tuning there; both are the middle of what a comparison tries
 
 STAGE1 = {
     "name": "stage1",
@@ -52,7 +54,7 @@ TUNE = {
     "name": "tune",
     "program": "supervised",
     "start": "base",
-    "batch": 256,  # dialogues, as many as RL learns from in a step
+    "batch": 256,  # dialogues, as many as RL learns from in a step; see `for_preset`
     "examples.source": "rollouts",
     "examples.stage": "collect",
     "optimizer.learning_rate": SUPERVISED_RATE,
@@ -197,6 +199,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "stages": (
             {
                 "name": "cocos",
+                "checkpoint.select": "last",  # the paid rewards leave the second attempt's out
                 "objective.reward_weights": (0.5, 0.0),
                 "objective.beta": (BETA1, BETA1),
                 "objective.alpha": 1.0,
@@ -269,20 +272,32 @@ def shared(preset: str) -> ConfigDict:
     config: Any = common.get_config()
     config.name = "shared"
     config.steps = STEPS
-    config.checkpoint.every = 14  # divides all stages' steps
+    config.checkpoint.every = 14
     presets.apply(config, preset)
     config.sampling.row_limit = 0  # three turns and more need longer rows
     return config
 
 
 def for_preset(method: dict[str, Any], preset: str) -> dict[str, Any]:
-    """A method with the beta2 that the paper states for the preset's task."""
-    task = presets.split(preset)[1] if preset not in ("", *presets.EMBEDDED) else ""
-    usual = BETA1 + BETA2
-    held = presets.STAGE1_BETAS[task][0] if task else usual
+    """A method with the beta2, and for fine-tuning the batch and rate, that go with a preset.
+
+    Fine-tuning keeps its ratio to RL: as many dialogues a step, and 2.5 times its rate.
+    """
+    if preset in ("", *presets.EMBEDDED):
+        return method
+    config: Any = shared(preset)
+    tuning = {
+        "batch": config.batch * config.sampling.group_size,
+        "optimizer.learning_rate": SUPERVISED_RATE / RATE * config.optimizer.learning_rate,
+    }
+    held = presets.STAGE1_BETAS[presets.split(preset)[1]][0]
+    single = method.get("rounds", 1) == 1  # the first version has a beta2 of its own
 
     def adapted(stage: dict[str, Any]) -> dict[str, Any]:
+        if stage.get("program") == "supervised":
+            return stage | tuning
         first, *others = stage.get("objective.beta", (None,))
-        return stage | {"objective.beta": (held, *others)} if first == usual else stage
+        usual = single and first == BETA1 + BETA2
+        return stage | {"objective.beta": (held, *others)} if usual else stage
 
     return method | {"stages": tuple(map(adapted, method["stages"]))}

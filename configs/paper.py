@@ -1,6 +1,7 @@
 """The comparison that the paper claims: its methods, later ones and arms, in one run.
 
-Run:     python -m score_jax.main --config=configs/paper.py[:PRESET]
+Run:     python -m score_jax.main --config=configs/paper.py
+         or configs/paper.py:receipts, the second embedded task
          --config.comparison.only='("score","multi_turn")' for some of the methods,
          --config.comparison.seeds=1 --config.steps=12 for a first look
 Gives:   comparison.html, comparison.json and figures/ in the workdir; the same command goes on

@@ -123,6 +123,10 @@ def conditions(config: AlarmsConfig, watched: Watched, rows: Sequence[Row]) -> l
     size, step = config.window, int(rows[-1]["step"] or 0)
     found: list[Alarm] = []
 
+    def of_all(metric: str) -> str:
+        """The metric over all that was drawn, where a step learns from chosen groups only."""
+        return f"drawn/{metric}" if f"drawn/{metric}" in rows[-1] else metric
+
     def last(metric: str) -> float | None:
         return window_mean(rows[-size:], metric, size)
 
@@ -143,15 +147,17 @@ def conditions(config: AlarmsConfig, watched: Watched, rows: Sequence[Row]) -> l
         delta, distance = rise("delta", before), rise("edit_distance", before)
         if delta is not None and distance is not None and distance < 0:
             judge("delta_fall", "delta", -delta)
-    accuracy = rise("accuracy/turn1", first)
+    metric = of_all("accuracy/turn1")
+    accuracy = rise(metric, first)
     if accuracy is not None and 1 in watched.turns:
-        judge("accuracy_fall", "accuracy/turn1", -accuracy)
+        judge("accuracy_fall", metric, -accuracy)
     for turn in watched.turns:
         judge("kl", f"kl/turn{turn}", last(f"kl/turn{turn}"))
         truncated = f"truncated/turn{turn}"
         judge("truncated_growth", truncated, rise(truncated, first))
     if watched.grouped:
-        metric = f"no_signal/turn{watched.last}"
+        chosen = "drawn/no_signal" in rows[-1]
+        metric = "drawn/no_signal" if chosen else f"no_signal/turn{watched.last}"
         judge("no_signal", metric, last(metric))
     return found
 

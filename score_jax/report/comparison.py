@@ -1,7 +1,7 @@
 """Reads a comparison of methods into one record: tables, differences, curves, what was tuned.
 
 `stages.comparison` writes plan.json and, for every run, test.json. Nothing is compared that was
-measured in different ways, or trained with other budgets than the plan says.
+measured in different ways; budgets are checked before anything is trained.
 """
 
 import json
@@ -136,26 +136,46 @@ def known(files: Sequence[Mapping[str, Any]]) -> list[str]:
     return [d for d in DECODINGS if all(d in f["outcomes"][f["stage"]] for f in files)]
 
 
+STORED = {
+    "@t1": "accuracy/turn1", "@t2": "accuracy/turn2", "Delta": "delta", "i->c": "delta_i_to_c",
+    "c->i": "delta_c_to_i",
+}  # fmt: skip
+
+
+def check_stored(file: Mapping[str, Any], decoding: str) -> None:
+    """Checks that the values of a file are those of its outcomes, and that the gain is what it is.
+
+    Raises:
+      ValueError: one is not.
+    """
+    stored, found = file["models"][file["stage"]][decoding], outcomes(file, decoding)
+    means = {heading: float(values.mean()) for heading, values in found.items()}
+    told = {h: stored[name]["value"] for h, name in STORED.items() if stored.get(name)}
+    if {"Delta", "i->c", "c->i"} <= told.keys():
+        told["the gain"], means["the gain"] = told["i->c"] - told["c->i"], told["Delta"]
+    for heading, value in told.items():
+        if abs(value - means[heading]) > 1e-6:
+            raise ValueError(
+                f"{file['stage']}, seed {file['training_seed']}, {decoding}: {heading} is {value}, "
+                f"but the outcomes give {means[heading]}; the file was changed: measure again"
+            )
+
+
 def summary(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean over runs of each heading, with its interval, by decoding.
 
     Raises:
-      ValueError: a gain is not what was mended less what was broken.
+      ValueError: a stored value is not what the outcomes give.
     """
     found: dict[str, Any] = {}
     for decoding in known(files):
+        for file in files:
+            check_stored(file, decoding)
         runs = [outcomes(file, decoding) for file in files]
-        means = {
+        found[decoding] = {
             heading: vars(mean_over_runs(np.stack([run[heading] for run in runs])))
             for heading in runs[0]
         }
-        gain = means["i->c"]["value"] - means["c->i"]["value"]
-        if abs(means["Delta"]["value"] - gain) > 1e-9:
-            raise ValueError(
-                f"{files[0]['stage']}, {decoding}: Delta is {means['Delta']['value']}, but i->c "
-                f"less c->i {gain}; the file has been changed: measure again"
-            )
-        found[decoding] = means
     return found
 
 

@@ -54,7 +54,7 @@ def render(record: Mapping[str, Any], workdir: Path, drawn: Mapping[str, str]) -
 
 
 def result_rows(record: Mapping[str, Any], decoding: str) -> list[dict[str, Any]]:
-    """A row for the base model and each measured method, best last attempt last."""
+    """A row for the base model and each measured method, in the order of the config."""
     rows = [row_of("base model", 0, record["base"][decoding], None)]
     for name, own in record["methods"].items():
         if decoding in own:

@@ -1,9 +1,11 @@
 """Draws other problems in the place of groups without signal, so that a step learns from all rows.
 
 A group (the dialogues of a draw) has a signal if two of them differ in the reward of a turn that
-the objective pays: else a baseline within the group leaves it no advantage. Further batches of
-the stream are drawn until enough groups have one, or there were as many as allowed; what is
-missing then is filled with groups without signal. The first draws count, in the stream's order.
+the objective pays: else a baseline within the group leaves it no advantage from rewards. What else
+makes advantages (another baseline, the KL in the reward, a penalty for repeats) is not asked for.
+Further batches of the stream are drawn until enough groups have a signal, or there were as many
+as allowed; what is missing then is filled with groups without. The first draws count, in the
+stream's order.
 
 All hosts know the rewards of all rows and choose alike, so that they draw equally often, and what
 a step learns from depends neither on hosts nor on devices.
@@ -186,6 +188,8 @@ def selection_metrics(rollout: Rollout) -> dict[str, Metric]:
     present = np.concatenate([rows.present for rows in choice.batches])
     rewards = np.where(present, np.concatenate([rows.rewards for rows in choice.batches]), 0.0)
     counts = present.sum(0, dtype=float)
+    without = len(choice.signal) - sum(choice.signal)
+    found["drawn/no_signal"] = mean(float(without), float(len(choice.signal)))
     found["drawn/accuracy"] = mean((rewards >= 1.0).sum(0, dtype=float), counts)
     found["drawn/reward"] = mean(rewards.sum(0, dtype=float), counts)
     return found

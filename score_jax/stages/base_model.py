@@ -42,7 +42,7 @@ def load_chat(settings: Settings) -> Chat:
     elif source == "stand_in":
         tokenizer = tokenizers.StandInTokenizer()
     elif source == "trained":
-        made = procedural.find(settings.task, "tokenizer.source is 'trained' and config.task")
+        made = procedural.TASKS.get(settings.task, procedural.TASKS[procedural.USUAL])
         tokenizer = tokenizers.train_sentencepiece(
             made.sample_texts(registry.get(settings.task).instruction),
             vocab_size=made.vocabulary,

@@ -190,7 +190,8 @@ def check_stages(
 def collecting(stage: StageConfig, workdir: Path) -> StageConfig:
     """The stage that keeps rollouts of another one's policy, for --mode=collect."""
     name = f"{stage.settings.name}_collected"
-    settings = dataclasses.replace(stage.settings, name=name, program="collect")
+    sampling = dataclasses.replace(stage.settings.sampling, redraws=0)
+    settings = dataclasses.replace(stage.settings, name=name, program="collect", sampling=sampling)
     trained = processes.broadcast_from_first(has_checkpoint(workdir / stage.settings.name))
     policy = stage.settings.name if trained else f"the base model ({stage.settings.name} is none)"
     processes.log(f"[{name}] collects from {policy}")

@@ -6,7 +6,8 @@ validation problems is measured on the test problems, into test.json.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from tqdm import tqdm
 from score_jax.distributed import processes
 from score_jax.distributed.signals import StopRequest, stop_on_signals
 from score_jax.distributed.watchdog import Watchdog
-from score_jax.report import comparison_page
+from score_jax.report import comparison_page, page
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.chain import describe_run, train_chain
-from score_jax.stages.handoff import StageConfig, load_policy
+from score_jax.stages.handoff import StageConfig, config_fields, load_policy
 from score_jax.stages.log import open_bar
 from score_jax.stages.measure import evaluate_models, open_pool
 from score_jax.stages.preflight import select_and_log
@@ -35,12 +36,14 @@ from score_jax.stages.trials import (
     Spent,
     Trial,
     check_budgets,
+    check_overrides,
     measured_on,
 )
 
 VALIDATION, TEST = "evaluation", "test"  # names of the measurements' files
 BASE = "base"  # folder of the base model's measurements
 LAST = "accuracy/turn2"  # what variants are chosen by
+UNSEEN = ("log", "profile", "grading", "alarms", "mesh")  # sections that change no result
 
 
 def is_comparison(config: Any) -> bool:
@@ -105,37 +108,73 @@ class Comparison:
         """Trains a trial and measures it on validation problems, unless that is done."""
         folder = self.workdir / trial.folder
         stages = trial.stages(self.shared, self.overrides, "validation")
-        names = {"stages": [stage.settings.name for stage in stages]}
-        if read_json(self.validated(trial)) is None:
-            folder.mkdir(parents=True, exist_ok=True)
+        test = trial.stages(self.shared, self.overrides, "test")[-1]
+        self.check_unchanged(folder, [*stages, test])
+        if self.validation(trial) is None:
             if trial.method.stages:
+                record = self.record | {"stages": [stage.settings.name for stage in stages]}
                 train_chain(
                     stages,
                     folder,
-                    self.record | names,
+                    record,
                     self.request,
                     self.watchdog,
                     measured=self.base_folder,
                 )
+                if processes.is_first():
+                    page.write_report(folder)
             else:
                 self.measure(stages[-1], folder, VALIDATION)
             jax.clear_caches()  # else all trials' programs would stay in memory
+            values = self.validation(trial)
+            assert values is not None, f"{trial.folder} has been measured"
+            told = " / ".join(f"{100 * value:.1f}" for value in values.values())
+            self.log(f"{trial.folder}: {describe_fields(trial.fields)}, validation {told}")
         self.bar.update(sum(stage.settings.steps for stage in stages))
-        values = self.validation(trial)
-        self.log(
-            f"{trial.folder}: {describe_fields(trial.fields)}, validation "
-            + " / ".join(f"{100 * value:.1f}" for value in values.values())
-        )
+
+    def check_unchanged(self, folder: Path, stages: Sequence[StageConfig]) -> None:
+        """Compares what a folder is to hold with what it was begun for; writes that down first.
+
+        Raises:
+          ValueError: a field differs.
+        """
+        fields = {
+            f"{number}:{stage.settings.name}": {
+                name: value
+                for name, value in config_fields(stage.config).items()
+                if name.split(".")[0] not in UNSEEN
+            }
+            for number, stage in enumerate(stages, 1)
+        }
+        section: Any = self.shared.comparison
+        sets = ConfigDict({"sets": section.get("sets", {})})
+        current = json.loads(json.dumps({**fields, "comparison": config_fields(sets)}))
+        path = folder / "trial.json"
+        recorded = processes.broadcast_from_first(read_json(path))
+        if recorded is None:
+            if processes.is_first():
+                write_json(path, current)
+            processes.barrier()
+            return
+        for stage in current.keys() | recorded.keys():
+            new, old = current.get(stage, {}), recorded.get(stage, {})
+            for name in sorted(new.keys() | old.keys()):
+                if new.get(name) != old.get(name):
+                    raise ValueError(
+                        f"config.{name} is {new.get(name)}, but {folder} was begun with "
+                        f"{old.get(name)}; choose another --workdir, or set the field back"
+                    )
 
     def validated(self, trial: Trial) -> Path:
         """The file of a trial's measurements on validation problems."""
         last = trial.stages(self.shared, self.overrides, "validation")[-1].settings.name
         return self.workdir / trial.folder / last / f"{VALIDATION}.json"
 
-    def validation(self, trial: Trial) -> dict[str, float]:
-        """A trial's greedy accuracies on validation problems."""
-        found = read_json(self.validated(trial))
-        assert found is not None, f"{trial.folder} has been measured"
+    def validation(self, trial: Trial) -> dict[str, float] | None:
+        """A trial's greedy accuracies on validation problems; None: it is not measured yet."""
+        found = processes.broadcast_from_first(read_json(self.validated(trial)))
+        if found is None:
+            return None
         greedy = found["models"][found["stage"]]["greedy"]
         return {name: greedy[name]["value"] for name in ("accuracy/turn1", LAST)}
 
@@ -143,10 +182,11 @@ class Comparison:
         """Takes each method's variant with the best second attempts; of equals the first."""
         for name, method in self.methods.items():
             numbers = range(1, len(self.config.variants(method)) + 1)
-            found = {n: self.validation(self.trial(name, n, FIRST_SEED))[LAST] for n in numbers}
-            self.taken[name] = max(found, key=lambda n: (found[n], -n))
+            found = {n: self.validation(self.trial(name, n, FIRST_SEED)) for n in numbers}
+            values = {n: one[LAST] for n, one in found.items() if one is not None}
+            self.taken[name] = max(values, key=lambda n: (values[n], -n))
             fields = describe_fields(self.trial(name, self.taken[name], FIRST_SEED).fields)
-            self.log(f"{name}: takes {fields}, the best of {len(found)} variants")
+            self.log(f"{name}: takes {fields}, the best of {len(values)} variants")
 
     def test(self, trial: Trial) -> None:
         """Measures a trial on the test problems, unless that is done."""
@@ -273,6 +313,7 @@ def run_comparison(
     """
     comparison = build_section(ComparisonConfig, shared.comparison, "config.comparison")
     methods = comparison.chosen_methods()
+    check_overrides(shared, overrides)
     workdir.mkdir(parents=True, exist_ok=True)
     shown = shared.log.progress and processes.is_first()
     with stop_on_signals() as request, open_bar("comparison", 0, shown=shown, unit="step") as bar:
@@ -287,22 +328,23 @@ def run_comparison(
             bar=bar,
             methods=methods,
         )
-        stages = {
-            trial.name: trial.stages(shared, overrides, "test")
-            for trial in run.tuning()
-            if trial.variant == 1
-        }
-        spent = {name: Spent.of([s.settings for s in own]) for name, own in stages.items()}
         settings = run.base("test").settings
         whole = settings.steps * settings.batch * settings.sampling.group_size
-        check_budgets(spent, methods, whole)
+        stages: dict[str, list[StageConfig]] = {}
+        for trial in run.tuning():
+            stages[trial.name] = trial.stages(shared, overrides, "test")
+            own = Spent.of([stage.settings for stage in stages[trial.name]])
+            check_budgets({trial.name: own}, methods, whole)
         bar.reset(total=sum(steps_of(run, stages, trial) for trial in run.tuning()))
+        run.check_unchanged(workdir / BASE, [run.base("validation"), run.base("test")])
         for file, part in ((VALIDATION, "validation"), (TEST, "test")):
             sets = comparison.sets if part == "test" and comparison.scaled else ()
             run.measure(run.base(part), workdir / BASE, file, sets=sets)
+        run.write()
         for trial in run.tuning():
             run.train(trial)
         run.choose()
+        run.write()
         tuned = bar.n
         bar.total = tuned + sum(steps_of(run, stages, trial) for trial in run.final())
         for trial in run.final():

@@ -393,6 +393,7 @@ def read_measurements(
         name: values
         | {part: saved[part][name] for part in ("outcomes", "histogram", "transcripts")}
         for name, values in saved["models"].items()
+        if "scaling" in values or "sampled" not in values  # else of an earlier version
     }
 
 

@@ -122,6 +122,11 @@ def check_folder(stage: StageConfig, folder: Path, *, policy_only: bool = False)
         )
         if may_differ or recorded.get(name) == current.get(name):
             continue
+        if name not in recorded:
+            raise ValueError(
+                f"config.{name} is no field of {folder}, which an earlier version of score_jax "
+                "has begun; choose another --workdir, or continue that run with that version"
+            )
         raise ValueError(
             f"config.{name} is {current.get(name)}, but {folder} was begun with "
             f"{recorded.get(name)}; choose another --workdir, or set the field back"
@@ -226,7 +231,9 @@ def load_parent_policy(parent: StageConfig, folder: Path, workdir: Path) -> Para
         params = checkpoints.restore_params(step, build(parent.settings).abstract_state())
         selection = describe_selection(parent.settings, checkpoints, step)
         checksum = checkpoints.extra(step)["fingerprint"]
-        batches = checkpoints.extra(checkpoints.steps()[-1])["batches"]
+        last = checkpoints.steps()[-1]
+        # Before there were redraws a step drew one batch.
+        batches = checkpoints.extra(last).get("batches", last)
     drawn = batches * parent.settings.batch if parent.settings.program == "rl" else 0
     record = {
         "parent": parent.settings.name,

@@ -115,6 +115,11 @@ class Settings:
             self.coefficients.check(self.objective)
             check_grouping(self.estimator, self.sampling, self.learner)
             check_redraws(self.sampling, self.objective, plan.roles)
+        elif self.sampling.redraws:
+            raise ValueError(
+                f"sampling.redraws is {self.sampling.redraws}, but program {self.program!r} does "
+                "not choose among what it draws: set 0"
+            )
 
     @property
     def plan(self) -> DialoguePlan:

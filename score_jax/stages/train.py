@@ -183,6 +183,8 @@ class StageRun:
     def recall_alarms(self) -> None:
         """Brings alarms to where the steps done before leave them; all hosts must call."""
         settings = self.programs.settings
+        if not settings.watched.turns:
+            return
         rows = processes.broadcast_from_first(self.log.rows())
         self.watch, events = alarms.replay(settings.alarms, settings.watched, rows)
         self.log.rewrite_alarms(events)

@@ -5,6 +5,7 @@ on the same validation problems. The best variant is trained with the method's f
 Usually a variant is a learning rate, the method's own times one of the comparison's `rates`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,11 @@ class ComparisonConfig:
             if self.seeds:
                 values["seeds"] = self.seeds
             found[name] = build_section(Method, values, f"comparison.methods.{name}")
+        if self.against and self.against not in found:
+            raise ValueError(
+                f"comparison.against is {self.against!r}, which comparison.only leaves out; add "
+                f"it, or compare with one of {', '.join(found)}"
+            )
         counts = {name: len(self.variants(method)) for name, method in found.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(
@@ -126,15 +132,49 @@ class Trial:
         if self.method.stages:
             config.rounds = self.method.rounds
             config.stages = tuple(
-                own | {RATE: factor * own.get(RATE, config.optimizer.learning_rate)}
+                own | fields | {RATE: factor * own.get(RATE, config.optimizer.learning_rate)}
                 for own in map(dict, self.method.stages)
             )
         own = {n: v for n, v in overrides.items() if n.split(".")[0] not in NOT_PASSED}
         return resolve_stages(config, own)
 
 
-# Of the command line's overrides, those that a trial's config has taken over, or sets itself.
-NOT_PASSED = ("comparison", "evaluation", "seed", "name", "optimizer")
+# Of the command line's overrides, those that the comparison's config has taken over, so that a
+# stage's own fields stand: all but these stand over a stage's own.
+NOT_PASSED = ("comparison", "evaluation", "optimizer", "batch")
+# Those that every trial sets itself, and what is to be set instead.
+SET_BY_TRIALS = {
+    "seed": "comparison.seeds",
+    "name": "--workdir",
+    "parent": "comparison.methods",
+    "start": "comparison.methods",
+    "stages": "comparison.methods",
+    "rounds": "comparison.methods",
+    "optimizer.learning_rate": "comparison.rates, which are factors of the methods' rates",
+    "evaluation.turns": "comparison.sets",
+    "evaluation.sets": "comparison.sets",
+}
+
+
+def check_overrides(shared: Any, overrides: Mapping[str, Any]) -> None:
+    """Refuses what would reach no trial.
+
+    Raises:
+      ValueError: a field is set that every trial sets itself.
+    """
+    for name in overrides:
+        for own, instead in SET_BY_TRIALS.items():
+            if name == own or name.startswith(own + "."):
+                raise ValueError(
+                    f"--config.{name} is set, but a comparison sets it for each trial: set "
+                    f"{instead}"
+                )
+    if shared.evaluation.sets or shared.evaluation.turns != 2:
+        raise ValueError(
+            f"config.evaluation has turns {shared.evaluation.turns} and sets "
+            f"{shared.evaluation.sets.to_dict()}; methods are compared by two attempts: set 2, and "
+            "put further measurements into comparison.sets"
+        )
 
 
 def measured_on(shared: ConfigDict, part: Part) -> ConfigDict:
@@ -150,7 +190,8 @@ def measured_on(shared: ConfigDict, part: Part) -> ConfigDict:
         evaluation = config.evaluation
         evaluation.data = ConfigDict(evaluation.validation.to_dict())
         evaluation.problems = evaluation.validation_problems
-        evaluation.samples, evaluation.sets = 0, ConfigDict()
+        evaluation.samples = 0
+        evaluation.task, evaluation.prompt_limit = "", 0  # as the training problems
     return config
 
 
@@ -158,7 +199,7 @@ def measured_on(shared: ConfigDict, part: Part) -> ConfigDict:
 class Spent:
     """What training costs, for comparing like with like."""
 
-    dialogues: int  # that the policy has drawn
+    dialogues: int  # that the policy draws, with sampling.redraws at most
     updates: int  # of its parameters
 
     @classmethod
@@ -167,7 +208,9 @@ class Spent:
         drawn = [s for s in stages if s.program != "supervised"]
         learnt = [s for s in stages if s.program != "collect"]
         return cls(
-            dialogues=sum(s.steps * s.batch * s.sampling.group_size for s in drawn),
+            dialogues=sum(
+                s.steps * s.batch * s.sampling.group_size * (1 + s.sampling.redraws) for s in drawn
+            ),
             updates=sum(s.steps * s.learner.minibatches for s in learnt),
         )
 
@@ -183,7 +226,7 @@ def check_budgets(spent: Mapping[str, Spent], methods: Mapping[str, Method], who
     """
     for name, own in spent.items():
         allowed = methods[name].budget * whole
-        if methods[name].stages and own.dialogues != allowed:
+        if methods[name].stages and not math.isclose(own.dialogues, allowed):
             raise ValueError(
                 f"comparison.methods.{name} draws {own.dialogues} dialogues, others {whole}; "
                 f"with its budget of {methods[name].budget} it may draw {allowed:g}: change its "

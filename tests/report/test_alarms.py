@@ -45,6 +45,17 @@ def test_a_script_raises_and_clears_its_alarm_alone(name):
     assert told(script(metric, values), replace(CONFIG, **{name: None})) == []
 
 
+@pytest.mark.parametrize("name", ["accuracy_fall", "no_signal"])
+def test_where_groups_are_chosen_alarms_judge_all_that_was_drawn(name):
+    metric, tenths, steps = SCRIPTS[name]
+    drawn = {"accuracy_fall": "drawn/accuracy/turn1", "no_signal": "drawn/no_signal"}
+    chosen = {"drawn/accuracy/turn1": 0.5, "drawn/no_signal": 0.3}
+    falls = [row | chosen for row in script(metric, [value / 10 for value in tenths])]
+    assert told(falls) == []
+    falls = [chosen | row for row in script(drawn[name], [value / 10 for value in tenths])]
+    assert [step for _, _, step in told(falls)] == steps
+
+
 def gain(distances):
     deltas = [0.2, 0.2, 0.2, 0.1, 0.1, 0.1]
     pairs = zip(deltas, distances, strict=True)

@@ -164,12 +164,24 @@ def test_unequal_tuning_is_refused(workdir):
         comparison.read(workdir)
 
 
-def test_a_gain_that_is_none_is_refused(workdir, monkeypatch):
-    told = {"@t1": 0.5, "@t2": 0.5, "Delta": 0.25, "i->c": 0.0, "c->i": 0.0}
-    changed = {heading: np.full(PROBLEMS, value) for heading, value in told.items()}
-    monkeypatch.setattr(comparison, "by_problem", lambda outcomes: changed)
-    with pytest.raises(ValueError, match=r"Delta is 0.25, but i->c less c->i 0"):
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        ({"accuracy/turn2": 0.5}, "@t2 is 0.5, but the outcomes give 0.75"),
+        ({"delta": 0.5, "delta_i_to_c": 0.5, "delta_c_to_i": 0.25}, "Delta is 0.5, but the outc"),
+    ],
+)
+def test_values_that_are_not_those_of_the_outcomes_are_refused(workdir, stored, told):
+    """Score's first run: 01 11 01 10, so that Delta is 1/4, i->c 1/2 and c->i 1/4."""
+    path = workdir / "score/variant2/seed0/score/test.json"
+    values = {name: {"value": value} for name, value in stored.items()}
+    edit(path, lambda file: file["models"]["score"]["greedy"].update(values))
+    with pytest.raises(ValueError, match=told):
         comparison.read(workdir)
+    right = {"delta": 0.25, "delta_i_to_c": 0.5, "delta_c_to_i": 0.25, "accuracy/turn2": 0.75}
+    values = {name: {"value": value} for name, value in right.items()}
+    edit(path, lambda file: file["models"]["score"]["greedy"].update(values))
+    comparison.read(workdir)
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):

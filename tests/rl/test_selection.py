@@ -117,7 +117,7 @@ def test_what_was_drawn_is_told_beside_what_was_chosen():
     told = flat(selection.selection_metrics(found))
     assert told == {
         "dialogues/drawn": 8, "redraws": 1, "groups/signal": 0.5, "groups/kept": 0.5,
-        "drawn/accuracy/turn1": 3 / 8, "drawn/accuracy/turn2": 5 / 8,
+        "drawn/no_signal": 0.5, "drawn/accuracy/turn1": 3 / 8, "drawn/accuracy/turn2": 5 / 8,
         "drawn/reward/turn1": 3 / 8, "drawn/reward/turn2": 5 / 8,
     }  # fmt: skip
     assert len(found.drawn) == 2 and found.graded.seconds.keys() == {"sample", "grade", "select"}

@@ -158,6 +158,21 @@ def test_a_finished_comparison_trains_and_measures_nothing_again(whole, compiled
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"optimizer.learning_rate": 2e-2}, r"config\.optimizer\.learning_rate is 0\.01, but"),
+        ({"evaluation.problems": 4}, r"config\.evaluation\.problems is 4, but .* begun with 6"),
+        ({"comparison.sets.votes.samples": 8}, r"config\.sets\.votes\.samples is 8, but"),
+    ],
+)
+def test_another_config_is_refused_in_the_same_workdir(whole, compiled, change, told):
+    config = shared()
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=told):
+        run(whole, config)
+
+
+@pytest.mark.parametrize(
     "moment", ["tuning", pytest.param("seeds", marks=pytest.mark.slow), "measuring"]
 )
 def test_an_interrupted_comparison_ends_as_an_uninterrupted_one(

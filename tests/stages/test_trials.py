@@ -12,6 +12,7 @@ from score_jax.stages.trials import (
     Spent,
     Trial,
     check_budgets,
+    check_overrides,
 )
 from tests.methods import COLLECT, TUNE
 from tests.tiny_stages import get_config
@@ -49,6 +50,33 @@ def test_a_variants_fields_reach_all_stages():
     assert [s.settings.name for s in own] == ["one_1", "two_1", "one_2", "two_2"]
 
 
+def test_a_variants_fields_stand_over_a_stages_own():
+    stages = (MULTI | {"objective.gamma": 0.5}, MULTI | {"name": "other"})
+    own = trial({"stages": stages}, fields=(("objective.gamma", 0.25),))
+    assert [s.settings.objective.gamma for s in own.stages(shared(), {}, "test")] == [0.25] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("seed", "comparison.seeds"),
+        ("optimizer.learning_rate", "comparison.rates"),
+        ("evaluation.sets.more.problems", "comparison.sets"),
+        ("rounds", "comparison.methods"),
+    ],
+)
+def test_an_override_that_would_reach_no_trial_is_refused(name, instead):
+    with pytest.raises(ValueError, match=rf"--config\.{name} is set, .*: set {instead}"):
+        check_overrides(shared(), {name: 1})
+    check_overrides(shared(), {"steps": 3, "evaluation.problems": 4, "batch": 2})
+
+
+@pytest.mark.parametrize("fields", [{"turns": 3}, {"sets": ConfigDict({"more": {"turns": 2}})}])
+def test_further_measurements_are_the_comparisons_own(fields):
+    with pytest.raises(ValueError, match=r"put further measurements into comparison\.sets"):
+        check_overrides(shared(**fields), {})
+
+
 def test_shares_are_of_the_steps_that_the_command_line_sets():
     config = shared()
     config.steps = 10
@@ -58,21 +86,21 @@ def test_shares_are_of_the_steps_that_the_command_line_sets():
 
 def test_a_seed_is_the_trials_own_and_names_its_folder():
     made = trial({"stages": (MULTI,)}, seed=3, variant=2)
-    assert made.stages(shared(), {"seed": 7}, "test")[0].settings.seed == 3
+    assert made.stages(shared(), {}, "test")[0].settings.seed == 3
     assert made.folder == Path("name/variant2/seed3")
 
 
 def test_variants_are_measured_on_validation_problems_greedily():
-    config = shared(samples=4, sets=ConfigDict({"more": {"problems": 3}}))
+    config = shared(samples=4, task="tests.short_answers", prompt_limit=9)
     validation, test = (
         trial({"stages": (MULTI,)}).stages(config, {}, part)[0].settings
         for part in ("validation", "test")
     )
     own = validation.evaluation
-    assert (own.problems, own.samples, own.sets) == (5, 0, ())
+    assert (own.problems, own.samples, own.task, own.prompt_limit) == (5, 0, "", 0)
     assert dict(validation.measured_data)["split"] == "validation"
     assert test.evaluation.samples == 4 and dict(test.measured_data)["split"] == "test"
-    assert test.measured_sets.keys() == {"more"}
+    assert test.measured_prompt_limit == 9
 
 
 def test_a_method_without_stages_is_the_base_model_asked_otherwise():
@@ -113,6 +141,18 @@ def test_variants_are_the_rates_or_the_methods_own():
 def test_what_is_no_comparison_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         comparison({"a": {}}, **fields)
+
+
+def test_what_all_are_compared_with_has_to_be_run():
+    made = comparison({"a": {}, "b": {}}, only=("a",), against="b")
+    with pytest.raises(ValueError, match=r"against is 'b', which comparison\.only leaves out"):
+        made.chosen_methods()
+
+
+def test_redraws_count_as_dialogues():
+    stages = (MULTI | {"steps": 2, "sampling.redraws": 3},)
+    own = trial({"stages": stages}).stages(shared(), {}, "test")
+    assert Spent.of([s.settings for s in own]).dialogues == 2 * 8 * 4
 
 
 def test_unequal_tuning_is_refused():
