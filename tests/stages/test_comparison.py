@@ -160,7 +160,7 @@ def test_a_finished_comparison_trains_and_measures_nothing_again(whole, compiled
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"optimizer.learning_rate": 2e-2}, r"config\.optimizer\.learning_rate is 0\.01, but"),
+        ({"optimizer.learning_rate": 2e-2}, r"config\.optimizer\.learning_rate is 0\.02, but"),
         ({"evaluation.problems": 4}, r"config\.evaluation\.problems is 4, but .* begun with 6"),
         ({"comparison.sets.votes.samples": 8}, r"config\.sets\.votes\.samples is 8, but"),
     ],
