@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from score_jax.data import store
 from score_jax.distributed.signals import Interrupted
 from score_jax.stages import collect, rollouts
 from score_jax.stages.build import build
-from score_jax.stages.chain import run_mode
+from score_jax.stages.chain import run_mode, waits, with_collected
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.handoff import load_policy, open_checkpoints
 from score_jax.stages.resolve import resolve_stages
@@ -123,6 +124,19 @@ def test_an_interrupted_round_ends_as_an_uninterrupted_one(star, compiled, tmp_p
     assert rows[0] == rows[1] and len(rows[0]) == 3
     files = [(folder / "tune_2/evaluation.json").read_text() for folder in (workdir, star)]
     assert files[0] == files[1]
+
+
+def test_first_attempts_are_waited_for_until_all_are_collected(star, tmp_path):
+    """A part of them is there when a run goes on that was interrupted while it collected."""
+    stages, workdir = method(), tmp_path / "run"
+    shutil.copytree(star, workdir)
+    last = stages[-1]
+    data = dict(last.settings.data) | {"first_attempts": "stage:collect_2"}
+    settings = replace(last.settings, data=tuple(data.items()))
+    given = with_collected(replace(last, settings=settings), workdir)
+    assert not waits(given, stages, workdir) and not waits(last, stages, workdir)
+    max((workdir / "collect_2/rollouts").iterdir()).unlink()
+    assert waits(given, stages, workdir)
 
 
 def test_rollouts_of_two_policies_are_no_collection(star, compiled, tmp_path, capsys):

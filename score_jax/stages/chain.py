@@ -143,7 +143,7 @@ def train_chain(
       measured: a folder whose evaluation.json may have the base model's measurements.
     """
     stages = [with_collected(stage, workdir) for stage in stages]
-    early = [stage for stage in stages if not waits(stage, workdir)]
+    early = [stage for stage in stages if not waits(stage, stages, workdir)]
     checked = check_stages(early, workdir, watchdog)
     counts = {name: stage.counts() for name, stage in checked.items()}
     if processes.is_first():
@@ -165,11 +165,14 @@ def with_collected(stage: StageConfig, workdir: Path) -> StageConfig:
     return dataclasses.replace(stage, settings=settings)
 
 
-def waits(stage: StageConfig, workdir: Path) -> bool:
-    """Whether a stage's problems need first attempts that another stage still has to collect."""
+def waits(stage: StageConfig, stages: Sequence[StageConfig], workdir: Path) -> bool:
+    """Whether a stage's problems need first attempts that one of `stages` still has to collect."""
     path = dict(stage.settings.data).get("first_attempts", "")
-    own = path and Path(path).parent.parent == workdir
-    return bool(own) and not processes.broadcast_from_first(Path(path).is_dir())
+    return any(
+        str(workdir / source.settings.name / rollouts.NAME) == path
+        and not is_finished(source, workdir / source.settings.name)
+        for source in stages
+    )
 
 
 def check_stages(

@@ -79,13 +79,14 @@ class Comparison:
             name=name, method=method, variant=variant, fields=tuple(fields.items()), seed=seed
         )
 
+    def variants(self, name: str) -> list[Trial]:
+        """The trials that a method's variant is chosen by."""
+        numbers = range(1, len(self.config.variants(self.methods[name])) + 1)
+        return [self.trial(name, number, FIRST_SEED) for number in numbers]
+
     def tuning(self) -> list[Trial]:
-        """The trials that variants are chosen by."""
-        return [
-            self.trial(name, variant, FIRST_SEED)
-            for name, method in self.methods.items()
-            for variant in range(1, len(self.config.variants(method)) + 1)
-        ]
+        """The trials of all methods that variants are chosen by."""
+        return [trial for name in self.methods for trial in self.variants(name)]
 
     def final(self) -> list[Trial]:
         """The trials of what was chosen, seed by seed, so that all methods have their first."""
@@ -180,10 +181,9 @@ class Comparison:
 
     def choose(self) -> None:
         """Takes each method's variant with the best second attempts; of equals the first."""
-        for name, method in self.methods.items():
-            numbers = range(1, len(self.config.variants(method)) + 1)
-            found = {n: self.validation(self.trial(name, n, FIRST_SEED)) for n in numbers}
-            values = {n: one[LAST] for n, one in found.items() if one is not None}
+        for name in self.methods:
+            found = {trial: self.validation(trial) for trial in self.variants(name)}
+            values = {t.variant: one[LAST] for t, one in found.items() if one is not None}
             self.taken[name] = max(values, key=lambda n: (values[n], -n))
             fields = describe_fields(self.trial(name, self.taken[name], FIRST_SEED).fields)
             self.log(f"{name}: takes {fields}, the best of {len(values)} variants")
@@ -244,11 +244,8 @@ class Comparison:
         """What is compared, for those who read the workdir."""
         methods = {}
         for name, method in self.methods.items():
-            trials = {
-                n: self.trial(name, n, FIRST_SEED)
-                for n in range(1, len(self.config.variants(method)) + 1)
-            }
-            stages = trials[1].stages(self.shared, self.overrides, "test")
+            trials = self.variants(name)
+            stages = trials[0].stages(self.shared, self.overrides, "test")
             settings = [stage.settings for stage in stages]
             spent = Spent.of(settings) if method.stages else Spent(0, 0)
             methods[name] = {
@@ -261,7 +258,7 @@ class Comparison:
                         "fields": dict(trial.fields),
                         "validation": str(self.validated(trial).relative_to(self.workdir)),
                     }
-                    for trial in trials.values()
+                    for trial in trials
                 ],
                 "taken": self.taken.get(name),
                 "runs": [str(t.folder) for t in self.final() if t.name == name]
@@ -330,12 +327,12 @@ def run_comparison(
         )
         settings = run.base("test").settings
         whole = settings.steps * settings.batch * settings.sampling.group_size
-        stages: dict[str, list[StageConfig]] = {}
+        steps: dict[str, int] = {}  # of a method's trial, the bar's unit
         for trial in run.tuning():
-            stages[trial.name] = trial.stages(shared, overrides, "test")
-            own = Spent.of([stage.settings for stage in stages[trial.name]])
-            check_budgets({trial.name: own}, methods, whole)
-        bar.reset(total=sum(steps_of(run, stages, trial) for trial in run.tuning()))
+            own = [stage.settings for stage in trial.stages(shared, overrides, "test")]
+            check_budgets({trial.name: Spent.of(own)}, methods, whole)
+            steps[trial.name] = sum(stage.steps for stage in own)
+        bar.reset(total=sum(steps[trial.name] for trial in run.tuning()))
         run.check_unchanged(workdir / BASE, [run.base("validation"), run.base("test")])
         for file, part in ((VALIDATION, "validation"), (TEST, "test")):
             sets = comparison.sets if part == "test" and comparison.scaled else ()
@@ -346,14 +343,9 @@ def run_comparison(
         run.choose()
         run.write()
         tuned = bar.n
-        bar.total = tuned + sum(steps_of(run, stages, trial) for trial in run.final())
+        bar.total = tuned + sum(steps[trial.name] for trial in run.final())
         for trial in run.final():
             run.train(trial)
             run.test(trial)
             run.write()
     processes.log(f"comparison: {workdir / comparison_page.PAGE}")
-
-
-def steps_of(run: Comparison, stages: Mapping[str, list[StageConfig]], trial: Trial) -> int:
-    """Steps of a trial's stages, the bar's unit."""
-    return sum(stage.settings.steps for stage in stages[trial.name])
