@@ -217,6 +217,21 @@ METHODS: dict[str, dict[str, Any]] = {
             stage | {"estimator.clip": 0.2, "learner.minibatches": 2} for stage in (STAGE1, STAGE2)
         ),
     },
+    "score_dapo": {  # arXiv:2503.14476, sections 3.1, 3.2 and 3.4, on top of score_ppo
+        "title": "SCoRe, asymmetric clip, redraws",
+        "budget": 2.0,  # at most: a step draws a second batch where groups have no signal
+        "stages": tuple(
+            stage
+            | {
+                "estimator.clip": 0.2,
+                "estimator.clip_high": 0.28,
+                "estimator.mask_truncated": True,
+                "learner.minibatches": 2,
+                "sampling.redraws": 1,
+            }
+            for stage in (STAGE1, STAGE2)
+        ),
+    },
     # Arms that tell causes apart.
     "stage1_on": {  # what of Stage II is just more steps
         "title": "Stage I continued",

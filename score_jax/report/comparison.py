@@ -89,7 +89,11 @@ def read_method(workdir: Path, own: Mapping[str, Any]) -> dict[str, Any]:
     found = [(folder, file) for folder, file in measured if file is not None]
     files = [file for _, file in found]
     variants = [
-        {"fields": variant["fields"], **validation(workdir / variant["validation"])}
+        {
+            "fields": variant["fields"],
+            **validation(workdir / variant["validation"]),
+            "failed": failure(workdir / variant["failed"]),
+        }
         for variant in own["variants"]
     ]
     method: dict[str, Any] = {
@@ -97,6 +101,7 @@ def read_method(workdir: Path, own: Mapping[str, Any]) -> dict[str, Any]:
         "variants": variants,
         "validation_dialogues": sum(variant["dialogues"] for variant in variants),
         "seeds": [file["training_seed"] for file in files],
+        "failed": [run for run in own["runs"] if failure(workdir / run / "failed.json")],
         "runs": [
             {"folder": str(folder.relative_to(workdir)), **values_of(file)}
             for folder, file in found
@@ -124,6 +129,11 @@ def validation(path: Path) -> dict[str, Any]:
         "turn2": greedy["accuracy/turn2"]["value"],
         "dialogues": file["problems"],
     }
+
+
+def failure(path: Path) -> str:
+    """Why a trial could not be trained; "": it could."""
+    return (read_json(path) or {"error": ""})["error"]
 
 
 def outcomes(file: Mapping[str, Any], decoding: str) -> dict[str, np.ndarray]:
@@ -173,7 +183,12 @@ def summary(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             check_stored(file, decoding)
         runs = [outcomes(file, decoding) for file in files]
         found[decoding] = {
-            heading: vars(mean_over_runs(np.stack([run[heading] for run in runs])))
+            heading: vars(
+                mean_over_runs(
+                    np.stack([run[heading] for run in runs]),
+                    bounds=(-1.0 if heading == "Delta" else 0.0, 1.0),
+                )
+            )
             for heading in runs[0]
         }
     return found
@@ -204,10 +219,12 @@ def differences(
         found[decoding] = {
             heading: vars(
                 paired_difference(
-                    np.stack([run[heading] for run in a]), np.stack([run[heading] for run in b])
+                    np.stack([run[heading] for run in a]),
+                    np.stack([run[heading] for run in b]),
+                    bounds=(-widest, widest),
                 )
             )
-            for heading in ("@t1", "@t2", "Delta")
+            for heading, widest in (("@t1", 1), ("@t2", 1), ("Delta", 2))
         }
     first, second = (outcomes(part[0], "greedy")["@t2"] > 0.5 for part in (files, others))
     return found | {"mcnemar": mcnemar(first, second)}
@@ -302,11 +319,16 @@ def check_tuning(methods: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks that what has been tuned was tuned with the same effort.
 
     Raises:
-      ValueError: two methods' variants were measured on different numbers of dialogues.
+      ValueError: two variants were measured on different numbers of dialogues.
     """
-    spent = {n: m["validation_dialogues"] for n, m in methods.items() if m["taken"]}
+    spent = {
+        f"{name}, variant {number}": variant["dialogues"]
+        for name, method in methods.items()
+        for number, variant in enumerate(method["variants"], 1)
+        if method["taken"] and not variant["failed"]
+    }
     if len(set(spent.values())) > 1:
         raise ValueError(
-            f"methods were tuned on different numbers of validation dialogues: {spent}; compare "
-            "in a new --workdir"
+            f"variants were measured on different numbers of validation dialogues: {spent}; "
+            "compare in a new --workdir"
         )

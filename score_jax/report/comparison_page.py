@@ -55,21 +55,21 @@ def render(record: Mapping[str, Any], workdir: Path, drawn: Mapping[str, str]) -
 
 def result_rows(record: Mapping[str, Any], decoding: str) -> list[dict[str, Any]]:
     """A row for the base model and each measured method, in the order of the config."""
-    rows = [row_of("base model", 0, record["base"][decoding], None)]
+    rows = [row_of("base model", "–", record["base"][decoding], None)]
     for name, own in record["methods"].items():
         if decoding in own:
             other = None if name == record["against"] else own.get("against", {}).get(decoding)
-            rows.append(row_of(own["title"], len(own["seeds"]), own[decoding], other))
+            rows.append(row_of(own["title"], seeds_of(own), own[decoding], other))
     return rows
 
 
 def row_of(
-    title: str, seeds: int, values: Mapping[str, Any], against: Mapping[str, Any] | None
+    title: str, seeds: str, values: Mapping[str, Any], against: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The cells of one row, in percent with intervals."""
     return {
         "title": title,
-        "seeds": seeds or "–",
+        "seeds": seeds,
         "cells": [cell(values[heading], interval=True) for heading in HEADINGS],
         "against": [
             cell(against[heading], interval=True) if against else "–"
@@ -80,6 +80,12 @@ def row_of(
             for heading in ("@t2", "Delta")
         ],
     }
+
+
+def seeds_of(own: Mapping[str, Any]) -> str:
+    """How many runs a method's row is the mean of, and how many could not be trained."""
+    failed = f", {len(own['failed'])} failed" if own["failed"] else ""
+    return f"{len(own['seeds'])}{failed}"
 
 
 def paper_tables(record: Mapping[str, Any]) -> dict[str, list[tuple[str, list[str], list[str]]]]:
@@ -112,9 +118,8 @@ def tuning_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "variants": [
                 {
                     "fields": ", ".join(f"{k} {v}" for k, v in variant["fields"].items()),
-                    "accuracies": "–"
-                    if variant["turn1"] is None
-                    else f"{percent(variant['turn1'])} / {percent(variant['turn2'])}",
+                    "accuracies": accuracies(variant),
+                    "error": variant["failed"],
                     "taken": own["taken"] == number,
                 }
                 for number, variant in enumerate(own["variants"], 1)
@@ -125,6 +130,15 @@ def tuning_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for own in record["methods"].values()
     ]
+
+
+def accuracies(variant: Mapping[str, Any]) -> str:
+    """A variant's accuracies at both turns on validation problems, or what became of it."""
+    if variant["failed"]:
+        return "failed"
+    if variant["turn1"] is None:
+        return "–"
+    return f"{percent(variant['turn1'])} / {percent(variant['turn2'])}"
 
 
 def set_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, list[str], str]]:

@@ -47,7 +47,11 @@ def bound(rates: Mapping[str, Rate], *, seed: int, resamples: int = 2000) -> dic
         if rate.proportion and rate.whole.max() <= 1:
             bounded[name] = wilson(rate.part.sum(), rate.whole.sum())
         else:
-            bounded[name] = _widen(rate, float(low), float(high))
+            used = rate.whole > 0
+            value = float(rate.part.sum() / rate.whole.sum())
+            bounded[name] = _widen(
+                value, float(low), float(high), rate.part[used] / rate.whole[used], rate.bounds
+            )
     return bounded
 
 
@@ -85,24 +89,36 @@ def _bootstrap(
     return low, high
 
 
-def _widen(rate: Rate, low: float, high: float) -> Interval:
-    """Builds a rate's interval from its bootstrap bounds.
+def _widen(
+    value: float,
+    low: float,
+    high: float,
+    values: Float[np.ndarray, "... N"],
+    bounds: tuple[float, float] | None,
+) -> Interval:
+    """Builds an interval from its bootstrap bounds.
 
     Where all problems have the same value, the bootstrap interval has no width. The bounds
     are then those of a sample in which the largest share of problems that Wilson's interval
     allows for zero observed cases lies at an extreme of the range.
+
+    Args:
+      values: of each problem.
+      bounds: that no value can be beyond; None: unbounded, and never widened.
     """
-    value = float(rate.part.sum() / rate.whole.sum())
-    used = rate.whole > 0
-    if rate.bounds is not None and np.ptp(rate.part[used] / rate.whole[used]) == 0:
-        unseen = wilson(0, int(used.sum())).high
-        low = value - unseen * (value - rate.bounds[0])
-        high = value + unseen * (rate.bounds[1] - value)
+    if bounds is not None and np.ptp(values) == 0:
+        unseen = wilson(0, values.shape[-1]).high
+        low = value - unseen * (value - bounds[0])
+        high = value + unseen * (bounds[1] - value)
     return Interval(value=value, low=min(low, value), high=max(high, value))
 
 
 def mean_over_runs(
-    values: Float[np.ndarray, "S N"], *, seed: int = 0, resamples: int = 2000
+    values: Float[np.ndarray, "S N"],
+    *,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> Interval:
     """The mean over runs and problems, with a 95% interval for other runs on other problems.
 
@@ -111,6 +127,7 @@ def mean_over_runs(
 
     Args:
       values: one per run and problem.
+      bounds: of a value; with them agreement of all runs on all problems is not certainty.
 
     Source: Owen, Annals of Applied Statistics 1 (2007), 386-411; doi:10.1214/07-AOAS122.
     """
@@ -122,13 +139,14 @@ def mean_over_runs(
 
     means = np.einsum("ms,sn,mn->m", shares(runs), values, shares(problems), optimize=True)
     low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(value=float(values.mean()), low=float(low), high=float(high))
+    return _widen(float(values.mean()), float(low), float(high), values, bounds)
 
 
 def paired_difference(
     a: Float[np.ndarray, "S N"],
     b: Float[np.ndarray, "S2 N"],
     *,
+    bounds: tuple[float, float] | None = None,
     seed: int = 0,
     resamples: int = 2000,
 ) -> Interval:
@@ -139,6 +157,7 @@ def paired_difference(
 
     Args:
       a, b: a value for each run and problem; column n of both is the same problem.
+      bounds: of a difference; with them agreement on all problems is not certainty.
 
     Raises:
       ValueError: they have different numbers of problems.
@@ -155,7 +174,8 @@ def paired_difference(
     problems = shares(a.shape[1])
     drawn = [np.einsum("mn,mn->m", shares(len(x)) @ x, problems) for x in (a, b)]
     low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
-    return Interval(value=float(a.mean() - b.mean()), low=float(low), high=float(high))
+    apart = np.subtract(a[:, None], b[None], dtype=float)
+    return _widen(float(a.mean() - b.mean()), float(low), float(high), apart, bounds)
 
 
 def mcnemar(a: Bool[np.ndarray, "N"], b: Bool[np.ndarray, "N"]) -> float:

@@ -22,6 +22,7 @@ from score_jax.distributed.watchdog import Watchdog
 from score_jax.report import comparison_page, page
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.chain import describe_run, train_chain
+from score_jax.stages.examples import NothingKeptError
 from score_jax.stages.handoff import StageConfig, config_fields, load_policy
 from score_jax.stages.log import open_bar
 from score_jax.stages.measure import evaluate_models, open_pool
@@ -29,6 +30,7 @@ from score_jax.stages.preflight import select_and_log
 from score_jax.stages.problem_sets import evaluation_spec
 from score_jax.stages.resolve import make_stage
 from score_jax.stages.settings import build_section
+from score_jax.stages.train import TrainingError
 from score_jax.stages.trials import (
     FIRST_SEED,
     ComparisonConfig,
@@ -41,6 +43,7 @@ from score_jax.stages.trials import (
 )
 
 VALIDATION, TEST = "evaluation", "test"  # names of the measurements' files
+FAILED = "failed.json"  # of a trial that could not be trained
 BASE = "base"  # folder of the base model's measurements
 LAST = "accuracy/turn2"  # what variants are chosen by
 UNSEEN = ("log", "profile", "grading", "alarms", "mesh")  # sections that change no result
@@ -92,10 +95,10 @@ class Comparison:
         """The trials of what was chosen, seed by seed, so that all methods have their first."""
         most = max(method.seeds for method in self.methods.values())
         return [
-            self.trial(name, self.taken[name], seed)
+            self.trial(name, variant, seed)
             for seed in range(FIRST_SEED, FIRST_SEED + most)
-            for name, method in self.methods.items()
-            if seed < FIRST_SEED + method.seeds
+            for name, variant in self.taken.items()
+            if seed < FIRST_SEED + self.methods[name].seeds
         ]
 
     def log(self, message: str) -> None:
@@ -111,27 +114,41 @@ class Comparison:
         stages = trial.stages(self.shared, self.overrides, "validation")
         test = trial.stages(self.shared, self.overrides, "test")[-1]
         self.check_unchanged(folder, [*stages, test])
-        if self.validation(trial) is None:
+        if self.validation(trial) is None and not self.has_failed(trial):
+            told = self.train_and_validate(trial, stages)
+            self.log(f"{trial.folder}: {describe_fields(trial.fields)}, {told}")
+        self.bar.update(sum(stage.settings.steps for stage in stages))
+
+    def train_and_validate(self, trial: Trial, stages: list[StageConfig]) -> str:
+        """Trains a trial, measures it on validation problems, and says what came out.
+
+        One that can't be trained counts as tried: of its method, the other variants are left.
+        """
+        folder = self.workdir / trial.folder
+        record = self.record | {"stages": [stage.settings.name for stage in stages]}
+        try:
             if trial.method.stages:
-                record = self.record | {"stages": [stage.settings.name for stage in stages]}
                 train_chain(
-                    stages,
-                    folder,
-                    record,
-                    self.request,
-                    self.watchdog,
-                    measured=self.base_folder,
+                    stages, folder, record, self.request, self.watchdog, measured=self.base_folder
                 )
                 if processes.is_first():
                     page.write_report(folder)
             else:
                 self.measure(stages[-1], folder, VALIDATION)
+        except (TrainingError, NothingKeptError) as error:
+            if processes.is_first():
+                write_json(folder / FAILED, {"error": str(error)})
+            processes.barrier()
+            return f"failed: {error}"
+        finally:
             jax.clear_caches()  # else all trials' programs would stay in memory
-            values = self.validation(trial)
-            assert values is not None, f"{trial.folder} has been measured"
-            told = " / ".join(f"{100 * value:.1f}" for value in values.values())
-            self.log(f"{trial.folder}: {describe_fields(trial.fields)}, validation {told}")
-        self.bar.update(sum(stage.settings.steps for stage in stages))
+        values = self.validation(trial)
+        assert values is not None, f"{trial.folder} has been measured"
+        return "validation " + " / ".join(f"{100 * value:.1f}" for value in values.values())
+
+    def has_failed(self, trial: Trial) -> bool:
+        """Whether a trial could not be trained."""
+        return processes.broadcast_from_first((self.workdir / trial.folder / FAILED).is_file())
 
     def check_unchanged(self, folder: Path, stages: Sequence[StageConfig]) -> None:
         """Compares what a folder is to hold with what it was begun for; writes that down first.
@@ -184,12 +201,17 @@ class Comparison:
         for name in self.methods:
             found = {trial: self.validation(trial) for trial in self.variants(name)}
             values = {t.variant: one[LAST] for t, one in found.items() if one is not None}
+            if not values:
+                self.log(f"{name}: takes none, all of its variants failed")
+                continue
             self.taken[name] = max(values, key=lambda n: (values[n], -n))
             fields = describe_fields(self.trial(name, self.taken[name], FIRST_SEED).fields)
-            self.log(f"{name}: takes {fields}, the best of {len(values)} variants")
+            self.log(f"{name}: takes {fields}, the best of {len(found)} variants")
 
     def test(self, trial: Trial) -> None:
-        """Measures a trial on the test problems, unless that is done."""
+        """Measures a trial on the test problems, unless that is done or it has failed."""
+        if self.has_failed(trial):
+            return
         stage = trial.stages(self.shared, self.overrides, "test")[-1]
         sets = self.config.sets if trial.name in self.config.scaled else ()
         self.measure(
@@ -257,13 +279,12 @@ class Comparison:
                     {
                         "fields": dict(trial.fields),
                         "validation": str(self.validated(trial).relative_to(self.workdir)),
+                        "failed": str(trial.folder / FAILED),
                     }
                     for trial in trials
                 ],
                 "taken": self.taken.get(name),
-                "runs": [str(t.folder) for t in self.final() if t.name == name]
-                if self.taken
-                else [],
+                "runs": [str(t.folder) for t in self.final() if t.name == name],
             }
         return {
             **self.record,

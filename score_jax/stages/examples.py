@@ -29,6 +29,10 @@ Examples = Callable[[int], Episodes]  # a step -> its rows over all hosts, as nu
 PAIRS = {"pairs": (False,), "pairs_and_right": (False, True)}  # firsts that are kept: right?
 
 
+class NothingKeptError(ValueError):
+    """A filter keeps none of the dialogues that were collected."""
+
+
 def load(settings: Settings, encoder: Encoder, workdir: Path) -> Examples:
     """The rows of each step.
 
@@ -117,7 +121,7 @@ def stored_rollouts(
         paired = keep in PAIRS
         found = pairs(read, PAIRS[keep], settings.seed) if paired else store.keep(read, keep)
         if not (dialogues := list(found)):
-            raise ValueError(
+            raise NothingKeptError(
                 f"examples.keep is {keep!r}; none of the dialogues in {folder} is: collect more, "
                 "or choose another filter"
             )

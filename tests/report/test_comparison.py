@@ -60,7 +60,9 @@ def workdir(tmp_path):
         for number, outcomes in enumerate((["00", "01"], ["01", "11"]), 1):
             path = f"{name}/variant{number}/seed0/{name}/evaluation.json"
             write(tmp_path / path, measured(name, 0, outcomes))
-            variants.append({"fields": {"rate": float(number)}, "validation": path})
+            failed = f"{name}/variant{number}/seed0/failed.json"
+            fields = {"rate": float(number)}
+            variants.append({"fields": fields, "validation": path, "failed": failed})
         methods[name] = {
             "title": f"the {name}", "budget": 1.0, "dialogues": 80, "updates": 10,
             "stages": [name], "variants": variants, "taken": 2,
@@ -160,8 +162,21 @@ def test_only_a_method_that_prompts_may_ask_otherwise(workdir):
 def test_unequal_tuning_is_refused(workdir):
     path = workdir / "score/variant1/seed0/score/evaluation.json"
     edit(path, lambda file: file.update(problems=3))
-    with pytest.raises(ValueError, match=r"dialogues: \{'plain': 4, 'score': 5\}"):
+    told = r"dialogues: \{'plain, variant 1': 2, .*, 'score, variant 1': 3, 'score, variant 2': 2\}"
+    with pytest.raises(ValueError, match=told):
         comparison.read(workdir)
+
+
+def test_what_failed_is_told_and_compared_with_nothing(workdir):
+    (workdir / "score/variant1/seed0/score/evaluation.json").unlink()
+    (workdir / "score/variant2/seed1/score/test.json").unlink()
+    for run in ("variant1/seed0", "variant2/seed1"):
+        write(workdir / "score" / run / "failed.json", {"error": "the loss is nan"})
+    own = comparison.read(workdir)["methods"]["score"]
+    assert [v["failed"] for v in own["variants"]] == ["the loss is nan", ""]
+    assert own["failed"] == ["score/variant2/seed1"] and own["seeds"] == [0]
+    page = comparison_page.write(workdir).read_text()
+    assert "rate 1.0: failed" in page and "1, 1 failed" in page
 
 
 @pytest.mark.parametrize(

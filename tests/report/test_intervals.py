@@ -150,6 +150,18 @@ def test_a_method_does_not_differ_from_itself():
     assert mcnemar(one[0], one[0]) == 1
 
 
+def test_agreement_of_all_runs_is_not_certainty_within_bounds():
+    """Of 10 problems none differs; Wilson's bound for 0 of 10 is z^2 / (10 + z^2) = 0.2775."""
+    same = np.ones((3, 10))
+    got = mean_over_runs(same, bounds=(0, 1))
+    assert (got.value, got.high) == (1, 1) and got.low == pytest.approx(1 - 0.2775, abs=1e-4)
+    got = paired_difference(same, same[:2], bounds=(-1, 1))
+    assert got.value == 0 and [got.low, got.high] == pytest.approx([-0.2775, 0.2775], abs=1e-4)
+    one = same.copy()
+    one[1, 4] = 0  # a run that differs at one problem: the bootstrap has a width of its own
+    assert mean_over_runs(one, bounds=(0, 1)) == mean_over_runs(one)
+
+
 def test_methods_on_other_problems_are_no_pairs():
     with pytest.raises(ValueError, match="a has 4 problems and b 5; give both"):
         paired_difference(np.ones((1, 4)), np.ones((1, 5)))

@@ -12,7 +12,8 @@ from score_jax.distributed.signals import Interrupted
 from score_jax.distributed.watchdog import Watchdog
 from score_jax.stages import comparison, evaluate
 from score_jax.stages.comparison import run_comparison
-from score_jax.stages.train import StageRun
+from score_jax.stages.examples import NothingKeptError
+from score_jax.stages.train import StageRun, TrainingError
 from tests.conftest import compile_cache
 from tests.methods import COLLECT
 from tests.tiny_stages import get_config, lines, refuse, without_times
@@ -217,6 +218,31 @@ def test_an_interrupted_comparison_ends_as_an_uninterrupted_one(
         for root in (workdir, whole)
     ]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("error", [TrainingError("loss is nan"), NothingKeptError("none left")])
+def test_what_cannot_be_trained_counts_as_tried(whole, compiled, tmp_path, monkeypatch, error):
+    """One variant of a method and all of another: of the first, the other variant is taken."""
+    workdir, taken = tmp_path / "run", record(whole)["methods"]["multi"]["taken"]
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / f"multi/variant{3 - taken}")
+    shutil.rmtree(workdir / "given")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(comparison, "train_chain", fail)
+    run(workdir)
+    own = record(workdir)["methods"]
+    assert own["multi"]["variants"][2 - taken]["failed"] == str(error)
+    assert own["multi"]["taken"] == taken and own["multi"]["seeds"] == [0, 1]
+    assert own["given"]["taken"] is None and own["given"]["runs"] == []
+    log = (workdir / "comparison.log").read_text()
+    assert f"given/variant1/seed0: 0.5 x rate, failed: {error}" in log
+    assert "given: takes none, all of its variants failed" in log
+    monkeypatch.setattr(comparison, "train_chain", None)
+    run(workdir)  # tries nothing again
+    assert record(workdir)["methods"] == own
 
 
 def test_a_method_of_another_budget_is_refused_before_anything_runs(tmp_path):
