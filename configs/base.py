@@ -98,6 +98,7 @@ def receipts(config: Any) -> None:
     """The same of the second embedded task."""
     presets.apply(config, "receipts")
     config.name = f"receipts_{config.name}"
+    config.examples.source = "receipts"
     if config.parent:
         config.parent = "configs/base.py:receipts_skills"
-    config.examples.source = "receipts"
+        config.examples.careful_at_last = 0.25  # a wrong attempt often needs two careful sites

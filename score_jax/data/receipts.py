@@ -12,8 +12,11 @@ columns from the right, each with the carry of the one before. Which of the two 
 shows in its first token, a bracket or none.
 
 A second attempt that is plain at a site states what the first attempt did, but for a total
-behind a changed product: that one is computed anew. So each error has to be mended at its
+behind a careful product: that one is computed anew. So each error has to be mended at its
 own site.
+
+Some products the base policy has learnt by heart, the others it has to guess in one go: so
+products slip as well as totals.
 """
 
 from collections.abc import Sequence
@@ -28,6 +31,7 @@ from score_jax.records import Part, Problem, WorkedDialogue
 TASK = "receipts"
 PRICES, COUNTS = range(10, 100), range(2, 10)
 PRODUCTS = range(100, 1000)  # so that all sites have one form
+BY_HEART = 50  # percent of the items
 POOL = {"train": 6000, "validation": 800, "test": 1600}  # problems, unless a count is given
 SITES = 3  # of an attempt: two products and their total
 WORDS = ("*", "+", "=", "(", ")", ",")  # one token each, alone
@@ -52,6 +56,11 @@ class Item:
     def product(self) -> int:
         """What the items cost together."""
         return self.price * self.count
+
+    @property
+    def by_heart(self) -> bool:
+        """Whether worked first attempts teach its product."""
+        return splits.percentile(f"by heart: {self.text}") < BY_HEART
 
     @property
     def work(self) -> str:
@@ -95,7 +104,7 @@ class Receipt:
         """A second attempt: careful sites are right, plain ones follow the first attempt."""
         true = self.values
         left, right = (true[i] if careful[i] else first[i] for i in range(2))
-        copied = (left, right) == first[:2] and not careful[2]
+        copied = not any(careful)
         return self.attempt((left, right, first[2] if copied else left + right), careful)
 
 
@@ -108,10 +117,11 @@ def columns(left: int, right: int) -> list[int]:
 
 
 @cache
-def items() -> tuple[Item, ...]:
-    """All items whose product has three digits."""
+def items(*, by_heart: bool = False) -> tuple[Item, ...]:
+    """All items whose product has three digits, or those of them that are learnt by heart."""
     every = (Item(price, count) for price in PRICES for count in COUNTS)
-    return tuple(item for item in every if item.product in PRODUCTS)
+    found = (item for item in every if item.product in PRODUCTS)
+    return tuple(item for item in found if item.by_heart or not by_heart)
 
 
 def split_of(receipt: Receipt) -> str:
@@ -146,9 +156,13 @@ def asked(receipt: Receipt, task: str) -> Problem:
     return Problem(id=receipt.text, prompt=receipt.text, answer=answer, task=task)
 
 
-def drawn_receipt(rng: np.random.Generator, split: str) -> Receipt:
-    """Draws a receipt of a split."""
-    known = items()
+def drawn_receipt(rng: np.random.Generator, split: str, *, by_heart: bool = False) -> Receipt:
+    """Draws a receipt of a split.
+
+    Args:
+      by_heart: only items whose product is learnt in one go.
+    """
+    known = items(by_heart=by_heart)
     while True:
         receipt = Receipt(*(known[i] for i in rng.integers(len(known), size=2)))
         if split_of(receipt) == split:
@@ -186,12 +200,15 @@ def slipped_total(rng: np.random.Generator, left: int, right: int) -> int:
 
 def with_slips(rng: np.random.Generator, receipt: Receipt) -> Values:
     """Draws what a wrong first attempt states: one slip, or in a quarter of cases two."""
-    slips = rng.choice(SITES, size=2 if rng.random() < 0.25 else 1, replace=False)
-    left, right = (
-        slipped_product(rng, item) if site in slips else item.product
-        for site, item in enumerate((receipt.first, receipt.second))
-    )
-    return left, right, slipped_total(rng, left, right) if 2 in slips else left + right
+    total = receipt.values[2]
+    while total == receipt.values[2]:  # two slips may cancel each other
+        slips = rng.choice(SITES, size=2 if rng.random() < 0.25 else 1, replace=False)
+        left, right = (
+            slipped_product(rng, item) if site in slips else item.product
+            for site, item in enumerate((receipt.first, receipt.second))
+        )
+        total = slipped_total(rng, left, right) if 2 in slips else left + right
+    return left, right, total
 
 
 def dialogues(
@@ -204,12 +221,13 @@ def dialogues(
 
     Args:
       careful: share of careful sites in second attempts, each drawn for itself.
-      right: share of first attempts that are right, and trained on.
+      right: share of first attempts that are right, and trained on; their products are those
+        that are learnt by heart.
     """
     examples = []
     for _ in range(count):
-        receipt = drawn_receipt(rng, "train")
         solved = rng.random() < right
+        receipt = drawn_receipt(rng, "train", by_heart=solved)
         values = receipt.values if solved else with_slips(rng, receipt)
         sites = (rng.random(SITES) < careful).tolist()
         first = (Part(receipt.attempt(values), learn=solved),)

@@ -7,8 +7,13 @@ SPLITS = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}  # percen
 
 def split_of(text: str) -> str:
     """The split to which a text belongs, whatever else there is."""
-    percentile = zlib.crc32(text.encode()) % 100
-    return next(name for name, (low, high) in SPLITS.items() if low <= percentile < high)
+    place = percentile(text)
+    return next(name for name, (low, high) in SPLITS.items() if low <= place < high)
+
+
+def percentile(text: str) -> int:
+    """A number in 0..99 from a hash of the text."""
+    return zlib.crc32(text.encode()) % 100
 
 
 def check(split: str) -> None:
