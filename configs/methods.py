@@ -23,7 +23,9 @@ from configs import common, presets
 BETA1, BETA2, ALPHA = 0.01, 0.1, 10.0  # of MATH, the paper's table of hyper-parameters
 STEPS = 84  # halves, thirds and quarters of it are whole
 RATE = 2e-4  # of RL on the embedded model, configs/common.py
-SUPERVISED_RATE = 5e-4  # of fine-tuning there; both are the middle of what a comparison tries
+SUPERVISED_RATE = 5e-4  # of fine-tuning there on whole dialogues
+SECOND_RATE = 5e-5  # and on second attempts alone: at more, first attempts are soon lost
+# Each of these is the middle of what a comparison tries.
 
 STAGE1 = {
     "name": "stage1",
@@ -60,7 +62,10 @@ TUNE = {
     "optimizer.learning_rate": SUPERVISED_RATE,
     "checkpoint.select": "last",
 }
-SECOND = {"dialogue.trained": (False, True)}  # loss on the second attempt alone
+SECOND = {  # loss on the second attempt alone
+    "dialogue.trained": (False, True),
+    "optimizer.learning_rate": SECOND_RATE,
+}
 THIRD = {"share": 1 / 3}
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -296,21 +301,19 @@ def shared(preset: str) -> ConfigDict:
 def for_preset(method: dict[str, Any], preset: str) -> dict[str, Any]:
     """A method with the beta2, and for fine-tuning the batch and rate, that go with a preset.
 
-    Fine-tuning keeps its ratio to RL: as many dialogues a step, and 2.5 times its rate.
+    Fine-tuning keeps its ratios to RL: as many dialogues a step, and its share of the rate.
     """
     if preset in ("", *presets.EMBEDDED):
         return method
     config: Any = shared(preset)
-    tuning = {
-        "batch": config.batch * config.sampling.group_size,
-        "optimizer.learning_rate": SUPERVISED_RATE / RATE * config.optimizer.learning_rate,
-    }
+    batch = config.batch * config.sampling.group_size
     held = presets.STAGE1_BETAS[presets.split(preset)[1]][0]
     single = method.get("rounds", 1) == 1  # the first version has a beta2 of its own
 
     def adapted(stage: dict[str, Any]) -> dict[str, Any]:
         if stage.get("program") == "supervised":
-            return stage | tuning
+            rate = stage["optimizer.learning_rate"] / RATE * config.optimizer.learning_rate
+            return stage | {"batch": batch, "optimizer.learning_rate": rate}
         first, *others = stage.get("objective.beta", (None,))
         usual = single and first == BETA1 + BETA2
         return stage | {"objective.beta": (held, *others)} if usual else stage
