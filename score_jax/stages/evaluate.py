@@ -5,6 +5,7 @@ the parent's evaluation.json are reused if protocol and base model are the same.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def sample_attempts(
     batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
     with progress_bar(programs.settings, label, count, len(dialogues)) as bar:
         ahead = draw(batches[0]) if batches else None
-        for indices, after in zip(batches, [*batches[1:], None], strict=True):
+        for indices, after in itertools.pairwise([*batches, None]):
             assert ahead is not None
             drawn = ahead
             jax.block_until_ready(drawn.episodes)  # before memory for more is taken
