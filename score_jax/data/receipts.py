@@ -12,11 +12,10 @@ columns from the right, each with the carry of the one before. Which of the two 
 shows in its first token, a bracket or none.
 
 A second attempt that is plain at a site states what the first attempt did, but for a total
-behind a careful product: that one is computed anew. So each error has to be mended at its
-own site.
+behind careful work: that one is computed anew. So a product has to be mended at its own site.
 
-Some products the base policy has learnt by heart, the others it has to guess in one go: so
-products slip as well as totals.
+Half of the products the base policy has learnt by heart, the others it has to guess in one go:
+so products slip as well as totals.
 """
 
 from collections.abc import Sequence

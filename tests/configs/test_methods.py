@@ -42,7 +42,9 @@ def test_a_method_draws_its_budget_and_no_more(name, preset):
     found = settings(name, preset)
     whole = settings("multi_turn", preset)[0]
     drawn = sum(
-        s.steps * s.batch * s.sampling.group_size for s in found if s.program != "supervised"
+        s.steps * s.batch * s.sampling.group_size * (1 + s.sampling.redraws)
+        for s in found
+        if s.program != "supervised"
     )
     per_step = whole.batch * whole.sampling.group_size
     assert drawn == methods.METHODS[name].get("budget", 1) * whole.steps * per_step

@@ -39,15 +39,15 @@ def written_addition(left, right):
         ((376, 252, 628), (0, 0, 0), "376+252=628"),
         ((376, 252, 628), (1, 1, 1), "(32,56)376+(21,42)252(08,12,06)=628"),
         ((376, 252, 618), (0, 0, 0), "376+252=618"),  # a copy, slip and all
-        ((376, 252, 618), (1, 1, 0), "(32,56)376+(21,42)252=618"),  # at other sites: no cure
+        ((376, 252, 618), (1, 0, 0), "(32,56)376+252=628"),  # behind a careful product: anew
         ((376, 252, 618), (0, 0, 1), "376+252(08,12,06)=628"),
-        ((326, 252, 578), (1, 0, 0), "(32,56)376+252=628"),  # behind a changed product: anew
-        ((326, 252, 578), (0, 1, 0), "326+(21,42)252=578"),
+        ((326, 252, 578), (1, 0, 0), "(32,56)376+252=628"),
+        ((326, 252, 578), (0, 1, 0), "326+(21,42)252=578"),  # at another product: no cure
         ((326, 252, 578), (0, 0, 1), "326+252(08,07,05)=578"),  # a right sum of what it states
         ((326, 259, 999), (0, 1, 0), "326+(21,42)252=578"),
     ],
 )
-def test_each_slip_is_mended_at_its_own_site_alone(first, careful, attempt):
+def test_a_slip_of_a_product_is_mended_at_its_own_site_and_a_total_behind_any(first, careful, attempt):
     assert RECEIPT.text == "47*8+36*7" and RECEIPT.values == (376, 252, 628)
     assert RECEIPT.again(first, tuple(map(bool, careful))) == attempt
 
@@ -128,6 +128,19 @@ def test_a_slip_of_a_total_is_a_lost_carry_or_a_digit_off_by_one():
     assert plain == {332, 334, 323, 343, 233, 433}
 
 
+def known_by_heart(item):
+    """Half of the items, by a hash of their text."""
+    return zlib.crc32(f"by heart: {item}".encode()) % 100 < 50
+
+
+def test_half_of_the_items_are_known_by_heart_and_problems_have_the_others_too():
+    every = {item.text for item in receipts.items()}
+    found = {item.text for item in receipts.items(by_heart=True)}
+    assert found == set(filter(known_by_heart, every)) and 0.4 < len(found) / len(every) < 0.6
+    asked = {item for p in receipts.problems("", "test", 0, 0) for item in p.prompt.split("+")}
+    assert len(asked - found) > 0.9 * len(every - found)
+
+
 def drawn(careful, right, count=400):
     return receipts.dialogues(np.random.default_rng(0), count, careful=careful, right=right)
 
@@ -141,6 +154,9 @@ def test_first_attempts_with_a_slip_are_never_learnt():
         wrong = (left != true[0], right != true[1], total != left + right)
         assert work == (None, None, None) and second.learn
         assert first.learn == (not any(wrong)) and sum(wrong) <= 2
+        assert first.learn == (total == sum(true))  # slips never cancel each other
+        if first.learn:
+            assert all(known_by_heart(item) for item in dialogue.problem.prompt.split("+"))
         sorts[wrong] += 1
     assert len(sorts) == 7 and min(sorts.values()) >= 5  # none, each alone, each two
 
@@ -154,8 +170,8 @@ def test_a_site_is_careful_by_itself_and_then_right():
         prices = [eval(text) for text in dialogue.problem.prompt.split("+")]
         for site, (work, truth) in enumerate(zip(works, [*prices, sum(stated[:2])], strict=True)):
             if work is None:
-                changed = site == 2 and stated[:2] != before[:2]
-                assert stated[site] == (truth if changed else before[site])
+                anew = site == 2 and any(works)
+                assert stated[site] == (truth if anew else before[site])
             else:
                 assert stated[site] == truth
         if works[2] is not None:
