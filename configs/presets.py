@@ -25,7 +25,7 @@ unknown: not run.
     gemma2_9b_math       12.1 s a step or more, v5p:4x4x4       as gemma2_2b_math
     llama31_8b_math      8.3 s a step or more, v6e:8x8          planned only
     qwen25_32b_math      15.5 s a step or more, v5p:4x4x8       planned only
-    receipts             unknown: the cores were shared         Stage I (docs/embedded_task.md)
+    receipts             75 s for Stage I, one core             all stages (docs/results.md)
 
 MATH takes 1,500 steps a stage, MBPP 750; a baseline without stages takes both stages' steps.
 

@@ -6,8 +6,7 @@ validation problems is measured on the test problems, into test.json.
 """
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from score_jax.report import comparison_page, page
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.chain import describe_run, train_chain
 from score_jax.stages.examples import NothingKeptError
-from score_jax.stages.handoff import StageConfig, config_fields, load_policy
+from score_jax.stages.handoff import StageConfig, load_policy
 from score_jax.stages.log import open_bar
 from score_jax.stages.measure import evaluate_models, open_pool
 from score_jax.stages.preflight import select_and_log
@@ -31,6 +30,7 @@ from score_jax.stages.problem_sets import evaluation_spec
 from score_jax.stages.resolve import make_stage
 from score_jax.stages.settings import build_section
 from score_jax.stages.train import TrainingError
+from score_jax.stages.trial_record import check_unchanged
 from score_jax.stages.trials import (
     FIRST_SEED,
     ComparisonConfig,
@@ -46,7 +46,6 @@ VALIDATION, TEST = "evaluation", "test"  # names of the measurements' files
 FAILED = "failed.json"  # of a trial that could not be trained
 BASE = "base"  # folder of the base model's measurements
 LAST = "accuracy/turn2"  # what variants are chosen by
-UNSEEN = ("log", "profile", "grading", "alarms", "mesh")  # sections that change no result
 
 
 def is_comparison(config: Any) -> bool:
@@ -73,6 +72,12 @@ class Comparison:
     def base_folder(self) -> Path:
         """Where the base model's measurements stand."""
         return self.workdir / BASE / BASE
+
+    @property
+    def sets(self) -> ConfigDict:
+        """The further measurements as the config has them."""
+        section: Any = self.shared.comparison
+        return section.get("sets", ConfigDict())
 
     def trial(self, name: str, variant: int, seed: int) -> Trial:
         """One of a method's trials."""
@@ -102,25 +107,33 @@ class Comparison:
         ]
 
     def log(self, message: str) -> None:
-        """Prints a line, and adds it to the comparison's one log."""
-        if processes.is_first():
-            tqdm.write(message)
-            with (self.workdir / "comparison.log").open("a", encoding="utf-8") as file:
-                file.write(message + "\n")
+        """Prints a line and adds it to the comparison's one log, unless that has it already."""
+        path = self.workdir / "comparison.log"
+        if not processes.is_first():
+            return
+        if path.is_file() and message in path.read_text(encoding="utf-8").splitlines():
+            return
+        tqdm.write(message)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(message + "\n")
 
     def train(self, trial: Trial) -> None:
         """Trains a trial and measures it on validation problems, unless that is done."""
         folder = self.workdir / trial.folder
         stages = trial.stages(self.shared, self.overrides, "validation")
         test = trial.stages(self.shared, self.overrides, "test")[-1]
-        self.check_unchanged(folder, [*stages, test])
-        if self.validation(trial) is None and not self.has_failed(trial):
-            told = self.train_and_validate(trial, stages)
-            self.log(f"{trial.folder}: {describe_fields(trial.fields)}, {told}")
+        check_unchanged(folder, [*stages, test], self.sets)
+        if self.validation(trial) is None and self.failure(trial) is None:
+            self.train_and_validate(trial, stages)
+        error, values = self.failure(trial), self.validation(trial)
+        told = f"failed: {error}"
+        if values is not None:
+            told = "validation " + " / ".join(f"{100 * value:.1f}" for value in values.values())
+        self.log(f"{trial.folder}: {describe_fields(trial.fields)}, {told}")
         self.bar.update(sum(stage.settings.steps for stage in stages))
 
-    def train_and_validate(self, trial: Trial, stages: list[StageConfig]) -> str:
-        """Trains a trial, measures it on validation problems, and says what came out.
+    def train_and_validate(self, trial: Trial, stages: list[StageConfig]) -> None:
+        """Trains a trial and measures it on validation problems.
 
         One that can't be trained counts as tried: of its method, the other variants are left.
         """
@@ -139,49 +152,12 @@ class Comparison:
             if processes.is_first():
                 write_json(folder / FAILED, {"error": str(error)})
             processes.barrier()
-            return f"failed: {error}"
-        finally:
-            jax.clear_caches()  # else all trials' programs would stay in memory
-        values = self.validation(trial)
-        assert values is not None, f"{trial.folder} has been measured"
-        return "validation " + " / ".join(f"{100 * value:.1f}" for value in values.values())
+        jax.clear_caches()  # else all trials' programs would stay in memory
 
-    def has_failed(self, trial: Trial) -> bool:
-        """Whether a trial could not be trained."""
-        return processes.broadcast_from_first((self.workdir / trial.folder / FAILED).is_file())
-
-    def check_unchanged(self, folder: Path, stages: Sequence[StageConfig]) -> None:
-        """Compares what a folder is to hold with what it was begun for; writes that down first.
-
-        Raises:
-          ValueError: a field differs.
-        """
-        fields = {
-            f"{number}:{stage.settings.name}": {
-                name: value
-                for name, value in config_fields(stage.config).items()
-                if name.split(".")[0] not in UNSEEN
-            }
-            for number, stage in enumerate(stages, 1)
-        }
-        section: Any = self.shared.comparison
-        sets = ConfigDict({"sets": section.get("sets", {})})
-        current = json.loads(json.dumps({**fields, "comparison": config_fields(sets)}))
-        path = folder / "trial.json"
-        recorded = processes.broadcast_from_first(read_json(path))
-        if recorded is None:
-            if processes.is_first():
-                write_json(path, current)
-            processes.barrier()
-            return
-        for stage in current.keys() | recorded.keys():
-            new, old = current.get(stage, {}), recorded.get(stage, {})
-            for name in sorted(new.keys() | old.keys()):
-                if new.get(name) != old.get(name):
-                    raise ValueError(
-                        f"config.{name} is {new.get(name)}, but {folder} was begun with "
-                        f"{old.get(name)}; choose another --workdir, or set the field back"
-                    )
+    def failure(self, trial: Trial) -> str | None:
+        """Why a trial could not be trained; None: it could, or has not been tried."""
+        found = processes.broadcast_from_first(read_json(self.workdir / trial.folder / FAILED))
+        return None if found is None else found["error"]
 
     def validated(self, trial: Trial) -> Path:
         """The file of a trial's measurements on validation problems."""
@@ -210,7 +186,7 @@ class Comparison:
 
     def test(self, trial: Trial) -> None:
         """Measures a trial on the test problems, unless that is done or it has failed."""
-        if self.has_failed(trial):
+        if self.failure(trial) is not None:
             return
         stage = trial.stages(self.shared, self.overrides, "test")[-1]
         sets = self.config.sets if trial.name in self.config.scaled else ()
@@ -354,7 +330,8 @@ def run_comparison(
             check_budgets({trial.name: Spent.of(own)}, methods, whole)
             steps[trial.name] = sum(stage.steps for stage in own)
         bar.reset(total=sum(steps[trial.name] for trial in run.tuning()))
-        run.check_unchanged(workdir / BASE, [run.base("validation"), run.base("test")])
+        base = [run.base("validation"), run.base("test")]
+        check_unchanged(workdir / BASE, base, run.sets)
         for file, part in ((VALIDATION, "validation"), (TEST, "test")):
             sets = comparison.sets if part == "test" and comparison.scaled else ()
             run.measure(run.base(part), workdir / BASE, file, sets=sets)

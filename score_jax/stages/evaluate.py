@@ -87,7 +87,7 @@ def sample_attempts(
     batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
     with progress_bar(programs.settings, label, count, len(dialogues)) as bar:
         ahead = draw(batches[0]) if batches else None
-        for indices, after in itertools.pairwise([*batches, None]):
+        for indices, after in itertools.zip_longest(batches, batches[1:]):
             assert ahead is not None
             drawn = ahead
             jax.block_until_ready(drawn.episodes)  # before memory for more is taken

@@ -47,7 +47,9 @@ def written_addition(left, right):
         ((326, 259, 999), (0, 1, 0), "326+(21,42)252=578"),
     ],
 )
-def test_a_slip_of_a_product_is_mended_at_its_own_site_and_a_total_behind_any(first, careful, attempt):
+def test_a_slip_of_a_product_is_mended_at_its_own_site_and_a_total_behind_any(
+    first, careful, attempt
+):
     assert RECEIPT.text == "47*8+36*7" and RECEIPT.values == (376, 252, 628)
     assert RECEIPT.again(first, tuple(map(bool, careful))) == attempt
 

@@ -81,6 +81,10 @@ def record(workdir):
     return json.loads((workdir / "comparison.json").read_text())
 
 
+def lines_of(workdir):
+    return (workdir / "comparison.log").read_text().splitlines()
+
+
 def test_every_variant_is_trained_once_and_what_was_chosen_with_further_seeds(whole):
     found = {str(p.parent.relative_to(whole)) for p in whole.glob("*/*/*/run.json")}
     taken = record(whole)["methods"]["multi"]["taken"]
@@ -153,9 +157,12 @@ def test_one_log_has_a_line_for_each_trial_and_each_choice(whole):
 def test_a_finished_comparison_trains_and_measures_nothing_again(whole, compiled, monkeypatch):
     monkeypatch.setattr(comparison, "train_chain", None)
     monkeypatch.setattr(comparison, "evaluate_models", None)
-    before = record(whole)
+    before, log = record(whole), (whole / "comparison.log").read_text()
     run(whole)
-    assert record(whole) == before
+    assert record(whole) == before and (whole / "comparison.log").read_text() == log
+    (whole / "comparison.log").write_text(log.split("\n", 3)[-1])  # as of a run that was killed
+    run(whole)
+    assert sorted(lines_of(whole)) == sorted(log.splitlines())
 
 
 @pytest.mark.parametrize(

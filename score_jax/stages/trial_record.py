@@ -1,0 +1,51 @@
+"""What a trial of a comparison was begun for, so that a folder never holds parts of two trials."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_jax.distributed import processes
+from score_jax.report.json_files import read_json, write_json
+from score_jax.stages.handoff import StageConfig, config_fields
+
+NAME = "trial.json"
+UNSEEN = ("log", "profile", "grading", "alarms", "mesh")  # sections that change no result
+
+
+def check_unchanged(folder: Path, stages: Sequence[StageConfig], sets: ConfigDict) -> None:
+    """Compares what a folder is to hold with what it was begun for; writes that down first.
+
+    Args:
+      stages: of the trial, and its last one as it is measured on test problems.
+      sets: further measurements, as evaluation.sets.
+
+    Raises:
+      ValueError: a field differs.
+    """
+    fields: dict[str, Any] = {
+        f"{number}:{stage.settings.name}": {
+            name: value
+            for name, value in config_fields(stage.config).items()
+            if name.split(".")[0] not in UNSEEN
+        }
+        for number, stage in enumerate(stages, 1)
+    }
+    fields["comparison"] = config_fields(ConfigDict({"sets": sets}))
+    current = json.loads(json.dumps(fields))
+    recorded = processes.broadcast_from_first(read_json(folder / NAME))
+    if recorded is None:
+        if processes.is_first():
+            write_json(folder / NAME, current)
+        processes.barrier()
+        return
+    for stage in current.keys() | recorded.keys():
+        new, old = current.get(stage, {}), recorded.get(stage, {})
+        for name in sorted(new.keys() | old.keys()):
+            if new.get(name) != old.get(name):
+                raise ValueError(
+                    f"config.{name} is {new.get(name)}, but {folder} was begun with "
+                    f"{old.get(name)}; choose another --workdir, or set the field back"
+                )
