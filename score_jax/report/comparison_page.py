@@ -1,4 +1,4 @@
-"""Writes comparison.html and comparison.json: the answer of a comparison on one page."""
+"""Writes comparison.html, .md and .json: the answer of a comparison on one page."""
 
 import base64
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from score_jax.report import comparison
 from score_jax.report.compare import cell, percent
 from score_jax.report.page import template
 
-PAGE = "comparison.html"
+PAGE, TABLES = "comparison.html", "comparison.md"
 HEADINGS = ("@t1", "@t2", "Delta", "i->c", "c->i")
 NAMES = {"greedy": "Greedy", "sampled": "At temperature 1"}
 
 
 def write(workdir: Path) -> Path:
-    """Writes the page, its figures and comparison.json from what is there so far.
+    """Writes the page, its figures, its tables as Markdown and comparison.json of what is there.
 
     Raises:
       ValueError: the folder holds no comparison, or its runs can't be compared.
@@ -24,20 +24,21 @@ def write(workdir: Path) -> Path:
 
     record = comparison.write(workdir)
     drawn = figures.draw(record, workdir / "figures")
-    page = workdir / PAGE
-    partial = page.with_suffix(".html.partial")
-    partial.write_text(render(record, workdir, drawn), encoding="utf-8")
-    partial.replace(page)
-    return page
+    for name in (TABLES, PAGE):
+        partial = workdir / f"{name}.partial"
+        partial.write_text(render(f"{name}.j2", record, workdir, drawn), encoding="utf-8")
+        partial.replace(workdir / name)
+    return workdir / PAGE
 
 
-def render(record: Mapping[str, Any], workdir: Path, drawn: Mapping[str, str]) -> str:
-    """The page's HTML.
+def render(name: str, record: Mapping[str, Any], workdir: Path, drawn: Mapping[str, str]) -> str:
+    """The page's text.
 
     Args:
+      name: of the template.
       drawn: captions of the figures in WORKDIR/figures, by name.
     """
-    return template("comparison.html.j2").render(
+    return template(name).render(
         record=record,
         title=workdir.resolve().name,
         tables={NAMES[d]: result_rows(record, d) for d in NAMES if d in record["base"]},

@@ -47,10 +47,10 @@ def write_report(workdir: Path) -> Path:
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this folder; it escapes all text."""
+    """A template of this folder; those of HTML escape all text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -232,3 +232,15 @@ def test_ours_stand_beside_the_papers_rows_of_the_same_name(workdir):
     assert rows["SCoRe"][1][:3] == [percent(4 / 8), percent(7 / 8), percent(3 / 8)]
     assert rows["Self-Refine"][1] == ["–"] * 5
     assert rows["base model"][1][:3] == ["50.0", "50.0", "0.0"]
+
+
+def test_the_tables_are_written_as_markdown_with_the_page(workdir):
+    """Score's row by hand: eight dialogues, of which four begin and seven end right."""
+    comparison_page.write(workdir)
+    lines = (workdir / "comparison.md").read_text().splitlines()
+    (row,) = [line.split(" | ") for line in lines if line.startswith("| the score | 2 |")]
+    assert [cell.split(" ")[0] for cell in row[2:7]] == ["50.0", "87.5", "37.5", "50.0", "12.5"]
+    heading = next(line for line in lines if line.startswith("| method | seeds |"))
+    assert "i->c | c->i | @t2 less the plain" in heading
+    assert heading.count("|") == lines[lines.index(heading) + 1].count("|") == 10
+    assert "| the score | rate 1.0: 0.0 / 50.0; **rate 2.0: 50.0 / 100.0** | 4 | 80 | 10 |" in lines
