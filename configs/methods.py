@@ -11,7 +11,7 @@ Source:  with each method; the paper is arXiv:2409.12917.
 self_refine trains nothing: it is for --mode=evaluate.
 A stage's `share` is its part of `config.steps`. What a method leaves out is as in
 configs/common.py, the same for all. `budget` is what it draws beside the others, 1 unless it
-is an arm whose point is to draw more.
+is an arm whose point is to draw more; `sets` are measurements of the dialogue that it trains.
 """
 
 from typing import Any
@@ -67,6 +67,10 @@ SECOND = {  # loss on the second attempt alone
     "optimizer.learning_rate": SECOND_RATE,
 }
 THIRD = {"share": 1 / 3}
+VERIFIED = {
+    "roles": ("answer", "verify", "answer"),
+    "instructions": ("", "Is this right?", ""),
+}
 
 METHODS: dict[str, dict[str, Any]] = {
     # Prompting only (section 7's baseline): three ways to ask again.
@@ -157,7 +161,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # Beyond the paper.
     "three_turns": {  # arXiv:2506.10406, section 5: three attempts
         "title": "SCoRe, three turns",
-        "budget": 1.0,
+        "sets": {"own": {"turns": 3, "samples": 0}},
         "stages": (
             STAGE1
             | {
@@ -173,6 +177,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "four_turns": {
         "title": "SCoRe, four turns",
+        "sets": {"own": {"turns": 4, "samples": 0}},
         "stages": (
             STAGE1
             | {
@@ -188,11 +193,11 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "pag": {  # arXiv:2506.10406: a turn that says whether the answer is right; every turn paid
         "title": "PAG: verify, then revise",
+        "sets": {"own": {"turns": 3, "samples": 0, "dialogue": VERIFIED}},
         "stages": (
             {
                 "name": "pag",
-                "dialogue.roles": ("answer", "verify", "answer"),
-                "dialogue.instructions": ("", "Is this right?", ""),
+                **{f"dialogue.{name}": values for name, values in VERIFIED.items()},
                 "objective.reward_weights": (1.0, 1.0, 1.0),
                 "objective.beta": (BETA1, BETA1, BETA1),
                 "objective.alpha": 1.0,

@@ -46,8 +46,7 @@ def get_config(preset: str = "") -> ConfigDict:
             "seeds": 0,  # of each method; 0: as many as it says
             "rates": (0.5, 1.0, 2.0),  # times the method's own; its variants, unless it has others
             "against": AGAINST,
-            # Measured on comparison.sets too, with one seed.
-            "scaled": ("score", "multi_turn", "three_turns", "four_turns"),
+            "scaled": ("score", "multi_turn"),  # measured on comparison.sets too, with one seed
             "sets": ConfigDict(  # further measurements, as evaluation.sets
                 {
                     "votes": {"samples": 32, "temperature": 0.7, "problems": 500},

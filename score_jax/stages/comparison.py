@@ -190,12 +190,8 @@ class Comparison:
             return
         stage = trial.stages(self.shared, self.overrides, "test")[-1]
         sets = self.config.sets if trial.name in self.config.scaled else ()
-        self.measure(
-            stage,
-            self.workdir / trial.folder,
-            TEST,
-            sets=sets if trial.seed == FIRST_SEED else (),
-        )
+        sets = (*sets, *trial.method.sets) if trial.seed == FIRST_SEED else ()
+        self.measure(stage, self.workdir / trial.folder, TEST, sets=sets)
 
     def measure(
         self, stage: StageConfig, folder: Path, file: str, sets: tuple[tuple[str, Any], ...] = ()

@@ -33,6 +33,7 @@ class Method:
     budget: Positive = 1.0  # dialogues drawn, of those that the others draw
     seeds: Count = 1
     variants: tuple[Any, ...] = ()  # fields of all stages, for each; (): the comparison's rates
+    sets: tuple[tuple[str, Any], ...] = ()  # measurements of its own, as evaluation.sets
 
     def __post_init__(self):
         check_fields(self, "comparison.methods")

@@ -37,7 +37,7 @@ METHODS = {
         "title": "Ask",
         "variants": ({"evaluation.dialogue.instructions": ("", "Please correct it.")},) * 2,
     },
-    "multi": {"stages": (MULTI,), "seeds": 2},
+    "multi": {"stages": (MULTI,), "seeds": 2, "sets": {"own": {"turns": 3, "samples": 0}}},
     "given": {"budget": 0.75, "stages": (COLLECT | {"share": 0.5}, GIVEN)},
 }
 PARTS = {"validation": 5, "test": 6}  # problems
@@ -138,7 +138,9 @@ def test_the_base_model_is_measured_once(whole):
     taken = record(whole)["methods"]["multi"]["taken"]
     own = json.loads((whole / f"multi/variant{taken}/seed0/multi/test.json").read_text())
     assert own["models"]["base"] == base["models"]["base"]
-    votes = record(whole)["methods"]["multi"]["scaling"]["votes"]
+    scaling = record(whole)["methods"]["multi"]["scaling"]
+    assert len(scaling["own"]["accuracy"]) == 3 and scaling["own"]["problems"] == PARTS["test"]
+    votes = scaling["votes"]
     assert votes["problems"] == 3 and set(votes["votes"]) == {"2", "4"}
     assert record(whole)["base_scaling"]["votes"]["problems"] == 3
 
