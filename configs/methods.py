@@ -287,6 +287,7 @@ def get_config(name: str = "score") -> ConfigDict:
     config.name = method
     own = for_preset(METHODS[method], preset)
     config.stages, config.rounds = own["stages"], own.get("rounds", 1)
+    config.evaluation.sets = ConfigDict(own.get("sets", {}))
     if "variants" in own:  # prompting alone: --mode=evaluate
         config.update_from_flattened_dict(own["variants"][0])
     return config

@@ -9,7 +9,7 @@ measured under different protocols are refused, as their numbers can't be compar
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,20 @@ def by_problem(outcomes: list[str]) -> dict[str, np.ndarray]:
     return {heading: value.mean(1) for heading, value in values.items()}
 
 
+def bounds_of(heading: str) -> tuple[float, float]:
+    """Between what a heading's value of a problem lies."""
+    return (-1.0 if heading == "Delta" else 0.0, 1.0)
+
+
+def difference_of(
+    a: Sequence[Mapping[str, np.ndarray]], b: Sequence[Mapping[str, np.ndarray]], heading: str
+) -> Interval:
+    """What the runs `a` have of a heading less what the runs `b` have, on the same problems."""
+    low, high = bounds_of(heading)
+    first, second = (np.stack([run[heading] for run in runs]) for runs in (a, b))
+    return paired_difference(first, second, bounds=(low - high, high - low))
+
+
 def mean_row(label: str, outcomes: list[dict[str, list[str]]], columns: Iterable[str]) -> str:
     """The table row of the mean over runs."""
     cells = []
@@ -119,7 +133,8 @@ def mean_row(label: str, outcomes: list[dict[str, list[str]]], columns: Iterable
         for heading in columns:
             found: Interval | None = None
             if len(runs) == len(outcomes):
-                found = mean_over_runs(np.stack([run[heading] for run in runs]))
+                values = np.stack([run[heading] for run in runs])
+                found = mean_over_runs(values, bounds=bounds_of(heading))
             cells.append(cell(None if found is None else vars(found), interval=True))
     return f"| {' | '.join([f'**{label}**', f'mean of {len(outcomes)}', *cells])} |"
 
@@ -135,10 +150,9 @@ def difference_rows(groups: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         a, b = found[one], found[other]
         last = [name for name in a[0] if name.startswith("@t")][-1]
         cells = [
-            cell(vars(paired_difference(*(np.stack([run[h] for run in x]) for x in (a, b)))),
-                 interval=True)
-            for h in ("@t1", last, "Delta")
-        ]  # fmt: skip
+            cell(vars(difference_of(a, b, heading)), interval=True)
+            for heading in ("@t1", last, "Delta")
+        ]
         single = len(a) == len(b) == 1
         p = f"{mcnemar(a[0][last] == 1, b[0][last] == 1):.2g}" if single else "-"
         rows.append(f"| {' | '.join([f'{one} - {other}', *cells, p])} |")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from score_jax.report.compare import by_problem
-from score_jax.report.intervals import mcnemar, mean_over_runs, paired_difference
+from score_jax.report.compare import bounds_of, by_problem, difference_of
+from score_jax.report.intervals import mcnemar, mean_over_runs
 from score_jax.report.json_files import read_json, write_json
 
 DECODINGS = ("greedy", "sampled")
@@ -113,8 +113,7 @@ def read_method(workdir: Path, own: Mapping[str, Any]) -> dict[str, Any]:
         method["histogram"] = histogram(files)
         method["curves"] = curves([folder for folder, _ in found], own["stages"])
         first = found[0][0] / last
-        names = [p.stem.removeprefix("test_") for p in sorted(first.glob("test_*.json"))]
-        method["scaling"] = scaling_of(files[0], first, names)
+        method["scaling"] = scaling_of(files[0], first, own["sets"])
     return method
 
 
@@ -186,7 +185,7 @@ def summary(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             heading: vars(
                 mean_over_runs(
                     np.stack([run[heading] for run in runs]),
-                    bounds=(-1.0 if heading == "Delta" else 0.0, 1.0),
+                    bounds=bounds_of(heading),
                 )
             )
             for heading in runs[0]
@@ -217,14 +216,7 @@ def differences(
     for decoding in known([*files, *others]):
         a, b = ([outcomes(file, decoding) for file in part] for part in (files, others))
         found[decoding] = {
-            heading: vars(
-                paired_difference(
-                    np.stack([run[heading] for run in a]),
-                    np.stack([run[heading] for run in b]),
-                    bounds=(-widest, widest),
-                )
-            )
-            for heading, widest in (("@t1", 1), ("@t2", 1), ("Delta", 2))
+            heading: vars(difference_of(a, b, heading)) for heading in ("@t1", "@t2", "Delta")
         }
     first, second = (outcomes(part[0], "greedy")["@t2"] > 0.5 for part in (files, others))
     return found | {"mcnemar": mcnemar(first, second)}
@@ -265,23 +257,28 @@ def run_rows(folder: Path, stages: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def scaling_of(file: Mapping[str, Any], folder: Path, sets: Sequence[str]) -> dict[str, Any]:
-    """What a run's further measurements say: votes by samples, and accuracies by turn.
+def scaling_of(
+    file: Mapping[str, Any], folder: Path, sets: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """What a run's further measurements say: votes by samples, and accuracies by attempt.
 
     Args:
       folder: of the files of `sets`.
+      sets: what each turn is, by the measurement's name.
     """
     found: dict[str, Any] = {}
-    for name in sets:
+    for name, roles in sets.items():
         measured = read_json(folder / f"test_{name}.json")
         if measured is None:
             continue
         model = measured["models"][measured["stage"]]
-        turns = range(1, measured["protocol"]["turns"] + 1)
+        turns = [turn for turn, role in enumerate(roles, 1) if role == "answer"]
+        base = measured["models"].get("base", model)["greedy"]
         found[name] = {
             "problems": measured["problems"],
             "instruction": measured["protocol"]["instruction"],
             "accuracy": [model["greedy"][f"accuracy/turn{turn}"] for turn in turns],
+            "base": [base[f"accuracy/turn{turn}"] for turn in turns],
             "delta": model["greedy"].get("delta"),
             "votes": model.get("scaling", {}),
         }

@@ -146,17 +146,16 @@ def set_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, list[str], 
     """Further measurements: title, set, instruction, accuracy by turn, gain."""
     sources = [("base model", record.get("base_scaling", {}))]
     sources += [(own["title"], own.get("scaling", {})) for own in record["methods"].values()]
-    return [
-        (
-            title,
-            f"{name}, {found['problems']} problems",
-            found["instruction"],
-            [percent(one["value"]) for one in found["accuracy"]],
-            cell(found["delta"], interval=True),
-        )
-        for title, sets in sources
-        for name, found in sets.items()
-    ]
+    rows = []
+    for title, sets in sources:
+        for name, found in sets.items():
+            place = f"{name}, {found['problems']} problems", found["instruction"]
+            if name not in record["sets"]:  # a method's own; the base model was asked alike
+                values = [percent(one["value"]) for one in found["base"]]
+                rows.append(("base model", *place, values, "–"))
+            values = [percent(one["value"]) for one in found["accuracy"]]
+            rows.append((title, *place, values, cell(found["delta"], interval=True)))
+    return rows
 
 
 def data_uri(path: Path) -> str:

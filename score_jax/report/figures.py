@@ -138,7 +138,7 @@ def attempts(record: Mapping[str, Any]) -> Figure | None:
     ]
     drawn = False
     for title, tint, sets in rows:
-        for set_ in sets.values():
+        for set_ in (sets[name] for name in record["sets"] if name in sets):
             values = [one["value"] for one in set_["accuracy"]]
             if len(values) > 2:
                 place.plot(range(1, len(values) + 1), values, "o-", color=tint, label=title)

@@ -28,8 +28,8 @@ from score_jax.stages.measure import evaluate_models, open_pool
 from score_jax.stages.preflight import select_and_log
 from score_jax.stages.problem_sets import evaluation_spec
 from score_jax.stages.resolve import make_stage
-from score_jax.stages.settings import build_section
-from score_jax.stages.train import TrainingError
+from score_jax.stages.settings import Settings, build_section
+from score_jax.stages.train import DivergenceError
 from score_jax.stages.trial_record import check_unchanged
 from score_jax.stages.trials import (
     FIRST_SEED,
@@ -74,10 +74,15 @@ class Comparison:
         return self.workdir / BASE / BASE
 
     @property
-    def sets(self) -> ConfigDict:
+    def shared_sets(self) -> dict[str, Any]:
         """The further measurements as the config has them."""
         section: Any = self.shared.comparison
-        return section.get("sets", ConfigDict())
+        return dict(section.get("sets", {}))
+
+    def sets(self, trial: Trial) -> tuple[tuple[str, Any], ...]:
+        """The further measurements of a trial on test problems."""
+        own = self.config.sets if trial.name in self.config.scaled else ()
+        return (*own, *trial.method.sets) if trial.seed == FIRST_SEED else ()
 
     def trial(self, name: str, variant: int, seed: int) -> Trial:
         """One of a method's trials."""
@@ -122,10 +127,11 @@ class Comparison:
         folder = self.workdir / trial.folder
         stages = trial.stages(self.shared, self.overrides, "validation")
         test = trial.stages(self.shared, self.overrides, "test")[-1]
-        check_unchanged(folder, [*stages, test], self.sets)
+        check_unchanged(folder, [*stages, test], self.shared_sets | dict(trial.method.sets))
         if self.validation(trial) is None and self.failure(trial) is None:
             self.train_and_validate(trial, stages)
         error, values = self.failure(trial), self.validation(trial)
+        assert error or values, f"{trial.folder} has failed or been measured"
         told = f"failed: {error}"
         if values is not None:
             told = "validation " + " / ".join(f"{100 * value:.1f}" for value in values.values())
@@ -148,7 +154,7 @@ class Comparison:
                     page.write_report(folder)
             else:
                 self.measure(stages[-1], folder, VALIDATION)
-        except (TrainingError, NothingKeptError) as error:
+        except (DivergenceError, NothingKeptError) as error:
             if processes.is_first():
                 write_json(folder / FAILED, {"error": str(error)})
             processes.barrier()
@@ -189,9 +195,7 @@ class Comparison:
         if self.failure(trial) is not None:
             return
         stage = trial.stages(self.shared, self.overrides, "test")[-1]
-        sets = self.config.sets if trial.name in self.config.scaled else ()
-        sets = (*sets, *trial.method.sets) if trial.seed == FIRST_SEED else ()
-        self.measure(stage, self.workdir / trial.folder, TEST, sets=sets)
+        self.measure(stage, self.workdir / trial.folder, TEST, sets=self.sets(trial))
 
     def measure(
         self, stage: StageConfig, folder: Path, file: str, sets: tuple[tuple[str, Any], ...] = ()
@@ -202,8 +206,7 @@ class Comparison:
           file: name of the results in the stage's folder, without an end.
           sets: further measurements, as evaluation.sets; their names stand behind that of the file.
         """
-        evaluation = dataclasses.replace(stage.settings.evaluation, sets=sets)
-        settings = dataclasses.replace(stage.settings, evaluation=evaluation)
+        settings = with_sets(stage.settings, sets)
         loaded = None
         for name, own in {**settings.measured_sets, "": settings}.items():
             target = f"{file}_{name}" if name else file
@@ -241,12 +244,14 @@ class Comparison:
             trials = self.variants(name)
             stages = trials[0].stages(self.shared, self.overrides, "test")
             settings = [stage.settings for stage in stages]
+            sets = self.sets(trials[0])
             spent = Spent.of(settings) if method.stages else Spent(0, 0)
             methods[name] = {
                 "title": method.title,
                 "budget": method.budget,
                 **vars(spent),
                 "stages": [one.name for one in settings],
+                "sets": roles_of(settings[-1], sets),
                 "variants": [
                     {
                         "fields": dict(trial.fields),
@@ -261,7 +266,7 @@ class Comparison:
         return {
             **self.record,
             "against": self.config.against or next(iter(self.methods)),
-            "sets": [name for name, _ in self.config.sets],
+            "sets": roles_of(self.base("test").settings, self.config.sets),
             "methods": methods,
         }
 
@@ -271,6 +276,22 @@ class Comparison:
             write_json(self.workdir / "plan.json", self.plan())
             comparison_page.write(self.workdir)
         processes.barrier()
+
+
+def with_sets(settings: Settings, sets: tuple[tuple[str, Any], ...]) -> Settings:
+    """The settings with other further measurements."""
+    evaluation = dataclasses.replace(settings.evaluation, sets=sets)
+    return dataclasses.replace(settings, evaluation=evaluation)
+
+
+def roles_of(settings: Settings, sets: tuple[tuple[str, Any], ...]) -> dict[str, list[str]]:
+    """What each turn of further measurements is, by their names.
+
+    Raises:
+      ValueError: one is invalid.
+    """
+    measured = with_sets(settings, sets).measured_sets
+    return {name: list(own.measured_plan.roles) for name, own in measured.items()}
 
 
 def describe_fields(fields: tuple[tuple[str, Any], ...]) -> str:
@@ -325,9 +346,10 @@ def run_comparison(
             own = [stage.settings for stage in trial.stages(shared, overrides, "test")]
             check_budgets({trial.name: Spent.of(own)}, methods, whole)
             steps[trial.name] = sum(stage.steps for stage in own)
+            roles_of(own[-1], run.sets(trial))  # refused before anything runs
         bar.reset(total=sum(steps[trial.name] for trial in run.tuning()))
         base = [run.base("validation"), run.base("test")]
-        check_unchanged(workdir / BASE, base, run.sets)
+        check_unchanged(workdir / BASE, base, run.shared_sets)
         for file, part in ((VALIDATION, "validation"), (TEST, "test")):
             sets = comparison.sets if part == "test" and comparison.scaled else ()
             run.measure(run.base(part), workdir / BASE, file, sets=sets)

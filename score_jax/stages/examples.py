@@ -20,6 +20,7 @@ from score_jax.data import procedural, store
 from score_jax.data.procedural import Procedural
 from score_jax.data.store import StoredDialogue
 from score_jax.data.stream import Stream
+from score_jax.distributed import processes
 from score_jax.rl.dialogue import Encoder
 from score_jax.stages import rollouts
 from score_jax.stages.settings import Settings
@@ -120,7 +121,8 @@ def stored_rollouts(
         read = store.read(folder)
         paired = keep in PAIRS
         found = pairs(read, PAIRS[keep], settings.seed) if paired else store.keep(read, keep)
-        if not (dialogues := list(found)):
+        dialogues = list(found)
+        if processes.any_process(not dialogues):  # so that all hosts raise
             raise NothingKeptError(
                 f"examples.keep is {keep!r}; none of the dialogues in {folder} is: collect more, "
                 "or choose another filter"

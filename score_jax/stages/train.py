@@ -48,6 +48,10 @@ class TrainingError(RuntimeError):
     """Training cannot continue; the message names the step, the cause and the last checkpoint."""
 
 
+class DivergenceError(TrainingError):
+    """What is trained is at fault, not program or machine: it left the numbers, or an alarm."""
+
+
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite."""
@@ -115,9 +119,25 @@ class StageRun:
           TrainingError: a number is not finite, or sampler and learner disagree.
           Interrupted: a signal was received; a checkpoint is written.
         """
+        self.request.after_save = True
+        try:
+            self.take_steps(learn)
+        finally:
+            self.profile.close()
+            self.request.after_save = False
+        self.checkpoints.wait()
+        if size := store.size_bytes(self.folder / rollouts.NAME):
+            self.log.message(f"rollouts kept: {size / 1e6:.1f} MB in {self.folder / rollouts.NAME}")
+        if any_process(bool(self.request.number)):
+            raise self.request.interrupted(
+                f" at step {self.progress.position} of {self.programs.settings.steps}: saved; the "
+                "same command goes on from here"
+            )
+
+    def take_steps(self, learn: "StepFunction") -> None:
+        """Takes the steps that are left, up to a signal."""
         settings = self.programs.settings
         base = int(fingerprint(self.reference))
-        self.request.after_save = True
         self.recall_alarms()
         stop = False
         while not stop and (step := self.progress.position) < settings.steps:
@@ -136,16 +156,6 @@ class StageRun:
                 if int(fingerprint(self.reference)) != base:
                     raise TrainingError(f"step {done}: the reference parameters have changed")
                 self.save(done)
-        self.profile.close()
-        self.checkpoints.wait()
-        if size := store.size_bytes(self.folder / rollouts.NAME):
-            self.log.message(f"rollouts kept: {size / 1e6:.1f} MB in {self.folder / rollouts.NAME}")
-        self.request.after_save = False
-        if any_process(bool(self.request.number)):
-            raise self.request.interrupted(
-                f" at step {self.progress.position} of {settings.steps}: saved; the same command "
-                "goes on from here"
-            )
 
     def enter_phase(self, phase: str, step: int) -> None:
         """Begins a phase of a step; says what the one before has compiled, unless it was new."""
@@ -195,7 +205,7 @@ class StageRun:
         The metrics are those of all hosts, so all of them raise the same and stop together.
 
         Raises:
-          TrainingError: an alarm of `alarms.stop` holds.
+          DivergenceError: an alarm of `alarms.stop` holds.
         """
         settings = self.programs.settings
         row = {"step": step, **values}
@@ -203,7 +213,7 @@ class StageRun:
         self.log.alarms(events)
         for alarm in self.watch.holding:
             if alarm.name in settings.alarms.stop:
-                raise TrainingError(
+                raise DivergenceError(
                     f"step {step}: alarm {alarm.text()}; {self.last_saved()}. To train on "
                     f"regardless, take {alarm.name!r} out of alarms.stop or move its bound"
                 )
@@ -275,7 +285,8 @@ class StageRun:
                 "No update was made before it, so the learning rate is not at fault: look at the "
                 f"weights of {settings.weights.source!r} and at compute.dtype"
             )
-        return TrainingError(f"step {step}: {cause}; {self.last_saved()}. {remedy}")
+        kind = DivergenceError if moved else TrainingError
+        return kind(f"step {step}: {cause}; {self.last_saved()}. {remedy}")
 
     def last_saved(self) -> str:
         """Says which checkpoint is the last one on disk."""

@@ -1,7 +1,7 @@
 """What a trial of a comparison was begun for, so that a folder never holds parts of two trials."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ NAME = "trial.json"
 UNSEEN = ("log", "profile", "grading", "alarms", "mesh")  # sections that change no result
 
 
-def check_unchanged(folder: Path, stages: Sequence[StageConfig], sets: ConfigDict) -> None:
+def check_unchanged(folder: Path, stages: Sequence[StageConfig], sets: Mapping[str, Any]) -> None:
     """Compares what a folder is to hold with what it was begun for; writes that down first.
 
     Args:
@@ -33,7 +33,7 @@ def check_unchanged(folder: Path, stages: Sequence[StageConfig], sets: ConfigDic
         }
         for number, stage in enumerate(stages, 1)
     }
-    fields["comparison"] = config_fields(ConfigDict({"sets": sets}))
+    fields["comparison"] = config_fields(ConfigDict({"sets": dict(sets)}))
     current = json.loads(json.dumps(fields))
     recorded = processes.broadcast_from_first(read_json(folder / NAME))
     if recorded is None:
@@ -43,9 +43,10 @@ def check_unchanged(folder: Path, stages: Sequence[StageConfig], sets: ConfigDic
         return
     for stage in current.keys() | recorded.keys():
         new, old = current.get(stage, {}), recorded.get(stage, {})
+        section = "config.comparison" if stage == "comparison" else "config"
         for name in sorted(new.keys() | old.keys()):
             if new.get(name) != old.get(name):
                 raise ValueError(
-                    f"config.{name} is {new.get(name)}, but {folder} was begun with "
+                    f"{section}.{name} is {new.get(name)}, but {folder} was begun with "
                     f"{old.get(name)}; choose another --workdir, or set the field back"
                 )

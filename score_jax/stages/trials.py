@@ -83,6 +83,12 @@ class ComparisonConfig:
             if self.seeds:
                 values["seeds"] = self.seeds
             found[name] = build_section(Method, values, f"comparison.methods.{name}")
+        for name, method in found.items():
+            if twice := dict(method.sets).keys() & dict(self.sets).keys():
+                raise ValueError(
+                    f"comparison.methods.{name}.sets has {sorted(twice)}, as comparison.sets has; "
+                    "choose another name"
+                )
         if self.against and self.against not in found:
             raise ValueError(
                 f"comparison.against is {self.against!r}, which comparison.only leaves out; add "

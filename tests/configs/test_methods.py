@@ -106,3 +106,25 @@ def test_the_papers_comparison_tunes_all_methods_alike(preset):
     assert set(found) == set(methods.METHODS)
     assert {len(comparison.variants(method)) for method in found.values()} == {3}
     assert {name for name, method in found.items() if method.seeds == 5} == set(paper.MAIN)
+
+
+@pytest.mark.parametrize("preset", ["", "smollm2_135m_math"])
+def test_fine_tuning_keeps_its_shares_of_the_rate_of_rl(preset):
+    """2e-4, 5e-4 and 5e-5 on the embedded model: 2.5 times the rate, and a quarter of it."""
+    rate = settings("multi_turn", preset)[0].optimizer.learning_rate
+    assert preset or rate == 2e-4
+    whole = settings("star_plus", preset)[1].optimizer.learning_rate
+    second = settings("pair_sft", preset)[1].optimizer.learning_rate
+    other = settings("score_star", preset)[-1].optimizer.learning_rate
+    assert (whole, second) == pytest.approx((2.5 * rate, 0.25 * rate)) and other == second
+
+
+def test_methods_of_other_turns_are_measured_by_their_own_dialogue_too():
+    found = {name: settings(name)[-1].measured_sets for name in methods.METHODS}
+    own = {name: sets["own"].measured_plan for name, sets in found.items() if sets}
+    assert {name: plan.roles for name, plan in own.items()} == {
+        "three_turns": ("answer",) * 3,
+        "four_turns": ("answer",) * 4,
+        "pag": ("answer", "verify", "answer"),
+    }
+    assert own["pag"].instructions[1] == "Is this right?"

@@ -65,13 +65,13 @@ def workdir(tmp_path):
             variants.append({"fields": fields, "validation": path, "failed": failed})
         methods[name] = {
             "title": f"the {name}", "budget": 1.0, "dialogues": 80, "updates": 10,
-            "stages": [name], "variants": variants, "taken": 2,
+            "stages": [name], "sets": {}, "variants": variants, "taken": 2,
             "runs": [f"{name}/variant2/seed{seed}" for seed in runs],
         }  # fmt: skip
     write(tmp_path / "base/base/test.json", measured("base", 0, ["00", "11", "00", "11"]))
     plan = {
         "config": "c.py", "command": "python -m it", "commit": "abc", "versions": {"jax": "1"},
-        "devices": ["cpu:cpu"], "against": "plain", "sets": [], "methods": methods,
+        "devices": ["cpu:cpu"], "against": "plain", "sets": {}, "methods": methods,
     }  # fmt: skip
     write(tmp_path / "plan.json", plan)
     return tmp_path

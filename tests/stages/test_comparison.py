@@ -13,7 +13,7 @@ from score_jax.distributed.watchdog import Watchdog
 from score_jax.stages import comparison, evaluate
 from score_jax.stages.comparison import run_comparison
 from score_jax.stages.examples import NothingKeptError
-from score_jax.stages.train import StageRun, TrainingError
+from score_jax.stages.train import DivergenceError, StageRun, TrainingError
 from tests.conftest import compile_cache
 from tests.methods import COLLECT
 from tests.tiny_stages import get_config, lines, refuse, without_times
@@ -172,7 +172,14 @@ def test_a_finished_comparison_trains_and_measures_nothing_again(whole, compiled
     [
         ({"optimizer.learning_rate": 2e-2}, r"config\.optimizer\.learning_rate is 0\.02, but"),
         ({"evaluation.problems": 4}, r"config\.evaluation\.problems is 4, but .* begun with 6"),
-        ({"comparison.sets.votes.samples": 8}, r"config\.sets\.votes\.samples is 8, but"),
+        (
+            {"comparison.methods.multi.sets.own.turns": 4},
+            r"config\.comparison\.sets\.own\.turns is 4, but",
+        ),
+        (
+            {"comparison.sets.votes.samples": 8},
+            r"config\.comparison\.sets\.votes\.samples is 8, but",
+        ),
     ],
 )
 def test_another_config_is_refused_in_the_same_workdir(whole, compiled, change, told):
@@ -229,29 +236,69 @@ def test_an_interrupted_comparison_ends_as_an_uninterrupted_one(
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("error", [TrainingError("loss is nan"), NothingKeptError("none left")])
-def test_what_cannot_be_trained_counts_as_tried(whole, compiled, tmp_path, monkeypatch, error):
+def test_what_cannot_be_trained_counts_as_tried(whole, compiled, tmp_path, monkeypatch):
     """One variant of a method and all of another: of the first, the other variant is taken."""
     workdir, taken = tmp_path / "run", record(whole)["methods"]["multi"]["taken"]
     shutil.copytree(whole, workdir)
     shutil.rmtree(workdir / f"multi/variant{3 - taken}")
+    shutil.rmtree(workdir / "given")
+    grade = evaluate.grade_batch
+
+    def diverge(*_):
+        raise DivergenceError("loss is nan")
+
+    monkeypatch.setattr(StageRun, "check", diverge)
+    run(workdir)
+    own = record(workdir)["methods"]
+    assert own["multi"]["variants"][2 - taken]["failed"] == "loss is nan"
+    assert own["multi"]["taken"] == taken and own["multi"]["seeds"] == [0, 1]
+    assert own["given"]["taken"] is None and own["given"]["runs"] == []
+    assert "given/variant1/seed0: 0.5 x rate, failed: loss is nan" in lines_of(workdir)
+    assert "given: takes none, all of its variants failed" in lines_of(workdir)
+    monkeypatch.setattr(comparison, "train_chain", None)
+    run(workdir)  # tries nothing again
+    assert record(workdir)["methods"] == own
+    monkeypatch.undo()
+
+    def grading(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return grade(*arguments, **options)
+
+    (workdir / "given/variant2/seed0/failed.json").unlink()
+    (workdir / f"multi/variant{taken}/seed1/multi/test.json").unlink()
+    monkeypatch.setattr(StageRun, "check", diverge)
+    monkeypatch.setattr(evaluate, "grade_batch", grading)
+    with pytest.raises(Interrupted):  # a signal is heeded behind a failure too
+        run(workdir)
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"), [(NothingKeptError("none left"), True), (TrainingError("fault"), False)]
+)
+def test_a_fault_of_the_program_ends_the_comparison(
+    whole, compiled, tmp_path, monkeypatch, error, counts
+):
+    shutil.copytree(whole, workdir := tmp_path / "run")
     shutil.rmtree(workdir / "given")
 
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(comparison, "train_chain", fail)
-    run(workdir)
-    own = record(workdir)["methods"]
-    assert own["multi"]["variants"][2 - taken]["failed"] == str(error)
-    assert own["multi"]["taken"] == taken and own["multi"]["seeds"] == [0, 1]
-    assert own["given"]["taken"] is None and own["given"]["runs"] == []
-    log = (workdir / "comparison.log").read_text()
-    assert f"given/variant1/seed0: 0.5 x rate, failed: {error}" in log
-    assert "given: takes none, all of its variants failed" in log
-    monkeypatch.setattr(comparison, "train_chain", None)
-    run(workdir)  # tries nothing again
-    assert record(workdir)["methods"] == own
+    if counts:
+        run(workdir)
+    else:
+        with pytest.raises(TrainingError, match="fault"):
+            run(workdir)
+    assert (workdir / "given/variant1/seed0/failed.json").is_file() == counts
+
+
+def test_a_methods_own_measurements_are_refused_before_anything_runs(tmp_path):
+    config = shared()
+    config.comparison.methods.multi.sets.own.turns = 0
+    with pytest.raises(ValueError, match="turns"):
+        run(tmp_path / "run", config)
+    assert not (tmp_path / "run").is_dir() or not list((tmp_path / "run").glob("multi/*"))
 
 
 def test_a_method_of_another_budget_is_refused_before_anything_runs(tmp_path):

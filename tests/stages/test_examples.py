@@ -13,6 +13,7 @@ from configs import base
 from score_jax.data import equations, receipts, store
 from score_jax.stages import examples
 from score_jax.stages.build import build
+from score_jax.stages.examples import NothingKeptError
 from score_jax.stages.preflight import check_stage
 from score_jax.stages.settings import parse
 from score_jax.tasks import registry
@@ -88,7 +89,7 @@ def test_the_source_names_the_task_whose_dialogues_are_made():
     settings = dataclasses.replace(programs.settings, batch=4)
     encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, tasks)
     rows = examples.load(settings, encoder, Path())(0)
-    made = receipts.dialogues(np.random.default_rng([0, 0]), 4, careful=0.12, right=0.25)
+    made = receipts.dialogues(np.random.default_rng([0, 0]), 4, careful=0.25, right=0.25)
     for row, own, worked in zip(rows.tokens, rows.turn, made, strict=True):
         for number, parts in enumerate(worked.attempts, 1):
             text = "".join(part.text for part in parts)
@@ -305,7 +306,7 @@ def test_problems_without_a_right_answer_make_no_pairs(programs, tmp_path):
 def test_where_no_dialogue_is_left_field_and_folder_are_named(name, programs, tmp_path):
     folder = tmp_path / "drawn"
     told = rf"examples.keep is '{name}'; none of the dialogues in {re.escape(str(folder))}/rollouts"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(NothingKeptError, match=told):
         stored(programs, tmp_path, keep=name)(0)
     keep(folder, [spoken(number, 0, (0.0, 0.5)) for number in range(4)])
     with pytest.raises(ValueError, match=told + " is: collect more, or choose another filter"):

@@ -1,0 +1,40 @@
+"""What a trial's folder was begun for stands in it, and is compared by field."""
+
+import json
+
+import pytest
+
+from score_jax.stages.resolve import resolve_stages
+from score_jax.stages.trial_record import check_unchanged
+from tests.tiny_stages import get_config
+
+
+def stages(**fields):
+    config = get_config()
+    config.update_from_flattened_dict(fields)
+    return resolve_stages(config, {})
+
+
+def test_the_same_trial_may_go_on(tmp_path):
+    for _ in range(2):
+        check_unchanged(tmp_path, stages(), {"votes": {"samples": 4}})
+    recorded = json.loads((tmp_path / "trial.json").read_text())
+    assert recorded["comparison"] == {"sets.votes.samples": 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sets", "told"),
+    [
+        ({"steps": 77}, {}, r"config\.steps is 77, but .* was begun with \d"),
+        ({}, {"own": {"turns": 3}}, r"config\.comparison\.sets\.own\.turns is 3, but .* with None"),
+    ],
+)
+def test_another_trial_is_refused_with_the_field_that_differs(fields, sets, told, tmp_path):
+    check_unchanged(tmp_path, stages(), {})
+    with pytest.raises(ValueError, match=told):
+        check_unchanged(tmp_path, stages(**fields), sets)
+
+
+def test_what_changes_no_result_may_differ(tmp_path):
+    check_unchanged(tmp_path, stages(), {})
+    check_unchanged(tmp_path, stages(**{"grading.deadline_seconds": 1.5}), {})
