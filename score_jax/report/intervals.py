@@ -6,6 +6,7 @@ such as the number of fixed attempts over the number of wrong first attempts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import comb, sqrt
 
 import numpy as np
@@ -113,6 +114,17 @@ def _widen(
     return Interval(value=value, low=min(low, value), high=max(high, value))
 
 
+@cache
+def _shares(count: int, *, seed: int, resamples: int, what: str) -> Float[np.ndarray, "M N"]:
+    """How much of each resample each of `count` things is; drawn once, since it takes a while.
+
+    Args:
+      what: is drawn: things of other kinds are drawn independently.
+    """
+    random = np.random.default_rng([seed, *what.encode()])
+    return random.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+
+
 def mean_over_runs(
     values: Float[np.ndarray, "S N"],
     *,
@@ -132,12 +144,9 @@ def mean_over_runs(
     Source: Owen, Annals of Applied Statistics 1 (2007), 386-411; doi:10.1214/07-AOAS122.
     """
     runs, problems = values.shape
-    random = np.random.default_rng(seed)
-
-    def shares(count: int) -> Float[np.ndarray, "M K"]:
-        return random.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-
-    means = np.einsum("ms,sn,mn->m", shares(runs), values, shares(problems), optimize=True)
+    drawn_runs = _shares(runs, seed=seed, resamples=resamples, what="runs")
+    drawn_problems = _shares(problems, seed=seed, resamples=resamples, what="problems")
+    means = np.einsum("mn,mn->m", drawn_runs @ values, drawn_problems)
     low, high = np.quantile(means, (0.025, 0.975))
     return _widen(float(values.mean()), float(low), float(high), values, bounds)
 
@@ -166,13 +175,13 @@ def paired_difference(
         raise ValueError(
             f"a has {a.shape[1]} problems and b {b.shape[1]}; give both methods the same ones"
         )
-    random = np.random.default_rng(seed)
-
-    def shares(count: int) -> Float[np.ndarray, "M K"]:
-        return random.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-
-    problems = shares(a.shape[1])
-    drawn = [np.einsum("mn,mn->m", shares(len(x)) @ x, problems) for x in (a, b)]
+    problems = _shares(a.shape[1], seed=seed, resamples=resamples, what="problems")
+    drawn = [
+        np.einsum(
+            "mn,mn->m", _shares(len(x), seed=seed, resamples=resamples, what=what) @ x, problems
+        )
+        for x, what in ((a, "runs"), (b, "other runs"))
+    ]
     low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
     apart = np.subtract(a[:, None], b[None], dtype=float)
     return _widen(float(a.mean() - b.mean()), float(low), float(high), apart, bounds)
