@@ -31,7 +31,7 @@ TASK = "receipts"
 PRICES, COUNTS = range(10, 100), range(2, 10)
 PRODUCTS = range(100, 1000)  # so that all sites have one form
 BY_HEART = 50  # percent of the items
-POOL = {"train": 6000, "validation": 800, "test": 1600}  # problems, unless a count is given
+POOL = {"train": 6000, "validation": 800, "test": 2000}  # problems, unless a count is given
 SITES = 3  # of an attempt: two products and their total
 WORDS = ("*", "+", "=", "(", ")", ",")  # one token each, alone
 VOCABULARY = 80
