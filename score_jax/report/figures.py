@@ -13,6 +13,11 @@ from score_jax.report.comparison import CURVES
 
 MOST_LINES = 8  # in one figure
 SMOOTHED = 5  # updates in a curve's running mean
+VOTES = {  # lines by the key of report.scaling
+    "parallel": ("vote of first attempts", "--"),
+    "sequential": ("vote of half as many, each corrected once", "-"),
+    "pass_parallel": ("any first attempt right (pass@K)", ":"),
+}
 TITLES = {
     "accuracy/turn1": "Accuracy, first attempt",
     "accuracy/turn2": "Accuracy, second attempt",
@@ -114,11 +119,11 @@ def votes(record: Mapping[str, Any]) -> Figure | None:
         return None
     figure, places = grid(len(found), columns=3)
     for place, (title, by_budget) in zip(places, found.items(), strict=True):
-        for key, style in (("parallel", "--"), ("sequential", "-"), ("pass_parallel", ":")):
+        for key, (label, style) in VOTES.items():
             points = {int(k): v[key] for k, v in by_budget.items() if key in v}
             if points:
                 ks = sorted(points)
-                place.plot(ks, [points[k]["value"] for k in ks], style, marker="o", label=key)
+                place.plot(ks, [points[k]["value"] for k in ks], style, marker="o", label=label)
                 if key != "pass_parallel":
                     low, high = ([points[k][end] for k in ks] for end in ("low", "high"))
                     place.fill_between(ks, low, high, alpha=0.15)
