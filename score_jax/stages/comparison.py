@@ -28,7 +28,7 @@ from score_jax.stages.measure import evaluate_models, open_pool
 from score_jax.stages.preflight import select_and_log
 from score_jax.stages.problem_sets import evaluation_spec
 from score_jax.stages.resolve import make_stage
-from score_jax.stages.settings import Settings, build_section
+from score_jax.stages.settings import build_section
 from score_jax.stages.train import DivergenceError
 from score_jax.stages.trial_record import check_unchanged
 from score_jax.stages.trials import (
@@ -39,7 +39,10 @@ from score_jax.stages.trials import (
     Trial,
     check_budgets,
     check_overrides,
+    describe_fields,
     measured_on,
+    roles_of,
+    with_sets,
 )
 
 VALIDATION, TEST = "evaluation", "test"  # names of the measurements' files
@@ -73,11 +76,19 @@ class Comparison:
         """Where the base model's measurements stand."""
         return self.workdir / BASE / BASE
 
-    @property
-    def shared_sets(self) -> dict[str, Any]:
-        """The further measurements as the config has them."""
+    def check_unchanged(self, trial: Trial, *, begin: bool) -> list[StageConfig]:
+        """Refuses a folder that was begun for another trial; returns the stages of this one.
+
+        Args:
+          begin: of `trial_record.check_unchanged`.
+        """
+        stages = trial.stages(self.shared, self.overrides, "validation")
+        test = trial.stages(self.shared, self.overrides, "test")[-1]
         section: Any = self.shared.comparison
-        return dict(section.get("sets", {}))
+        own = section.methods[trial.name].get("sets", {})
+        sets = {**section.get("sets", {}), **own}
+        check_unchanged(self.workdir / trial.folder, [*stages, test], sets, begin=begin)
+        return stages
 
     def sets(self, trial: Trial) -> tuple[tuple[str, Any], ...]:
         """The further measurements of a trial on test problems."""
@@ -124,10 +135,7 @@ class Comparison:
 
     def train(self, trial: Trial) -> None:
         """Trains a trial and measures it on validation problems, unless that is done."""
-        folder = self.workdir / trial.folder
-        stages = trial.stages(self.shared, self.overrides, "validation")
-        test = trial.stages(self.shared, self.overrides, "test")[-1]
-        check_unchanged(folder, [*stages, test], self.shared_sets | dict(trial.method.sets))
+        stages = self.check_unchanged(trial, begin=True)
         if self.validation(trial) is None and self.failure(trial) is None:
             self.train_and_validate(trial, stages)
         error, values = self.failure(trial), self.validation(trial)
@@ -278,29 +286,6 @@ class Comparison:
         processes.barrier()
 
 
-def with_sets(settings: Settings, sets: tuple[tuple[str, Any], ...]) -> Settings:
-    """The settings with other further measurements."""
-    evaluation = dataclasses.replace(settings.evaluation, sets=sets)
-    return dataclasses.replace(settings, evaluation=evaluation)
-
-
-def roles_of(settings: Settings, sets: tuple[tuple[str, Any], ...]) -> dict[str, list[str]]:
-    """What each turn of further measurements is, by their names.
-
-    Raises:
-      ValueError: one is invalid.
-    """
-    measured = with_sets(settings, sets).measured_sets
-    return {name: list(own.measured_plan.roles) for name, own in measured.items()}
-
-
-def describe_fields(fields: tuple[tuple[str, Any], ...]) -> str:
-    """The fields of a variant in a line."""
-    return ", ".join(
-        f"{value:g} x rate" if name == "rate" else f"{name}={value!r}" for name, value in fields
-    )
-
-
 def run_comparison(
     shared: Any,
     overrides: Mapping[str, Any],
@@ -346,10 +331,11 @@ def run_comparison(
             own = [stage.settings for stage in trial.stages(shared, overrides, "test")]
             check_budgets({trial.name: Spent.of(own)}, methods, whole)
             steps[trial.name] = sum(stage.steps for stage in own)
-            roles_of(own[-1], run.sets(trial))  # refused before anything runs
+            roles_of(own[-1], run.sets(trial))  # refused before anything is run or written
+            run.check_unchanged(trial, begin=False)
         bar.reset(total=sum(steps[trial.name] for trial in run.tuning()))
         base = [run.base("validation"), run.base("test")]
-        check_unchanged(workdir / BASE, base, run.shared_sets)
+        check_unchanged(workdir / BASE, base, shared.comparison.get("sets", {}))
         for file, part in ((VALIDATION, "validation"), (TEST, "test")):
             sets = comparison.sets if part == "test" and comparison.scaled else ()
             run.measure(run.base(part), workdir / BASE, file, sets=sets)

@@ -15,12 +15,15 @@ NAME = "trial.json"
 UNSEEN = ("log", "profile", "grading", "alarms", "mesh")  # sections that change no result
 
 
-def check_unchanged(folder: Path, stages: Sequence[StageConfig], sets: Mapping[str, Any]) -> None:
-    """Compares what a folder is to hold with what it was begun for; writes that down first.
+def check_unchanged(
+    folder: Path, stages: Sequence[StageConfig], sets: Mapping[str, Any], *, begin: bool = True
+) -> None:
+    """Compares what a folder is to hold with what it was begun for.
 
     Args:
       stages: of the trial, and its last one as it is measured on test problems.
       sets: further measurements, as evaluation.sets.
+      begin: begins the folder, and writes down for what, unless that is done.
 
     Raises:
       ValueError: a field differs.
@@ -37,7 +40,7 @@ def check_unchanged(folder: Path, stages: Sequence[StageConfig], sets: Mapping[s
     current = json.loads(json.dumps(fields))
     recorded = processes.broadcast_from_first(read_json(folder / NAME))
     if recorded is None:
-        if processes.is_first():
+        if begin and processes.is_first():
             write_json(folder / NAME, current)
         processes.barrier()
         return

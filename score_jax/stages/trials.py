@@ -5,6 +5,7 @@ on the same validation problems. The best variant is trained with the method's f
 Usually a variant is a learning rate, the method's own times one of the comparison's `rates`.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,6 +201,29 @@ def measured_on(shared: ConfigDict, part: Part) -> ConfigDict:
         evaluation.samples = 0
         evaluation.task, evaluation.prompt_limit = "", 0  # as the training problems
     return config
+
+
+def with_sets(settings: Settings, sets: tuple[tuple[str, Any], ...]) -> Settings:
+    """The settings with other further measurements."""
+    evaluation = dataclasses.replace(settings.evaluation, sets=sets)
+    return dataclasses.replace(settings, evaluation=evaluation)
+
+
+def roles_of(settings: Settings, sets: tuple[tuple[str, Any], ...]) -> dict[str, list[str]]:
+    """What each turn of further measurements is, by their names.
+
+    Raises:
+      ValueError: one is invalid.
+    """
+    measured = with_sets(settings, sets).measured_sets
+    return {name: list(own.measured_plan.roles) for name, own in measured.items()}
+
+
+def describe_fields(fields: tuple[tuple[str, Any], ...]) -> str:
+    """The fields of a variant in a line."""
+    return ", ".join(
+        f"{value:g} x rate" if name == "rate" else f"{name}={value!r}" for name, value in fields
+    )
 
 
 @dataclass(frozen=True)

@@ -185,8 +185,10 @@ def test_a_finished_comparison_trains_and_measures_nothing_again(whole, compiled
 def test_another_config_is_refused_in_the_same_workdir(whole, compiled, change, told):
     config = shared()
     config.update_from_flattened_dict(change)
+    before = record(whole)
     with pytest.raises(ValueError, match=told):
         run(whole, config)
+    assert record(whole) == before and json.loads((whole / "plan.json").read_text())["methods"]
 
 
 @pytest.mark.parametrize(
