@@ -11,6 +11,7 @@ from score_jax.report.page import template
 
 PAGE, TABLES = "comparison.html", "comparison.md"
 HEADINGS = ("@t1", "@t2", "Delta", "i->c", "c->i")
+VOTED = ("parallel", "sequential", "gain")  # of report.scaling
 NAMES = {"greedy": "Greedy", "sampled": "At temperature 1"}
 
 
@@ -51,6 +52,7 @@ def render(name: str, record: Mapping[str, Any], workdir: Path, drawn: Mapping[s
             for name, caption in drawn.items()
         ],
         sets=set_rows(record),
+        votes=vote_rows(record),
     )
 
 
@@ -156,6 +158,19 @@ def set_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, list[str], 
             values = [percent(one["value"]) for one in found["accuracy"]]
             rows.append((title, *place, values, cell(found["delta"], interval=True)))
     return rows
+
+
+def vote_rows(record: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """Votes at equal samples: title, samples a problem, in parallel, in sequence, the gain."""
+    sources = [("base model", record.get("base_scaling", {}))]
+    sources += [(own["title"], own.get("scaling", {})) for own in record["methods"].values()]
+    return [
+        (title, samples, [cell(found[key], interval=True) for key in VOTED])
+        for title, sets in sources
+        for measured in sets.values()
+        for samples, found in measured["votes"].items()
+        if all(key in found for key in VOTED)
+    ]
 
 
 def data_uri(path: Path) -> str:

@@ -244,3 +244,19 @@ def test_the_tables_are_written_as_markdown_with_the_page(workdir):
     assert "i->c | c->i | @t2 less the plain" in heading
     assert heading.count("|") == lines[lines.index(heading) + 1].count("|") == 10
     assert "| the score | rate 1.0: 0.0 / 50.0; **rate 2.0: 50.0 / 100.0** | 4 | 80 | 10 |" in lines
+
+
+def test_votes_have_a_row_for_each_number_of_samples():
+    def vote(*values):
+        bounds = {"low": 0.0, "high": 1.0}
+        return {
+            key: {"value": value} | bounds
+            for key, value in zip(("parallel", "sequential", "gain"), values, strict=True)
+        }
+
+    own = {"title": "SCoRe", "scaling": {"votes": {"votes": {"2": vote(0.4, 0.5, 0.1)}}}}
+    single = {"title": "single", "scaling": {"votes": {"votes": {"2": {"parallel": {}}}}}}
+    record = {"base_scaling": {}, "methods": {"score": own, "single": single}}
+    ((title, samples, cells),) = comparison_page.vote_rows(record)
+    assert (title, samples) == ("SCoRe", "2")
+    assert [cell.split(" ")[0] for cell in cells] == ["40.0", "50.0", "10.0"]
