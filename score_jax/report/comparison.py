@@ -21,6 +21,7 @@ CURVES = (  # of metrics.jsonl, as the paper draws them
 )  # fmt: skip
 # Of the protocol: what a method that only prompts may change, and the length that follows from it.
 PROMPTING = ("hash", "instruction", "script", "row_limit")
+FAILED = "failed.json"  # in the folder of a trial that could not be trained
 PAPER = {  # arXiv:2409.12917, tables 2 and 3: @t1, @t2, Delta, i->c, c->i in percent
     "MATH500, Gemini 1.5 Flash": {
         "base model": (52.6, 41.4, -11.2, 4.6, 15.8),
@@ -101,7 +102,7 @@ def read_method(workdir: Path, own: Mapping[str, Any]) -> dict[str, Any]:
         "variants": variants,
         "validation_dialogues": sum(variant["dialogues"] for variant in variants),
         "seeds": [file["training_seed"] for file in files],
-        "failed": [run for run in own["runs"] if failure(workdir / run / "failed.json")],
+        "failed": [run for run in own["runs"] if failure(workdir / run / FAILED)],
         "runs": [
             {"folder": str(folder.relative_to(workdir)), **values_of(file)}
             for folder, file in found
@@ -255,6 +256,15 @@ def run_rows(folder: Path, stages: Sequence[str]) -> list[dict[str, Any]]:
         if path.is_file():
             rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return rows
+
+
+def all_scalings(record: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Name, title and further measurements of the base model ("") and of each method."""
+    methods = record["methods"].items()
+    return [
+        ("", "base model", record.get("base_scaling", {})),
+        *((name, own["title"], own.get("scaling", {})) for name, own in methods),
+    ]
 
 
 def scaling_of(

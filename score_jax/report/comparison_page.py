@@ -146,10 +146,8 @@ def accuracies(variant: Mapping[str, Any]) -> str:
 
 def set_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, list[str], str]]:
     """Further measurements: title, set, instruction, accuracy by turn, gain."""
-    sources = [("base model", record.get("base_scaling", {}))]
-    sources += [(own["title"], own.get("scaling", {})) for own in record["methods"].values()]
     rows = []
-    for title, sets in sources:
+    for _, title, sets in comparison.all_scalings(record):
         for name, found in sets.items():
             place = f"{name}, {found['problems']} problems", found["instruction"]
             if name not in record["sets"]:  # a method's own; the base model was asked alike
@@ -162,11 +160,9 @@ def set_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, list[str], 
 
 def vote_rows(record: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
     """Votes at equal samples: title, samples a problem, in parallel, in sequence, the gain."""
-    sources = [("base model", record.get("base_scaling", {}))]
-    sources += [(own["title"], own.get("scaling", {})) for own in record["methods"].values()]
     return [
         (title, samples, [cell(found[key], interval=True) for key in VOTED])
-        for title, sets in sources
+        for _, title, sets in comparison.all_scalings(record)
         for measured in sets.values()
         for samples, found in measured["votes"].items()
         if all(key in found for key in VOTED)

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from score_jax.report.comparison import CURVES
+from score_jax.report.comparison import CURVES, all_scalings
 
 MOST_LINES = 8  # in one figure
 SMOOTHED = 5  # updates in a curve's running mean
@@ -107,14 +107,11 @@ def histograms(record: Mapping[str, Any]) -> Figure | None:
 def votes(record: Mapping[str, Any]) -> Figure | None:
     """Votes of parallel first attempts beside those of corrected ones, at equal samples."""
     found = {
-        own["title"]: set_["votes"]
-        for own in record["methods"].values()
-        for set_ in own.get("scaling", {}).values()
+        title: set_["votes"]
+        for _, title, sets in all_scalings(record)
+        for set_ in sets.values()
         if set_["votes"]
     }
-    for set_ in record.get("base_scaling", {}).values():
-        if set_["votes"]:
-            found = {"base model": set_["votes"]} | found
     if not found:
         return None
     figure, places = grid(len(found), columns=3)
@@ -136,13 +133,9 @@ def votes(record: Mapping[str, Any]) -> Figure | None:
 def attempts(record: Mapping[str, Any]) -> Figure | None:
     """Accuracy at each of many attempts in a row."""
     figure, (place,) = grid(1, columns=1)
-    rows = [("base model", "black", record.get("base_scaling", {}))]
-    rows += [
-        (own["title"], colour(record, name), own.get("scaling", {}))
-        for name, own in record["methods"].items()
-    ]
     drawn = False
-    for title, tint, sets in rows:
+    for method, title, sets in all_scalings(record):
+        tint = colour(record, method) if method else "black"
         for set_ in (sets[name] for name in record["sets"] if name in sets):
             values = [one["value"] for one in set_["accuracy"]]
             if len(values) > 2:

@@ -19,6 +19,7 @@ from score_jax.distributed import processes
 from score_jax.distributed.signals import StopRequest, stop_on_signals
 from score_jax.distributed.watchdog import Watchdog
 from score_jax.report import comparison_page, page
+from score_jax.report.comparison import FAILED
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.chain import describe_run, train_chain
 from score_jax.stages.examples import NothingKeptError
@@ -46,7 +47,6 @@ from score_jax.stages.trials import (
 )
 
 VALIDATION, TEST = "evaluation", "test"  # names of the measurements' files
-FAILED = "failed.json"  # of a trial that could not be trained
 BASE = "base"  # folder of the base model's measurements
 LAST = "accuracy/turn2"  # what variants are chosen by
 
