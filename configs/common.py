@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.stages = ()  # of a method: a dict of fields for each stage (stages.methods)
     config.rounds = 1  # how often the list of stages is run
     config.start = ""  # in a list: "previous" (usual), "base", or a stage's name
-    config.program = "rl"  # or "supervised", or "collect": rollouts are kept, nothing is learnt
+    config.program = "rl"  # or "supervised"; "collect": rollouts are kept, nothing is learnt;
+    # "prompting": nothing is trained, evaluation.dialogue is measured
     config.task = "equations"  # a name of score_jax.tasks
     config.seed = 0
     config.steps = 100

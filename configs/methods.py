@@ -288,7 +288,8 @@ def get_config(name: str = "score") -> ConfigDict:
     own = for_preset(METHODS[method], preset)
     config.stages, config.rounds = own["stages"], own.get("rounds", 1)
     config.evaluation.sets = ConfigDict(own.get("sets", {}))
-    if "variants" in own:  # prompting alone: --mode=evaluate
+    if not own["stages"]:  # --mode=evaluate
+        config.program = "prompting"
         config.update_from_flattened_dict(own["variants"][0])
     return config
 

@@ -72,7 +72,12 @@ def run_mode(
       config: path of the last stage's config file, for run.json.
       command: the command line, for run.json.
       prompt: for mode "ask"; "": prompts are read from the terminal.
+
+    Raises:
+      ValueError: a stage that is to be trained is prompting alone.
     """
+    if mode == "train":
+        check_trainable(stages)
     if mode == "report":
         print(f"report: {page.write_report(workdir)}")
         return
@@ -97,10 +102,19 @@ def run_mode(
             run_stage(stage, checked.get(stage.settings.name), workdir, request, watchdog)
         else:
             evaluate_stage(last, workdir)
-    has_base = last.settings.program == "rl" or last.settings.weights.source != "random"
-    if mode != "collect" and has_base and processes.is_first():
+    if mode != "collect" and last.settings.has_base and processes.is_first():
         print(f"report: {page.write_report(workdir)}")
     processes.barrier()  # no host may exit while the first is still writing
+
+
+def check_trainable(stages: Sequence[StageConfig]) -> None:
+    """Raises ValueError if a stage is prompting alone, before anything is written for it."""
+    for settings in (stage.settings for stage in stages):
+        if settings.program == "prompting":
+            raise ValueError(
+                f"config.program of {settings.name!r} is 'prompting': it has nothing to train; "
+                "measure it with --mode=evaluate"
+            )
 
 
 def describe_run(stages: list[StageConfig], config: str, command: str) -> dict[str, Any]:

@@ -126,9 +126,7 @@ def evaluate_models(
             programs, params, evaluation, pool, step=step, name=model, partial_folder=partial / key
         )
 
-    if "base" not in models and (
-        programs.settings.program == "rl" or programs.settings.weights.source != "random"
-    ):
+    if "base" not in models and programs.settings.has_base:
         models["base"] = measure("base", reference, 0)
     if params is reference and "base" in models:  # nothing was trained
         models[name] = models["base"]

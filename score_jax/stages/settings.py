@@ -47,7 +47,7 @@ from score_jax.stages.sections import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # stage names, which name folders
-ProgramKind = Literal["rl", "supervised", "collect"]
+ProgramKind = Literal["rl", "supervised", "collect", "prompting"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +136,11 @@ class Settings:
             answers=plan.roles.count("answer") if draws else 0,
             grouped=draws and self.sampling.group_size > 1,
         )
+
+    @property
+    def has_base(self) -> bool:
+        """Whether it starts from a model worth measuring, not from weights drawn at random."""
+        return self.program != "supervised" or self.weights.source != "random"
 
     @property
     def selects(self) -> Select:

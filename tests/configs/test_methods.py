@@ -3,6 +3,7 @@
 import pytest
 
 from configs import methods, paper
+from score_jax.stages import chain
 from score_jax.stages.resolve import resolve_stages
 from score_jax.stages.settings import build_section
 from score_jax.stages.trials import ComparisonConfig
@@ -91,6 +92,15 @@ def test_arms_differ_in_what_they_are_for():
     assert found["score_no_baseline"] == "none" and found["score_running"] == "running"
     assert found["score_batch"] == "batch" and found["score_attempt"] == "leave_one_out_attempt"
     assert settings("multi_turn_longer")[0].steps == 2 * settings("multi_turn")[0].steps
+
+
+def test_prompting_alone_can_not_be_trained_but_measured():
+    stages = resolve_stages(methods.get_config("self_refine"), {})
+    assert stages[-1].settings.measured_plan.instructions == ("", "Please correct it.")
+    with pytest.raises(ValueError, match="'self_refine' is 'prompting'"):
+        chain.check_trainable(stages)
+    for name in TRAINED:
+        chain.check_trainable(resolve_stages(methods.get_config(name), {}))
 
 
 def test_an_unknown_method_is_refused():

@@ -127,7 +127,8 @@ def test_of_other_conditionals_the_dearest_branch_counts():
 
 
 def test_every_device_counts_under_shard_map():
-    mesh = jax.sharding.AbstractMesh((4, 2), ("x", "y"))
+    auto = (jax.sharding.AxisType.Auto,) * 2  # JAX 0.11 takes Explicit unless told
+    mesh = jax.sharding.AbstractMesh((4, 2), ("x", "y"), axis_types=auto)
     over = jax.shard_map(
         lambda a, b: a @ b, mesh=mesh, in_specs=(P("x"), P()), out_specs=P("x"), check_vma=False
     )

@@ -106,7 +106,7 @@ WRONG = {
     "unknown program": (
         "program",
         "dpo",
-        r"config\.program is 'dpo'; choose one of rl, supervised, collect",
+        r"config\.program is 'dpo'; choose one of rl, supervised, collect, prompting",
     ),
     "uneven parts": (
         "learner.microbatches",
