@@ -163,10 +163,12 @@ def describe(plan: Plan) -> str:
         for p in one.phases
     ]
     if found := speeds(plan):
+        redraws = plan.settings.sampling.redraws
+        once = f", if it draws once of the {1 + redraws} times of sampling.redraws"
         lines.append(
             f"a step takes at least {found['step_seconds']:.1f} s: at most "
             f"{found['tokens_per_second_per_chip']:.0f} policy tokens/s/chip, "
-            f"MFU {100 * found['mfu']:.1f}%"
+            f"MFU {100 * found['mfu']:.1f}%{once if redraws else ''}"
         )
     room = (limit - plan.hbm_bytes) / GIB
     verdict = f"fits, {room:.2f} free" if plan.fits else f"DOES NOT FIT, {-room:.2f} too much"

@@ -66,6 +66,16 @@ def test_bounds_of_a_step_by_hand():
     assert found["mfu"] == pytest.approx(0.5)
 
 
+def test_a_plan_tells_that_redraws_are_not_in_its_bounds():
+    found = planned(examined("decode", 10))
+    assert "if it draws once" not in command.describe(found)
+    sampling = dataclasses.replace(found.settings.sampling, redraws=2)
+    more = dataclasses.replace(
+        found, settings=dataclasses.replace(found.settings, sampling=sampling)
+    )
+    assert "if it draws once of the 3 times of sampling.redraws" in command.describe(more)
+
+
 def test_what_does_not_fit_is_told_with_a_remedy():
     found = planned(examined("decode", 20), examined("update", 15))
     assert not found.fits
