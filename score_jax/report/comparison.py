@@ -5,6 +5,7 @@ measured in different ways; budgets are checked before anything is trained.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ CURVES = (  # of metrics.jsonl, as the paper draws them
 )  # fmt: skip
 # Of the protocol: what a method that only prompts may change, and the length that follows from it.
 PROMPTING = ("hash", "instruction", "script", "row_limit")
+ALARMS = "alarms.jsonl"  # in the folder of a stage
 FAILED = "failed.json"  # in the folder of a trial that could not be trained
 PAPER = {  # arXiv:2409.12917, tables 2 and 3: @t1, @t2, Delta, i->c, c->i in percent
     "MATH500, Gemini 1.5 Flash": {
@@ -111,6 +113,7 @@ def read_method(workdir: Path, own: Mapping[str, Any]) -> dict[str, Any]:
     }
     if files:
         method |= summary(files)
+        method["alarms"] = alarms_of([folder for folder, _ in found], own["stages"])
         method["histogram"] = histogram(files)
         method["curves"] = curves([folder for folder, _ in found], own["stages"])
         first = found[0][0] / last
@@ -230,6 +233,12 @@ def histogram(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"edges": found[0]["edges"], "counts": counts.tolist()}
 
 
+def alarms_of(folders: Sequence[Path], stages: Sequence[str]) -> dict[str, int]:
+    """In how many of a method's runs each alarm was raised while training."""
+    raised = [{row["name"] for row in run_rows(folder, stages, ALARMS)} for folder in folders]
+    return dict(sorted(Counter(name for names in raised for name in names).items()))
+
+
 def curves(folders: Sequence[Path], stages: Sequence[str]) -> dict[str, Any]:
     """Each metric of CURVES over a method's updates, as the mean over its runs.
 
@@ -248,11 +257,13 @@ def curves(folders: Sequence[Path], stages: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def run_rows(folder: Path, stages: Sequence[str]) -> list[dict[str, Any]]:
+def run_rows(
+    folder: Path, stages: Sequence[str], file: str = "metrics.jsonl"
+) -> list[dict[str, Any]]:
     """The logged rows of a run's stages, one after another."""
     rows: list[dict[str, Any]] = []
     for stage in stages:
-        path = folder / stage / "metrics.jsonl"
+        path = folder / stage / file
         if path.is_file():
             rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return rows

@@ -53,6 +53,7 @@ def render(name: str, record: Mapping[str, Any], workdir: Path, drawn: Mapping[s
         ],
         sets=set_rows(record),
         votes=vote_rows(record),
+        alarms=alarm_rows(record),
     )
 
 
@@ -132,6 +133,15 @@ def tuning_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "updates": own["updates"],
         }
         for own in record["methods"].values()
+    ]
+
+
+def alarm_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Methods in whose runs alarms were raised: title, the alarms and in how many runs."""
+    return [
+        (own["title"], ", ".join(f"{name} in {n}" for name, n in own["alarms"].items()))
+        for own in record["methods"].values()
+        if own.get("alarms")
     ]
 
 

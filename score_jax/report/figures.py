@@ -1,6 +1,6 @@
 """The figures of a comparison, each as SVG and as PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from score_jax.report.comparison import CURVES, all_scalings
 
-MOST_LINES = 8  # in one figure
+MOST_LINES = 8  # in one figure, the method that all are compared with among them
 SMOOTHED = 5  # updates in a curve's running mean
 VOTES = {  # lines by the key of report.scaling
     "parallel": ("vote of first attempts", "--"),
@@ -35,9 +35,17 @@ def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
       What each figure shows, by the name of its files in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made = {
-        "curves": (learning_curves(record), "Training, mean over seeds"),
-        "histograms": (histograms(record), "Edit distance between the two greedy attempts"),
+    made: dict[str, tuple[Figure | None, str]] = {}
+    for number, methods in enumerate(grouped(record), 1):
+        end = str(number) if number > 1 else ""
+        made |= {
+            f"curves{end}": (learning_curves(methods), "Training, mean over seeds"),
+            f"histograms{end}": (
+                histograms(methods),
+                "Edit distance between the two greedy attempts",
+            ),
+        }
+    made |= {
         "votes": (votes(record), "Accuracy by samples per problem"),
         "attempts": (attempts(record), "Accuracy over attempts in a row, greedy"),
     }
@@ -51,22 +59,35 @@ def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return drawn
 
 
-def shown(record: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The methods with most seeds that have a part, at most MOST_LINES, in their order."""
-    having = {name: own for name, own in record["methods"].items() if own.get(part)}
-    ranked = sorted(having, key=lambda name: -len(having[name]["seeds"]))[:MOST_LINES]
-    return {name: own for name, own in having.items() if name in ranked}
+def grouped(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The methods that were run, as many together as a figure shows, those with most runs first.
+
+    What all are compared with is the first of every group.
+    """
+    against, methods = record["against"], record["methods"]
+    having = {name: own for name, own in methods.items() if own["seeds"] and name != against}
+    groups: list[list[str]] = []
+    for runs in sorted(set(map(runs_of, having.values())), reverse=True):
+        alike = [name for name, own in having.items() if runs_of(own) == runs]
+        groups += [alike[i : i + MOST_LINES - 1] for i in range(0, len(alike), MOST_LINES - 1)]
+    shown = [against] if methods[against]["seeds"] else []
+    return [{name: methods[name] for name in [*shown, *group]} for group in groups or [[]]]
 
 
-def colour(record: Mapping[str, Any], name: str) -> Any:
-    """A method's colour, the same in all figures."""
-    names = list(record["methods"])
-    return colormaps["tab20" if len(names) > 10 else "tab10"](names.index(name) % 20)
+def runs_of(own: Mapping[str, Any]) -> int:
+    """How many runs a method has had, those that could not be trained too."""
+    return len(own["seeds"]) + len(own["failed"])
 
 
-def learning_curves(record: Mapping[str, Any]) -> Figure | None:
+def colours(names: Iterable[str]) -> dict[str, Any]:
+    """A colour for each of a figure's methods; what all are compared with has the first."""
+    return {name: colormaps["tab10"](place) for place, name in enumerate(names)}
+
+
+def learning_curves(methods: Mapping[str, Any]) -> Figure | None:
     """Accuracies, changed answers, edit distance and KL over the updates of each method."""
-    methods = shown(record, "curves")
+    methods = {name: own for name, own in methods.items() if own.get("curves")}
+    tints = colours(methods)
     names = [n for n in CURVES if any(n in own["curves"] for own in methods.values())]
     if not names:
         return None
@@ -76,7 +97,7 @@ def learning_curves(record: Mapping[str, Any]) -> Figure | None:
             if name in own["curves"]:
                 curve = own["curves"][name]
                 values = running_mean(curve["values"])
-                place.plot(curve["steps"], values, color=colour(record, method), label=own["title"])
+                place.plot(curve["steps"], values, color=tints[method], label=own["title"])
         finish(place, TITLES[name], "update")
     legend(figure, places)
     return figure
@@ -87,18 +108,17 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
     return np.array([np.mean(values[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(values))])
 
 
-def histograms(record: Mapping[str, Any]) -> Figure | None:
+def histograms(methods: Mapping[str, Any]) -> Figure | None:
     """How much the second attempt differs from the first, a panel for each method."""
-    methods = {n: own for n, own in shown(record, "histogram").items() if own["updates"]}
+    methods = {n: own for n, own in methods.items() if own.get("histogram") and own["updates"]}
+    tints = colours(methods)
     if not methods:
         return None
     figure, places = grid(len(methods), columns=3)
     for place, (name, own) in zip(places, methods.items(), strict=True):
         edges, counts = own["histogram"]["edges"], np.array(own["histogram"]["counts"])
         shares = counts / max(1, counts.sum())
-        place.bar(
-            edges[:-1], shares, width=np.diff(edges), align="edge", color=colour(record, name)
-        )
+        place.bar(edges[:-1], shares, width=np.diff(edges), align="edge", color=tints[name])
         place.set_ylim(0, 1)
         finish(place, own["title"], "edit distance ratio")
     return figure
@@ -134,12 +154,16 @@ def attempts(record: Mapping[str, Any]) -> Figure | None:
     """Accuracy at each of many attempts in a row."""
     figure, (place,) = grid(1, columns=1)
     drawn = False
-    for method, title, sets in all_scalings(record):
-        tint = colour(record, method) if method else "black"
+    found = all_scalings(record)
+    measured = [method for method, _, sets in found if method and sets]
+    tints = colours(sorted(measured, key=lambda name: name != record["against"])) | {"": "black"}
+    for method, title, sets in found:
         for set_ in (sets[name] for name in record["sets"] if name in sets):
             values = [one["value"] for one in set_["accuracy"]]
             if len(values) > 2:
-                place.plot(range(1, len(values) + 1), values, "o-", color=tint, label=title)
+                place.plot(
+                    range(1, len(values) + 1), values, "o-", color=tints[method], label=title
+                )
                 drawn = True
     finish(place, "", "attempt")
     legend(figure, [place])

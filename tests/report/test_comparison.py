@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from score_jax.report import comparison, comparison_page
+from score_jax.report import comparison, comparison_page, figures
 from score_jax.report.compare import percent
 
 PROTOCOL = {"hash": "h", "instruction": "again", "script": "s", "turns": 2, "contents": "c"}
@@ -197,6 +197,36 @@ def test_values_that_are_not_those_of_the_outcomes_are_refused(workdir, stored, 
     values = {name: {"value": value} for name, value in right.items()}
     edit(path, lambda file: file["models"]["score"]["greedy"].update(values))
     comparison.read(workdir)
+
+
+def test_alarms_are_counted_by_runs(workdir):
+    assert "None was raised in any" in comparison_page.write(workdir).read_text()
+    rows = [{"step": 2, "name": "kl", "event": e} for e in ("raised", "cleared", "raised")]
+    for seed, more in ((0, "kl"), (1, "answer_changed")):
+        path = workdir / f"score/variant2/seed{seed}/score/alarms.jsonl"
+        path.write_text(
+            "".join(json.dumps(r | {"name": n}) + "\n" for r in rows for n in ("kl", more))
+        )
+    found = comparison.read(workdir)["methods"]
+    assert found["score"]["alarms"] == {"answer_changed": 1, "kl": 2}
+    assert found["plain"]["alarms"] == {}
+    assert "the score: answer_changed in 1, kl in 2" in comparison_page.write(workdir).read_text()
+
+
+def test_every_method_is_in_one_figure_of_a_few_beside_what_it_is_compared_with():
+    many = {f"arm{n}": {"seeds": [0], "failed": []} for n in range(9)}
+    main = {name: {"seeds": [0, 1, 2, 3], "failed": ["4"]} for name in ("score", "plain")}
+    late = {"late": {"seeds": [], "failed": []}}
+    record = {
+        "against": "plain",
+        "methods": {"arm": {"seeds": [0, 1], "failed": []}} | many | main | late,
+    }
+    first, second, third, fourth = figures.grouped(record)
+    assert list(first) == ["plain", "score"] and list(second) == ["plain", "arm"]
+    assert list(third) == ["plain", *(f"arm{n}" for n in range(7))]
+    assert list(fourth) == ["plain", "arm7", "arm8"]
+    assert figures.grouped({"against": "late", "methods": late}) == [{}]
+    assert len(set(figures.colours(third).values())) == len(third) == figures.MOST_LINES
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
