@@ -109,11 +109,11 @@ def read_method(workdir: Path, own: Mapping[str, Any]) -> dict[str, Any]:
             {"folder": str(folder.relative_to(workdir)), **values_of(file)}
             for folder, file in found
         ],
+        "alarms": alarms_of(folders, own["stages"]),
         "files": files,
     }
     if files:
         method |= summary(files)
-        method["alarms"] = alarms_of([folder for folder, _ in found], own["stages"])
         method["histogram"] = histogram(files)
         method["curves"] = curves([folder for folder, _ in found], own["stages"])
         first = found[0][0] / last

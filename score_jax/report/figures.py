@@ -36,13 +36,15 @@ def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, tuple[Figure | None, str]] = {}
-    for number, methods in enumerate(grouped(record), 1):
+    groups = grouped(record)
+    for number, methods in enumerate(groups, 1):
         end = str(number) if number > 1 else ""
+        part = f", {number} of {len(groups)}" if len(groups) > 1 else ""
         made |= {
-            f"curves{end}": (learning_curves(methods), "Training, mean over seeds"),
+            f"curves{end}": (learning_curves(methods), f"Training, mean over seeds{part}"),
             f"histograms{end}": (
                 histograms(methods),
-                "Edit distance between the two greedy attempts",
+                f"Edit distance between the two greedy attempts{part}",
             ),
         }
     made |= {
@@ -56,6 +58,9 @@ def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
         for end in ("svg", "png"):
             figure.savefig(folder / f"{name}.{end}", dpi=150, bbox_inches="tight")
         drawn[name] = caption
+    for path in folder.iterdir():  # of a time when the methods were grouped otherwise
+        if path.stem not in drawn:
+            path.unlink()
     return drawn
 
 

@@ -363,12 +363,11 @@ def check_rows(settings: Settings, mesh: Mesh) -> None:
       ValueError: they do not.
     """
     shards = sharding.row_shards(mesh)
-    group_size = settings.sampling.group_size if settings.program == "rl" else 1
     parts = settings.learner.microbatches * settings.learner.minibatches
-    if settings.batch % shards or settings.batch * group_size % (shards * parts):
+    if settings.batch % shards or settings.rows % (shards * parts):
         raise ValueError(
             f"config.batch is {settings.batch}; it must divide by the {shards} row shards of "
-            f"mesh slice x data x fsdp x sampling_tensor, and its {settings.batch * group_size} "
+            f"mesh slice x data x fsdp x sampling_tensor, and its {settings.rows} "
             f"rows by shards x learner.microbatches x learner.minibatches = {shards * parts}"
         )
 

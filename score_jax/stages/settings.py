@@ -99,11 +99,10 @@ class Settings:
                 f"config.program is {self.program!r}; choose one of "
                 f"{', '.join(get_args(ProgramKind))}"
             )
-        rows = self.batch * (1 if self.program == "supervised" else self.sampling.group_size)
         parts = self.learner.microbatches * self.learner.minibatches
-        if rows % parts:
+        if self.rows % parts:
             raise ValueError(
-                f"config.batch is {self.batch}, {rows} rows; they must split evenly into "
+                f"config.batch is {self.batch}, {self.rows} rows; they must split evenly into "
                 f"learner.microbatches x learner.minibatches = {parts} parts"
             )
         self.check_selection()
@@ -120,6 +119,11 @@ class Settings:
                 f"sampling.redraws is {self.sampling.redraws}, but program {self.program!r} does "
                 "not choose among what it draws: set 0"
             )
+
+    @property
+    def rows(self) -> int:
+        """Dialogues of a step, before redraws."""
+        return self.batch * (1 if self.program == "supervised" else self.sampling.group_size)
 
     @property
     def plan(self) -> DialoguePlan:

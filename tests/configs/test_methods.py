@@ -94,11 +94,12 @@ def test_arms_differ_in_what_they_are_for():
     assert settings("multi_turn_longer")[0].steps == 2 * settings("multi_turn")[0].steps
 
 
-def test_prompting_alone_can_not_be_trained_but_measured():
+def test_prompting_alone_can_not_be_trained_but_measured(tmp_path):
     stages = resolve_stages(methods.get_config("self_refine"), {})
     assert stages[-1].settings.measured_plan.instructions == ("", "Please correct it.")
     with pytest.raises(ValueError, match="'self_refine' is 'prompting'"):
-        chain.check_trainable(stages)
+        chain.run_mode("train", stages, tmp_path / "run", config="", command="")
+    assert not (tmp_path / "run").exists()
     for name in TRAINED:
         chain.check_trainable(resolve_stages(methods.get_config(name), {}))
 

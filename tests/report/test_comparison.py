@@ -200,7 +200,7 @@ def test_values_that_are_not_those_of_the_outcomes_are_refused(workdir, stored, 
 
 
 def test_alarms_are_counted_by_runs(workdir):
-    assert "None was raised in any" in comparison_page.write(workdir).read_text()
+    assert "<li>none in any</li>" in comparison_page.write(workdir).read_text()
     rows = [{"step": 2, "name": "kl", "event": e} for e in ("raised", "cleared", "raised")]
     for seed, more in ((0, "kl"), (1, "answer_changed")):
         path = workdir / f"score/variant2/seed{seed}/score/alarms.jsonl"
@@ -227,6 +227,20 @@ def test_every_method_is_in_one_figure_of_a_few_beside_what_it_is_compared_with(
     assert list(fourth) == ["plain", "arm7", "arm8"]
     assert figures.grouped({"against": "late", "methods": late}) == [{}]
     assert len(set(figures.colours(third).values())) == len(third) == figures.MOST_LINES
+
+
+def test_figures_of_other_groups_do_not_stay(workdir):
+    def more(plan):
+        for number in range(8):
+            plan["methods"][f"arm{number}"] = plan["methods"]["score"]
+
+    before = json.loads((workdir / "plan.json").read_text())
+    edit(workdir / "plan.json", more)
+    page = comparison_page.write(workdir).read_text()
+    assert (workdir / "figures/curves2.svg").is_file() and "mean over seeds, 2 of 2" in page
+    write(workdir / "plan.json", before)
+    assert "2 of 2" not in comparison_page.write(workdir).read_text()
+    assert sorted(p.stem for p in (workdir / "figures").glob("*.svg")) == ["curves", "histograms"]
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, multi_turn, single_turn, stage1, stage2
+from score_jax.distributed import sharding
 from score_jax.planning.step_programs import calls, result
-from score_jax.stages.build import build, check_lengths, layer_groups
+from score_jax.stages.build import build, check_lengths, check_rows, layer_groups
 from score_jax.stages.settings import parse
 from score_jax.tasks import registry
 from tests.stage_configs import stages
@@ -124,6 +125,20 @@ def test_rows_that_do_not_divide_are_named():
         ValueError, match=r"mesh is slices=1 data=2 fsdp=1 sampling_tensor=1 tensor=1; .*devices, 1"
     ):
         build(settings, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("program", ["rl", "collect", "prompting", "supervised"])
+def test_what_draws_has_as_many_rows_to_divide_as_rl(program):
+    """8 problems, 2 dialogues each, in 4 parts over 4 devices; worked dialogues are but 8."""
+    settings = stages("stage1", batch=8, learner__microbatches=4)[-1].settings
+    settings = dataclasses.replace(settings, program=program)
+    axes = tuple(4 if axis == "data" else 1 for axis in sharding.MESH_AXES)
+    mesh = jax.sharding.AbstractMesh(axes, sharding.MESH_AXES)
+    if program == "supervised":
+        with pytest.raises(ValueError, match=r"its 8 rows by .* = 16"):
+            check_rows(settings, mesh)
+    else:
+        check_rows(settings, mesh)
 
 
 @pytest.mark.parametrize(("stops", "fits"), [([11, 79], True), ([11, 80], False)])
