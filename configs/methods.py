@@ -247,6 +247,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "title": "Stage I continued",
         "stages": (STAGE1, STAGE1 | {"name": "stage1_on"}),
     },
+    "score_longer": {
+        "title": "SCoRe, twice the steps",
+        "budget": 2.0,
+        "stages": (STAGE1 | {"share": 1.0}, STAGE2 | {"share": 1.0}),
+    },
     "multi_turn_longer": {
         "title": "multi-turn RL, twice the steps",
         "budget": 2.0,

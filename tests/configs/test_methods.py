@@ -91,7 +91,9 @@ def test_arms_differ_in_what_they_are_for():
     found = {name: settings(name)[1].estimator.baseline for name in arms}
     assert found["score_no_baseline"] == "none" and found["score_running"] == "running"
     assert found["score_batch"] == "batch" and found["score_attempt"] == "leave_one_out_attempt"
-    assert settings("multi_turn_longer")[0].steps == 2 * settings("multi_turn")[0].steps
+    for name in ("multi_turn", "single_turn", "score"):
+        steps, longer = ([s.steps for s in settings(n)] for n in (name, f"{name}_longer"))
+        assert longer == [2 * count for count in steps]
 
 
 def test_prompting_alone_can_not_be_trained_but_measured(tmp_path):
