@@ -9,6 +9,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from score_jax.text import hub
 from tests import tiny_stages
 
 # Most of the tests' time is the compilation of small programs. Without LLVM's passes, and with the
@@ -28,6 +29,12 @@ def pytest_configure(config):
     cpu = not any(map(find_spec, ("jax_plugins", "libtpu")))
     if "not slow" in config.option.markexpr and (cpu or os.environ.get("JAX_PLATFORMS") == "cpu"):
         os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))  # read when a device is asked for
+
+
+@pytest.fixture(autouse=True)
+def no_hub_is_remembered():
+    """A run asks a hub once for what it needs; tests' hubs are not one another's."""
+    hub.fetch.cache_clear()
 
 
 @pytest.fixture(scope="session")

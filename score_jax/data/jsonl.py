@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from score_jax.data import options
 from score_jax.records import Problem
 from score_jax.text.json_lines import answer_and_tests, optional_text, texts, value
 
-FIELDS = ("id", "prompt", "answer", "tests", "shown", "task", "first_attempt")
+FIELDS = ("id", "prompt", "answer", "tests", "shown", "task", "first_attempt", "options")
 
 
 def rows(path: str | Path, *, field: str = "data.path") -> Iterator[tuple[str, dict]]:
@@ -51,6 +52,7 @@ def problem(location: str, row: Mapping, *, fields: Mapping[str, str], task: str
     if unknown:
         raise ValueError(f"data.fields names {sorted(unknown)}; choose of {', '.join(FIELDS)}")
     name = {field: fields.get(field, field) for field in FIELDS}
+    name["options"] = fields.get("options", "")  # unless asked for, a prompt has them already
     prompt, identifier = row.get(name["prompt"]), row.get(name["id"])
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(
@@ -64,6 +66,7 @@ def problem(location: str, row: Mapping, *, fields: Mapping[str, str], task: str
             f"{location} has a first attempt in {name['first_attempt']!r}, where none is read; put "
             "it into a file of its own (id, attempt), and name that in data.first_attempts"
         )
+    row, prompt = options.lettered(location, row, name, prompt)
     answer, tests = answer_and_tests(location, row, fields)
     shown = texts(location, row, name["shown"])
     if not set(shown) <= set(tests):

@@ -4,11 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from score_jax.checks import Natural, Seed, unmet
-from score_jax.data import attempts, jsonl, mixture, packaged
+from score_jax.data import attempts, jsonl, mixture, packaged, parquet
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
-SOURCES = ("procedural", "words", "jsonl", "tfds", "reasoning_gym", "packaged", "mixture")
+SOURCES = (
+    "procedural",
+    "words",
+    "jsonl",
+    "tfds",
+    "reasoning_gym",
+    "packaged",
+    "parquet",
+    "hub",
+    "mixture",
+)
 
 
 def load(
@@ -17,6 +27,7 @@ def load(
     name: str = "",
     path: str = "",
     split: str = "train",
+    subset: str = "",
     task: str = "",
     count: int = 0,
     seed: int = 0,
@@ -32,15 +43,19 @@ def load(
 
     Args:
       source: one of SOURCES.
-      name: the data set of packaged, reasoning_gym or tfds (a catalogue name).
-      path: the JSONL file, or the prepared folder of tfds.
-      split: of procedural, words, tfds, packaged and reasoning_gym.
+      name: the data set of packaged, reasoning_gym or tfds (a catalogue name); of parquet and
+        hub a published format, instead of `fields`.
+      path: the JSONL file, the prepared folder of tfds, a Parquet file or a folder of them, or of
+        hub hub:org/name@revision.
+      split: of procedural, words, tfds, packaged, reasoning_gym, parquet and hub.
+      subset: of parquet and hub, where files of several lie in folders of their own.
       task: the task of all problems, instead of the source's; in a JSONL file or a mixture
         only of rows or parts without a task.
       count: number of generated problems (procedural, words, reasoning_gym), or of problems
         taken from the start (other sources); 0: all.
       seed: of generated problems, and of a mixture's order.
-      fields: a JSONL file's field names where they differ: {"prompt": "question"}.
+      fields: the field names of JSONL and Parquet files where they differ:
+        {"prompt": "question"}.
       parts: of a mixture: each has the arguments of `load` and a `weight`.
       pass_rates: a JSONL file (id, pass_rate) for the filter by difficulty.
       pass_rate_range: smallest and largest rate kept.
@@ -63,6 +78,11 @@ def load(
         problems = _mix(parts, task=task, seed=seed)
     elif source == "jsonl":
         problems = jsonl.problems(path, fields=dict(fields or {}), task=task)
+    elif source in ("parquet", "hub"):
+        problems = parquet.problems(
+            parquet.checked(path, source),
+            split=split, subset=subset, fields=dict(fields or {}), task=task, name=name,
+        )  # fmt: skip
     elif source == "packaged":
         problems = packaged.problems(name, split)
     elif source == "procedural":
@@ -84,7 +104,7 @@ def load(
         problems = tfds.problems(path=path, name=name, split=split)
     else:
         raise ValueError(f"data.source is {source!r}; choose one of {', '.join(SOURCES)}")
-    if task and source not in ("mixture", "procedural", "jsonl"):
+    if task and source not in ("mixture", "procedural", "jsonl", "parquet", "hub"):
         problems = _assigned(problems, task)
     given = attempts.read(first_attempts, problems) if first_attempts else {}
     if pass_rates:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from score_jax.model import published
-from score_jax.model.weights import load
 from score_jax.planning import search as searching
 from score_jax.planning.chips import GIB, parse_topology
 from score_jax.planning.examine import Examined, Plan, make_plan
@@ -21,6 +20,7 @@ from score_jax.planning.tpu import topology_devices
 from score_jax.report.json_files import write_json
 from score_jax.stages.sections import TokenizerConfig, WeightsConfig
 from score_jax.stages.settings import Settings
+from score_jax.text import hub
 
 
 def run_plan(
@@ -60,9 +60,9 @@ def run_plan(
 def without_weights(settings: Settings) -> Settings:
     """The settings with random weights of the published shape and a stand-in tokenizer."""
     source = settings.weights.source
-    if not source.startswith("hub:"):
+    if not hub.is_hub(source):
         return settings
-    model = settings.model or published.by_hub_id(load.hub_name(source)[0])
+    model = settings.model or published.by_hub_id(hub.parse(source, "weights.source")[0])
     return dataclasses.replace(
         settings,
         model=model,

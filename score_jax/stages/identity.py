@@ -8,13 +8,14 @@ resumes in that folder or loads its policy must have equal ones.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from score_jax.data import parquet
 from score_jax.distributed import processes
 from score_jax.model.config import ModelConfig
 from score_jax.model.shape import shape
@@ -146,12 +147,22 @@ def sources(settings: Settings) -> dict[str, Any]:
     """The config fields that name sources, with hub names resolved to a commit."""
     weights = resolve(settings.weights.source)
     tokenizer = settings.tokenizer.source
-    data = dict(settings.data)
     return {
         "weights.source": weights,
         "tokenizer.source": resolve(tokenizer) if tokenizer else weights,
-        "data": data.get("path") or data.get("name") or data.get("source", ""),
+        "data": data_source(dict(settings.data)),
     }
+
+
+def data_source(data: Mapping[str, Any]) -> str:
+    """Where problems come from, a hub's data set with the commit that was fetched."""
+    if data.get("source") == "mixture":
+        parts = [data_source(dict(part)) for part in data.get("parts", ())]
+        return f"mixture of {', '.join(parts)}"
+    if data.get("source") == "hub":
+        where = {key: data[key] for key in ("split", "subset") if key in data}
+        return parquet.resolve(data["path"], **where)
+    return data.get("path") or data.get("name") or data.get("source", "")
 
 
 def read_recorded(folder: Path) -> dict[str, Any] | None:

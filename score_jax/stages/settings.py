@@ -173,6 +173,9 @@ class Settings:
         """Keyword arguments of data.sources.load for the evaluation's problems."""
         base, overrides = dict(self.data), dict(self.evaluation.data)
         base.pop("first_attempts", None)  # they are at the training problems
+        if overrides.get("source", base.get("source")) != base.get("source"):
+            for field in ("name", "subset", "fields"):  # they tell how the other source is read
+                base.pop(field, None)
         other_data = overrides.keys() & {"source", "name", "path", "parts"}
         if self.measured_task != self.task or other_data:
             base.pop("task", None)  # it describes the training problems

@@ -388,6 +388,16 @@ def test_the_training_datas_task_holds_for_its_own_data_set_and_task_only(task, 
     assert settings.measured_task == (task or "code")
 
 
+def test_how_a_source_is_read_holds_for_that_source_only():
+    config = ConfigDict(CONFIG)
+    own = {"name": "mbpp", "subset": "full", "split": "train"}
+    config.data = ConfigDict({"source": "hub", "path": "hub:a/b", **own})
+    config.evaluation = ConfigDict({"data": {"split": "test"}})
+    assert parse(config).measured_data == {**config.data, "split": "test"}
+    config.evaluation = ConfigDict({"data": {"source": "parquet", "path": "x", "split": "test"}})
+    assert parse(config).measured_data == {"source": "parquet", "path": "x", "split": "test"}
+
+
 @pytest.mark.parametrize(("own", "left"), [({}, None), ({"first_attempts": "b.jsonl"}, "b.jsonl")])
 def test_the_training_datas_first_attempts_are_not_the_evaluations(own, left):
     config = put("data.first_attempts", "a.jsonl")

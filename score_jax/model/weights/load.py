@@ -25,6 +25,7 @@ from score_jax.model.weights.families import from_hf
 from score_jax.model.weights.gguf import GgufFile, read_header
 from score_jax.model.weights.names import Entry, entries
 from score_jax.model.weights.safetensors import SafetensorsFolder, holds_weights
+from score_jax.text import hub
 from score_jax.text import tokenizer as tokenizers
 from score_jax.text.files import read_json
 from score_jax.text.rebuild import from_gguf
@@ -32,7 +33,7 @@ from score_jax.text.tokenizer import Tokenizer
 from score_jax.types import Params
 
 Index = tuple[slice, ...]
-HUB = "hub:"
+SOURCE = "model source"  # in messages
 GGUF = ".gguf"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 COMPARED_ROWS = 4096  # in memory at a time
@@ -59,50 +60,19 @@ def locate(source: str) -> Path:
       ValueError: the path does not exist, the download fails, or huggingface_hub is not
         installed.
     """
-    if not source.startswith(HUB):
+    if not hub.is_hub(source):
         path = Path(source).expanduser()
         if not path.exists():
-            raise ValueError(f"model source is {source!r}; no such file or folder ({HUB}org/name?)")
+            raise ValueError(
+                f"{SOURCE} is {source!r}; no such file or folder ({hub.PREFIX}org/name?)"
+            )
         return path
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(f"model source is {source!r}; pip install score_jax[hf]") from error
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-    name, revision = hub_name(source)
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, **options))
-    except (OSError, ValueError) as error:  # network, name, licence or disk space
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"model source is {source!r}, which cannot be downloaded ({reason}); check name, "
-            "network and login, or download it elsewhere and set the source to its folder"
-        ) from error
-
-
-def hub_name(source: str) -> tuple[str, str]:
-    """Name and revision of hub:org/name@revision; revision "": the head of the main branch.
-
-    Raises:
-      ValueError: nothing follows the @.
-    """
-    name, mark, revision = source.removeprefix(HUB).partition("@")
-    if mark and not revision:
-        raise ValueError(
-            f"model source is {source!r}; write a branch, tag or commit after the @, or remove it"
-        )
-    return name, revision
+    return hub.fetch(source, SOURCE, wanted=("*.json", "*.safetensors", "*.model", "*.jinja"))
 
 
 def resolve(source: str) -> str:
     """Pins a hub source to the commit that was downloaded; returns other sources unchanged."""
-    if not source.startswith(HUB):
-        return source
-    path = locate(source)  # the client's cache: .../snapshots/COMMIT
-    if path.parent.name != "snapshots":
-        return source
-    return f"{HUB}{hub_name(source)[0]}@{path.name}"
+    return hub.pinned(source, locate(source), SOURCE) if hub.is_hub(source) else source
 
 
 def model_config(source: str) -> ModelConfig:

@@ -1,0 +1,81 @@
+"""Repositories of a hub, named hub:org/name@revision, as folders of the client's cache."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+PREFIX = "hub:"
+Kind = Literal["model", "dataset"]
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source names a hub's repository."""
+    return source.startswith(PREFIX)
+
+
+def parse(source: str, field: str) -> tuple[str, str]:
+    """Name and revision of hub:org/name@revision; revision "": the head of the main branch.
+
+    Args:
+      field: what the source is, for messages.
+
+    Raises:
+      ValueError: nothing follows the @.
+    """
+    name, mark, revision = source.removeprefix(PREFIX).partition("@")
+    if mark and not revision:
+        raise ValueError(
+            f"{field} is {source!r}; write a branch, tag or commit after the @, or remove it"
+        )
+    return name, revision
+
+
+@cache  # one run reads one commit, also where a branch moves on
+def fetch(source: str, field: str, *, wanted: Sequence[str], kind: Kind = "model") -> Path:
+    """The folder of a repository, of which what is missing is downloaded first.
+
+    Args:
+      source: hub:org/name or hub:org/name@revision.
+      field: what the source is, for messages.
+      wanted: patterns of the files that are needed, as a tuple.
+
+    Raises:
+      ValueError: the download fails, or huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(f"{field} is {source!r}; pip install score_jax[hf]") from error
+    name, revision = parse(source, field)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    if kind != "model":
+        options["repo_type"] = kind
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(wanted), **options))
+    except (OSError, ValueError) as error:  # network, name, licence or disk space
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{field} is {source!r}, which cannot be downloaded ({reason}); check name, "
+            "network and login, or download it elsewhere and name its folder"
+        ) from error
+
+
+def listing(source: str, *, kind: Kind) -> list[str]:
+    """The files of a repository, for messages; none where it is no hub's or can't be reached."""
+    if not is_hub(source):
+        return []
+    try:
+        from huggingface_hub import list_repo_files
+
+        name, revision = parse(source, "source")
+        return list_repo_files(name, repo_type=kind, revision=revision or None)
+    except (ImportError, OSError, ValueError):
+        return []
+
+
+def pinned(source: str, folder: Path, field: str) -> str:
+    """The source with the commit that was fetched, if the folder's place tells it."""
+    if folder.parent.name != "snapshots":  # the client's cache: .../snapshots/COMMIT
+        return source
+    return f"{PREFIX}{parse(source, field)[0]}@{folder.name}"
