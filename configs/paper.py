@@ -6,7 +6,8 @@ Run:     python -m score_jax.main --config=configs/paper.py
          --config.comparison.seeds=1 --config.steps=12 for a first look
 Gives:   comparison.html, comparison.json and figures/ in the workdir; the same command goes on
          where it was stopped.
-Cost:    two hours on one core for the six methods with five seeds; unknown for all.
+Cost:    two hours on one core for the six methods with five seeds, and 5 to 15 minutes for each
+         other one.
 Expect:  docs/results.md.
 Source:  arXiv:2409.12917, sections 6 and 7; its two tables stand beside ours on the page.
 

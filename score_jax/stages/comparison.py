@@ -198,21 +198,28 @@ class Comparison:
             fields = describe_fields(self.trial(name, self.taken[name], FIRST_SEED).fields)
             self.log(f"{name}: takes {fields}, the best of {len(found)} variants")
 
-    def test(self, trial: Trial) -> None:
-        """Measures a trial on the test problems, unless that is done or it has failed."""
+    def test(self, trial: Trial) -> bool:
+        """Measures a trial on the test problems, unless that is done or it has failed.
+
+        Returns:
+          Whether anything was measured.
+        """
         if self.failure(trial) is not None:
-            return
+            return False
         stage = trial.stages(self.shared, self.overrides, "test")[-1]
-        self.measure(stage, self.workdir / trial.folder, TEST, sets=self.sets(trial))
+        return self.measure(stage, self.workdir / trial.folder, TEST, sets=self.sets(trial))
 
     def measure(
         self, stage: StageConfig, folder: Path, file: str, sets: tuple[tuple[str, Any], ...] = ()
-    ) -> None:
+    ) -> bool:
         """Measures a stage's policy and writes the results, unless that is done.
 
         Args:
           file: name of the results in the stage's folder, without an end.
           sets: further measurements, as evaluation.sets; their names stand behind that of the file.
+
+        Returns:
+          Whether anything was measured.
         """
         settings = with_sets(stage.settings, sets)
         loaded = None
@@ -238,6 +245,7 @@ class Comparison:
                     file=f"{target}.json",
                 )
         jax.clear_caches()
+        return loaded is not None
 
     def base(self, part: Any) -> StageConfig:
         """The base model as a stage that has not been trained."""
@@ -348,6 +356,7 @@ def run_comparison(
         bar.total = tuned + sum(steps[trial.name] for trial in run.final())
         for trial in run.final():
             run.train(trial)
-            run.test(trial)
-            run.write()
+            if run.test(trial):  # the page takes seconds to write, and a finished run is no news
+                run.write()
+        run.write()
     processes.log(f"comparison: {workdir / comparison_page.PAGE}")
