@@ -91,8 +91,8 @@ def colours(names: Iterable[str]) -> dict[str, Any]:
 
 def learning_curves(methods: Mapping[str, Any]) -> Figure | None:
     """Accuracies, changed answers, edit distance and KL over the updates of each method."""
-    methods = {name: own for name, own in methods.items() if own.get("curves")}
     tints = colours(methods)
+    methods = {name: own for name, own in methods.items() if own.get("curves")}
     names = [n for n in CURVES if any(n in own["curves"] for own in methods.values())]
     if not names:
         return None
@@ -115,8 +115,8 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
 
 def histograms(methods: Mapping[str, Any]) -> Figure | None:
     """How much the second attempt differs from the first, a panel for each method."""
-    methods = {n: own for n, own in methods.items() if own.get("histogram") and own["updates"]}
     tints = colours(methods)
+    methods = {n: own for n, own in methods.items() if own.get("histogram") and own["updates"]}
     if not methods:
         return None
     figure, places = grid(len(methods), columns=3)
