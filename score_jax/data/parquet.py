@@ -10,6 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow
+from pyarrow import parquet as arrow
+
 from score_jax.data import jsonl, rows
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
@@ -136,19 +139,15 @@ class Table:
 
     def read_group(self, place: int) -> Any:
         """The rows of a group, by its number among those of all files."""
-        from pyarrow import parquet
-
         number, group, _ = self.groups[place]
-        with parquet.ParquetFile(self.files[number]) as file:
+        with arrow.ParquetFile(self.files[number]) as file:
             return file.read_row_group(group, columns=self.wanted[number])
 
     def column(self, name: str) -> list[Any]:
         """The values of one column of all files; None where a file lacks it."""
-        from pyarrow import parquet
-
         found: list[Any] = []
         for path, names in zip(self.files, self.schemas, strict=True):
-            with parquet.ParquetFile(path) as file:
+            with arrow.ParquetFile(path) as file:
                 if name in names:
                     found += file.read(columns=[name]).column(name).to_pylist()
                 else:
@@ -162,11 +161,8 @@ def read_footer(path: Path) -> Any:
     Raises:
       ValueError: it has none.
     """
-    import pyarrow
-    from pyarrow import parquet
-
     try:
-        return parquet.read_metadata(path)
+        return arrow.read_metadata(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no complete Parquet file: {error}") from error
 

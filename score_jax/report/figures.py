@@ -58,9 +58,10 @@ def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
         for end in ("svg", "png"):
             figure.savefig(folder / f"{name}.{end}", dpi=150, bbox_inches="tight")
         drawn[name] = caption
-    for path in folder.iterdir():  # of a time when the methods were grouped otherwise
-        if path.stem not in drawn:
-            path.unlink()
+    for kind in ("curves", "histograms"):  # of a time when the methods were grouped otherwise
+        for path in folder.glob(f"{kind}[0-9]*.*"):
+            if path.stem not in drawn:
+                path.unlink()
     return drawn
 
 

@@ -238,9 +238,14 @@ def test_figures_of_other_groups_do_not_stay(workdir):
     edit(workdir / "plan.json", more)
     page = comparison_page.write(workdir).read_text()
     assert (workdir / "figures/curves2.svg").is_file() and "mean over seeds, 2 of 2" in page
+    (workdir / "figures/mine.svg").write_text("<svg/>")  # a reader's own
     write(workdir / "plan.json", before)
     assert "2 of 2" not in comparison_page.write(workdir).read_text()
-    assert sorted(p.stem for p in (workdir / "figures").glob("*.svg")) == ["curves", "histograms"]
+    assert sorted(p.stem for p in (workdir / "figures").glob("*.svg")) == [
+        "curves",
+        "histograms",
+        "mine",
+    ]
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
