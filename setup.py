@@ -42,7 +42,7 @@ setup(
         # tokenizer.json, GGUF files and the hub
         "hf": ["tokenizers>=0.23", "gguf>=0.19", "protobuf", "huggingface_hub"],
         # what other libraries' models compute, for the slow tests that compare with it
-        "parity": ["torch", "transformers>=5", "accelerate", "regex"],
+        "parity": ["torch", "transformers>=5", "peft>=0.21", "accelerate", "regex"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     )
     config.examples = ConfigDict({"source": "equations"})  # stages.examples; supervised only
     config.tokenizer = ConfigDict({"source": "embedded", "chat": "plain"})  # TokenizerConfig
-    config.weights = ConfigDict({"source": "embedded"})  # WeightsConfig
+    config.weights = ConfigDict({"source": "embedded", "adapter": ""})  # WeightsConfig
     config.model = config_dict.placeholder(ConfigDict)  # ModelConfig; None: as the weights say
     config.lora = ConfigDict(  # LoraConfig
         {
@@ -199,4 +199,6 @@ def get_config() -> ConfigDict:
             "every": 0,  # steps from one window to the next; 0: only one
         }
     )
+    # ExportConfig: the model card's licence, and org/name on a hub that --mode=export uploads to
+    config.export = ConfigDict({"license": "", "push": ""})
     return config

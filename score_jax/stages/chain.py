@@ -14,7 +14,6 @@ from score_jax.data.stream import Stream
 from score_jax.distributed import processes, sharding
 from score_jax.distributed.signals import StopRequest, stop_on_signals
 from score_jax.distributed.watchdog import Watchdog
-from score_jax.model.weights import export
 from score_jax.model.weights.stops import save_stops
 from score_jax.records import Problem, Task
 from score_jax.report import page
@@ -24,6 +23,7 @@ from score_jax.stages.build import StagePrograms, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.collect import collect
 from score_jax.stages.compilation import Compilations
+from score_jax.stages.export import export_stage
 from score_jax.stages.handoff import (
     StageConfig,
     check_contents,
@@ -408,14 +408,6 @@ def open_validation(
         return evaluate.validate(programs, policy, validation, pool, step=step)
 
     return measure
-
-
-def export_stage(stage: StageConfig, workdir: Path) -> None:
-    """Writes a stage's policy, with an adapter merged, as a Hugging Face model folder."""
-    loaded = load_policy(stage, workdir)
-    folder = workdir / stage.settings.name / "export"
-    export.export(loaded.params, loaded.programs.decoder.config, loaded.programs.chat, folder)
-    processes.log(f"exported {describe_policy(loaded)}: {folder}")
 
 
 def ask_stage(stage: StageConfig, workdir: Path, prompt: str) -> None:

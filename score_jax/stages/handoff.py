@@ -26,12 +26,13 @@ from score_jax.types import Params
 # Fields that may differ when a run is resumed in the same folder.
 MUTABLE_FIELDS = (
     "steps", "checkpoint", "evaluation", "log", "alarms", "profile", "grading", "parent",
-    "mesh", "mismatch_limit", "sampling.decode_segments", "sampling.row_sizes",
+    "export", "mesh", "mismatch_limit", "sampling.decode_segments", "sampling.row_sizes",
     "sampling.draft_tokens", "sampling.draft_yield",
 )  # fmt: skip
 # Fields that are paths. If the folder has an identity.json, contents are compared instead.
 PATH_FIELDS = (
-    "weights.source", "tokenizer.source", "data.path", "data.pass_rates", "data.first_attempts",
+    "weights.source", "weights.adapter", "tokenizer.source", "data.path", "data.pass_rates",
+    "data.first_attempts",
 )  # fmt: skip
 # Fields that decide which policy a checkpoint holds. Only these must agree to load it: a
 # policy may be evaluated on any task.
@@ -261,6 +262,7 @@ class LoadedPolicy:
     programs: StagePrograms
     reference: Params
     params: Params  # of the whole model, with an adapter merged; the reference if step is 0
+    trained: Params | None  # what the checkpoint holds, `params` or an adapter; None: it has none
     step: int  # of the checkpoint; 0: the stage has none
 
 
@@ -277,6 +279,7 @@ def load_policy(stage: StageConfig, workdir: Path) -> LoadedPolicy:
     programs = build(settings)
     sharding.warm_up_collectives(programs.mesh)
     reference = params = load_reference(programs)
+    trained = None
     if processes.broadcast_from_first(has_checkpoint(folder)):
         identity.check_fingerprints(
             identity.policy_fingerprints(programs, reference), folder, settings
@@ -288,7 +291,9 @@ def load_policy(stage: StageConfig, workdir: Path) -> LoadedPolicy:
             if step:
                 trained = checkpoints.restore_params(step, programs.abstract_state())
                 params = programs.policy(trained, reference)
-    return LoadedPolicy(programs=programs, reference=reference, params=params, step=step)
+    return LoadedPolicy(
+        programs=programs, reference=reference, params=params, trained=trained, step=step
+    )
 
 
 def describe_policy(loaded: LoadedPolicy) -> str:

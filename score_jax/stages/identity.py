@@ -19,7 +19,7 @@ from score_jax.data import parquet
 from score_jax.distributed import processes
 from score_jax.model.config import ModelConfig
 from score_jax.model.shape import shape
-from score_jax.model.weights.load import resolve
+from score_jax.model.weights.load import ADAPTER, resolve
 from score_jax.records import Problem
 from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.build import StagePrograms
@@ -147,8 +147,10 @@ def sources(settings: Settings) -> dict[str, Any]:
     """The config fields that name sources, with hub names resolved to a commit."""
     weights = resolve(settings.weights.source)
     tokenizer = settings.tokenizer.source
+    adapter = settings.weights.adapter
     return {
         "weights.source": weights,
+        **({"weights.adapter": resolve(adapter, ADAPTER)} if adapter else {}),
         "tokenizer.source": resolve(tokenizer) if tokenizer else weights,
         "data": data_source(dict(settings.data)),
     }
@@ -172,9 +174,15 @@ def read_recorded(folder: Path) -> dict[str, Any] | None:
 
 def record(folder: Path, fingerprints: dict[str, str], settings: Settings) -> None:
     """Writes identity.json of a stage, on the first host."""
-    named = sources(settings)
+    found = sources(settings)
     if processes.is_first():
-        write_json(folder / FILE, {"fingerprints": fingerprints, "sources": named})
+        write_json(folder / FILE, {"fingerprints": fingerprints, "sources": found})
+
+
+def named(found: Mapping[str, Any], field: str) -> str:
+    """A source of `sources` for messages, weights with the adapter that is added to them."""
+    adapter = found.get(ADAPTER) if field == "weights.source" else None
+    return f"{found[field]!r}" + (f" with {ADAPTER} {adapter!r}" if adapter else "")
 
 
 def check_fingerprints(fingerprints: dict[str, str], folder: Path, settings: Settings) -> None:
@@ -195,7 +203,8 @@ def check_fingerprints(fingerprints: dict[str, str], folder: Path, settings: Set
             continue
         field, what = PART_SOURCES[part]
         raise ValueError(
-            f"config.{field} is {sources(settings)[field]!r}, but its {what} ({current}) are not "
-            f"what {folder} was begun with ({expected}, from {recorded['sources'][field]!r}); set "
-            "it to a path with those contents, or choose another --workdir"
+            f"config.{field} is {named(sources(settings), field)}, but its {what} ({current}) are "
+            f"not what {folder} was begun with ({expected}, from "
+            f"{named(recorded['sources'], field)}); set it to a path with those contents, or "
+            "choose another --workdir"
         )

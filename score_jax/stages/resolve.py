@@ -19,7 +19,7 @@ from score_jax.stages.settings import parse
 # what is trained and measured, not how one stage is trained.
 SHARED_FIELDS = (
     "seed", "task", "data", "tokenizer", "weights", "model", "lora", "compute", "mesh", "grading",
-    "evaluation", "log", "alarms", "profile",
+    "evaluation", "log", "alarms", "profile", "export",
 )  # fmt: skip
 CONFIG_ERRORS = (  # raised by ConfigDict, and by Python for a file that is no config
     ValueError, AttributeError, KeyError, TypeError, SyntaxError, ImportError,

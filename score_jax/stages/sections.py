@@ -1,6 +1,7 @@
 """Sections of a config that belong to no other module: one frozen dataclass each, checked."""
 
 import dataclasses
+import re
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -29,9 +30,15 @@ class WeightsConfig:
     source: str = (
         "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name[@revision]
     )
+    adapter: str = ""  # a PEFT folder or hub:org/name, added to the weights; "": none
 
     def __post_init__(self):
         check_fields(self, "weights")
+        if self.adapter and self.source in ("embedded", "random"):
+            raise ValueError(
+                f"weights.adapter is {self.adapter!r}, but weights.source {self.source!r}; an "
+                "adapter goes with the weights that it was trained beside: name them"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,7 @@ class ComputeConfig:
         return dataclasses.replace(model, **overrides)
 
 
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 AS_STORED = ComputeConfig()  # no overrides
 
 
@@ -161,3 +169,19 @@ class ProfileConfig:
 
 
 NO_PROFILE = ProfileConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What an exported folder says of itself, and where it goes."""
+
+    license: str = ""  # identifier on a hub, such as apache-2.0, for the model card; "": not stated
+    push: str = ""  # org/name on a hub that the folder is uploaded to, as a private one; "": none
+
+    def __post_init__(self):
+        check_fields(self, "export")
+        if self.push and not REPOSITORY.fullmatch(self.push):
+            raise ValueError(f"export.push is {self.push!r}; write org/name")
+
+
+HERE = ExportConfig()

@@ -34,10 +34,12 @@ from score_jax.rl.selection import check_redraws
 from score_jax.stages.methods import LIST_FIELDS
 from score_jax.stages.sections import (
     AS_STORED,
+    HERE,
     NO_PROFILE,
     CheckpointConfig,
     ComputeConfig,
     EvaluationConfig,
+    ExportConfig,
     GradingConfig,
     LogConfig,
     ProfileConfig,
@@ -86,6 +88,7 @@ class Settings:
     log: LogConfig
     alarms: AlarmsConfig = USUAL
     profile: ProfileConfig = NO_PROFILE
+    export: ExportConfig = HERE
 
     def __post_init__(self):
         check_fields(self, "config")
@@ -286,6 +289,7 @@ SECTIONS: dict[str, type] = {
     "log": LogConfig,
     "alarms": AlarmsConfig,
     "profile": ProfileConfig,
+    "export": ExportConfig,
 }
 
 

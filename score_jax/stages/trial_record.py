@@ -12,7 +12,7 @@ from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.handoff import StageConfig, config_fields
 
 NAME = "trial.json"
-UNSEEN = ("log", "profile", "grading", "alarms", "mesh")  # sections that change no result
+UNSEEN = ("log", "profile", "grading", "alarms", "mesh", "export")  # sections that change no result
 
 
 def check_unchanged(

@@ -79,3 +79,25 @@ def pinned(source: str, folder: Path, field: str) -> str:
     if folder.parent.name != "snapshots":  # the client's cache: .../snapshots/COMMIT
         return source
     return f"{PREFIX}{parse(source, field)[0]}@{folder.name}"
+
+
+def upload(folder: Path, name: str, field: str) -> None:
+    """Uploads a model folder; a repository that does not exist yet is made, and is private.
+
+    Raises:
+      ValueError: the upload fails, or huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import HfApi
+
+        client = HfApi()
+        client.create_repo(name, private=True, exist_ok=True)
+        client.upload_folder(repo_id=name, folder_path=folder)
+    except ImportError as error:
+        raise ValueError(f"{field} is {name!r}; pip install score_jax[hf]") from error
+    except (OSError, ValueError) as error:  # network, name or login
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{field} is {name!r}, to which {folder} cannot be uploaded ({reason}); check name, "
+            "network and login, and export again"
+        ) from error

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from score_jax.model.lora import LoraConfig, attach, init_lora, merge
+from score_jax.model.weights.load import load_params
 from score_jax.rl.learner import LearnerConfig
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.handoff import open_checkpoints
+from score_jax.text import hub
 from tests.rl.test_learner import DECODER, STAGE_TWO, assert_close, episodes, naive_loss, program
 from tests.short_answers import TASK
 from tests.stage_configs import stages, train
@@ -95,6 +97,29 @@ def test_the_policy_is_the_base_with_the_adapter_added(adapted):
     expected = reference["blocks"]["mlp"]["gate"][0] + scale * (pair["a"][0] @ pair["b"][0])
     np.testing.assert_allclose(policy["blocks"]["mlp"]["gate"][0], expected, atol=1e-6)
     np.testing.assert_array_equal(policy["embedding"], reference["embedding"])
+
+
+def test_the_adapter_alone_is_exported_for_peft(adapted, tmp_path, capsys, monkeypatch):
+    train(tmp_path, "stage2", mode="export", **FIELDS)  # the base model
+    assert not (tmp_path / "stage2/adapter").exists()
+    sent = []
+    monkeypatch.setattr(hub, "upload", lambda folder, name, _: sent.append((folder.name, name)))
+    fields = FIELDS | {"export__license": "mit", "export__push": "org/name"}
+    train(adapted, "stage2", mode="export", steps=4, **fields)
+    assert "exported its adapter" in capsys.readouterr().out
+    assert sent == [("export", "org/name"), ("adapter", "org/name-adapter")]
+    for name, library in (("export", "transformers"), ("adapter", "peft")):
+        card = (adapted / "stage2" / name / "README.md").read_text()
+        assert f"library_name: {library}\nlicense: mit\n" in card
+        assert TASK.instruction in card and "@t2" in card
+    programs, adapter = trained(adapted, "stage2")
+    found = load_params(
+        str(tmp_path / "stage2/export"),
+        programs.decoder.config,
+        adapter=str(adapted / "stage2/adapter"),
+    )
+    policy = programs.policy(adapter, load_reference(programs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, policy)
 
 
 def test_the_merged_model_is_exported_and_answers(adapted, capsys):

@@ -15,7 +15,9 @@ from score_jax.data import sources
 from score_jax.data.lazy import Lazy
 from score_jax.distributed import processes
 from score_jax.model.config import ModelConfig, RopeScaling
+from score_jax.model.lora import merge
 from score_jax.model.weights.export import export
+from score_jax.model.weights.peft import export_adapter
 from score_jax.records import Problem
 from score_jax.report.json_files import write_json
 from score_jax.stages import identity
@@ -284,6 +286,21 @@ def test_the_same_contents_in_another_place_go_on(moved, root):
     go_on(root, **fields)
     told = json.loads((root / "runs/stage1/identity.json").read_text())["sources"]
     assert fields[field] in told.values()
+
+
+def test_an_adapter_is_a_part_of_the_base_model(root):
+    programs = build(stages("stage1", **fields_in(root, lora__rank=2))[-1].settings)
+    base, lora = load_reference(programs), programs.settings.lora
+    adapter = jax.tree.map(lambda leaf: 0.1 + leaf, programs.init_adapter())
+    export_adapter(adapter, lora, programs.decoder.config, root / "adapter", base="x")
+    fields = {"weights__adapter": str(root / "adapter")}
+    begun = stages("stage1", **fields_in(root, **fields))[-1]
+    expected = merge(base, adapter, lora)
+    found = load_reference(build(begun.settings))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+    assert identity.sources(begun.settings)["weights.adapter"] == str(root / "adapter")
+    with pytest.raises(ValueError, match=r"with weights.adapter '.*/adapter', but its weights \("):
+        go_on(root, **fields)
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "export", "ask"])

@@ -53,3 +53,28 @@ def test_a_split_that_no_file_is_named_by_is_told_with_what_there_is(monkeypatch
     with pytest.raises(ValueError, match=r"is 'hub:a/b', which holds no .parquet files$"):
         parquet.problems("hub:a/b")
     assert hub.listing("rows.parquet", kind="dataset") == []
+
+
+def test_a_folder_is_uploaded_to_a_private_repository(monkeypatch, tmp_path):
+    client = pytest.importorskip("huggingface_hub")
+    calls = []
+
+    class Client:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+
+        def upload_folder(self, **options):
+            calls.append(options)
+
+    monkeypatch.setattr(client, "HfApi", Client)
+    hub.upload(tmp_path, "org/name", "export.push")
+    made, sent = calls
+    assert made == ("org/name", {"private": True, "exist_ok": True})
+    assert sent == {"repo_id": "org/name", "folder_path": tmp_path}
+
+    def away(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(Client, "upload_folder", away)
+    with pytest.raises(ValueError, match=r"export.push is 'org/name', to which .* \(no route\)"):
+        hub.upload(tmp_path, "org/name", "export.push")

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from score_jax.model.config import Dtype, ModelConfig
 from score_jax.model.shape import differences
@@ -33,7 +32,7 @@ from score_jax.model.weights.load import (
     open_tensors,
 )
 from score_jax.model.weights.names import Entry, entries
-from score_jax.model.weights.safetensors import INDEX_FILE, SINGLE_FILE, Piece, write_file
+from score_jax.model.weights.safetensors import INDEX_FILE, SINGLE_FILE, Piece, to_host, write_file
 from score_jax.model.weights.stops import GENERATION_FILE, load_stops
 from score_jax.text.chat import Chat, ChatFormat
 from score_jax.text.tokenizer import JsonTokenizer
@@ -216,9 +215,7 @@ def stored_tensor(entry: Entry, array: jax.Array, layer: int, dtype: np.dtype) -
     """A function that copies one layer's tensor to the host in the file's axis order."""
 
     def fetch() -> np.ndarray:
-        value: Any = array[layer] if entry.stacked else array
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            value = multihost_utils.process_allgather(value, tiled=True)
-        return np.ascontiguousarray(entry.to_stored(np.asarray(value))).astype(dtype)
+        value = to_host(array[layer] if entry.stacked else array)
+        return np.ascontiguousarray(entry.to_stored(value)).astype(dtype)
 
     return fetch

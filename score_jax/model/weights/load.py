@@ -11,7 +11,7 @@ first, so that the peak of finished parameters plus the read buffer stays low.
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ from score_jax.model.config import Dtype, ModelConfig
 from score_jax.model.weights import gguf_config, orbax_folder
 from score_jax.model.weights.families import from_hf
 from score_jax.model.weights.gguf import GgufFile, read_header
-from score_jax.model.weights.names import Entry, entries
+from score_jax.model.weights.names import Entry, Tensors, entries, plain_name
+from score_jax.model.weights.peft import WithAdapter
 from score_jax.model.weights.safetensors import SafetensorsFolder, holds_weights
 from score_jax.text import hub
 from score_jax.text import tokenizer as tokenizers
@@ -33,28 +34,20 @@ from score_jax.text.tokenizer import Tokenizer
 from score_jax.types import Params
 
 Index = tuple[slice, ...]
-SOURCE = "model source"  # in messages
+SOURCE, ADAPTER = "model source", "weights.adapter"  # in messages
 GGUF = ".gguf"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 COMPARED_ROWS = 4096  # in memory at a time
 CONFIG_FILE = "config.json"
 SKIPPED = ("rotary_emb.inv_freq",)  # computed, not learned
 VISION = ("vision_tower.", "multi_modal_projector.", "vision_model.")  # of multimodal Gemma 3
-TEXT_PREFIXES = ("language_model.model.", "model.language_model.")  # its text model
 
 
-class Tensors(Protocol):
-    """Named tensors of a source, each read on demand."""
-
-    shapes: dict[str, tuple[int, ...]]
-
-    def read(self, name: str) -> np.ndarray:
-        """Reads one tensor by its name in `shapes`."""
-        ...
-
-
-def locate(source: str) -> Path:
+def locate(source: str, field: str = SOURCE) -> Path:
     """The local path of a source; a hub repository is downloaded first.
+
+    Args:
+      field: what the source is, for messages.
 
     Raises:
       ValueError: the path does not exist, the download fails, or huggingface_hub is not
@@ -64,15 +57,15 @@ def locate(source: str) -> Path:
         path = Path(source).expanduser()
         if not path.exists():
             raise ValueError(
-                f"{SOURCE} is {source!r}; no such file or folder ({hub.PREFIX}org/name?)"
+                f"{field} is {source!r}; no such file or folder ({hub.PREFIX}org/name?)"
             )
         return path
-    return hub.fetch(source, SOURCE, wanted=("*.json", "*.safetensors", "*.model", "*.jinja"))
+    return hub.fetch(source, field, wanted=("*.json", "*.safetensors", "*.model", "*.jinja"))
 
 
-def resolve(source: str) -> str:
+def resolve(source: str, field: str = SOURCE) -> str:
     """Pins a hub source to the commit that was downloaded; returns other sources unchanged."""
-    return hub.pinned(source, locate(source), SOURCE) if hub.is_hub(source) else source
+    return hub.pinned(source, locate(source, field), field) if hub.is_hub(source) else source
 
 
 def model_config(source: str) -> ModelConfig:
@@ -123,7 +116,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_params(
-    source: str, config: ModelConfig, shardings: Any = None, dtype: Dtype = "float32"
+    source: str,
+    config: ModelConfig,
+    shardings: Any = None,
+    dtype: Dtype = "float32",
+    *,
+    adapter: str = "",
 ) -> Params:
     """Reads a model's parameters, each directly into its sharding.
 
@@ -131,16 +129,24 @@ def load_params(
       source: a folder of safetensors or an Orbax checkpoint, a .gguf file, or hub:org/name.
       shardings: one Sharding per parameter, in the tree of the unboxed "params"
         collection; None: all on the first device.
+      adapter: a PEFT folder whose adapter is added to the weights; "": none.
 
     Raises:
-      ValueError: tensors are missing, unexpected or have a wrong shape; the message lists
-        them.
+      ValueError: tensors are missing, unexpected or have a wrong shape, the message lists
+        them; or the adapter does not fit.
     """
     arrays = orbax_folder.find_arrays(locate(source))
     if arrays is not None:
+        if adapter:
+            raise ValueError(
+                f"{ADAPTER} is {adapter!r}, but {source} is an Orbax checkpoint; export it first "
+                "and name the folder"
+            )
         return orbax_folder.load_params(arrays, config, shardings, dtype)
     tensors = open_tensors(source)
     names = match_names(entries(config), tensors, source)
+    if adapter:
+        tensors = WithAdapter(tensors, locate(adapter, ADAPTER), entries(config))
     if config.tied_embeddings and differing_head(tensors):
         raise ValueError(
             f"model.tied_embeddings is True, but the {HEAD} of {source} differs from its "
@@ -201,14 +207,6 @@ def differing_head(tensors: Tensors) -> bool:
     return any(
         not np.array_equal(a[i : i + COMPARED_ROWS], b[i : i + COMPARED_ROWS]) for i in starts
     )
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name in the text-only model."""
-    for prefix in TEXT_PREFIXES:
-        if name.startswith(prefix):
-            return "model." + name.removeprefix(prefix)
-    return name.removeprefix("language_model.")
 
 
 def shorten(names: list[str], limit: int = 12) -> str:

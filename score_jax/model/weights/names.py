@@ -6,10 +6,23 @@ permuting axes. Both are views, so that slicing the result reads only that slice
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from score_jax.model.config import ModelConfig
+
+TEXT_PREFIXES = ("language_model.model.", "model.language_model.")  # of multimodal Gemma 3
+
+
+class Tensors(Protocol):
+    """Named tensors of a source, each read on demand."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one tensor by its name in `shapes`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +124,11 @@ def flat_shape(name: str, split: tuple[int, ...]) -> tuple[int, ...]:
     if name.endswith("o_proj.weight"):
         return (split[0], split[1] * split[2])
     return (split[0] * split[1], split[2])
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in the text-only model."""
+    for prefix in TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return "model." + name.removeprefix(prefix)
+    return name.removeprefix("language_model.")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_dtypes
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from score_jax.text.files import check_fetched, read_json
@@ -51,14 +52,25 @@ class SafetensorsFolder:
 
     def read(self, name: str) -> np.ndarray:
         """Maps one tensor as a read-only array of the file's dtype."""
-        stored = self.stored[name]
-        if stored.dtype not in DTYPES:
-            raise ValueError(
-                f"{stored.path}: {name} is of type {stored.dtype}; supported are "
-                f"{', '.join(DTYPES)}, use unquantised weights"
-            )
-        dtype = np.dtype(DTYPES[stored.dtype])
-        return np.memmap(stored.path, dtype, "r", stored.offset, stored.shape)
+        return read_stored(name, self.stored[name])
+
+
+def read_stored(name: str, stored: Stored) -> np.ndarray:
+    """Maps a tensor as a read-only array of the file's dtype.
+
+    Args:
+      name: for messages.
+
+    Raises:
+      ValueError: the dtype is not supported.
+    """
+    if stored.dtype not in DTYPES:
+        raise ValueError(
+            f"{stored.path}: {name} is of type {stored.dtype}; supported are "
+            f"{', '.join(DTYPES)}, use unquantised weights"
+        )
+    dtype = np.dtype(DTYPES[stored.dtype])
+    return np.memmap(stored.path, dtype, "r", stored.offset, stored.shape)
 
 
 def holds_weights(folder: Path) -> bool:
@@ -143,6 +155,13 @@ class Piece:
     def size(self) -> int:
         """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def to_host(array: Any) -> np.ndarray:
+    """An array on the host, gathered where other hosts hold parts of it; all hosts call it."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def write_file(path: Path, pieces: Sequence[Piece]) -> None:

@@ -1,0 +1,72 @@
+"""The README.md of an exported model: what it is, from what, and how it was measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from score_jax.report import panels
+from score_jax.report.findings import stage_label
+from score_jax.report.json_files import read_json
+from score_jax.report.page import template
+
+NAME = "README.md"
+
+
+def write(
+    folder: Path,
+    workdir: Path,
+    stage: str,
+    *,
+    step: int,
+    instructions: tuple[str, ...],
+    license: str,
+    library: Literal["transformers", "peft"],
+) -> None:
+    """Writes the model card of a stage's policy into its folder.
+
+    Args:
+      workdir: of the run; what it does not hold yet is left out of the card.
+      step: of the checkpoint.
+      instructions: what is said before each later turn.
+      license: its identifier on a hub, such as apache-2.0; "": none is stated.
+      library: that opens the folder.
+    """
+    own = workdir / stage
+    sources = (read_json(own / "identity.json") or {}).get("sources", {})
+    run = read_json(workdir / "run.json") or {}
+    evaluation = measured(read_json(own / "evaluation.json") or {}, stage, step)
+    base = str(sources.get("weights.source", ""))
+    facts = {
+        "stages": ", ".join(map(stage_label, run.get("stages", (stage,)))),
+        "checkpoint": f"step {step} of {stage_label(stage)}",
+        "base model": code(base),
+        "adapter added to it": code(sources.get("weights.adapter", "")),
+        "problems": code(sources.get("data", "")),
+        "seed": str((read_json(own / "config.json") or {}).get("seed", "")),
+        "config": code(run.get("config", "")),
+        "command": code(run.get("command", "")),
+        "commit of score_jax": code(run.get("commit", "")),
+    }
+    text = template("card.md.j2").render(
+        title=f"{workdir.resolve().name}: {stage_label(stage)}",
+        library=library,
+        license=license,
+        base=base,
+        data=str(sources.get("data", "")),
+        facts=[(name, value) for name, value in facts.items() if value],
+        problems=evaluation.get("problems", 0),
+        tables=panels.results(evaluation),
+        headings=list(panels.main_metrics(evaluation).values()),
+        instructions=instructions,
+    )
+    (folder / NAME).write_text(text, encoding="utf-8")
+
+
+def measured(evaluation: Mapping[str, Any], stage: str, step: int) -> Mapping[str, Any]:
+    """The measurements, if they are of this checkpoint; else none."""
+    return evaluation if evaluation.get("models", {}).get(stage, {}).get("step") == step else {}
+
+
+def code(text: Any) -> str:
+    """Text that stands in a table as it is; "" if it is empty."""
+    return f"`{' '.join(str(text).split()).replace('|', chr(92) + '|')}`" if text else ""
