@@ -42,6 +42,7 @@ def write(
         "base model": code(base),
         "adapter added to it": code(sources.get("weights.adapter", "")),
         "problems": code(sources.get("data", "")),
+        "measured on": code(evaluation.get("data", "")),
         "seed": str((read_json(own / "config.json") or {}).get("seed", "")),
         "config": code(run.get("config", "")),
         "command": code(run.get("command", "")),

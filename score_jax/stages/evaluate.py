@@ -28,6 +28,7 @@ from score_jax.rl.sampling_plan import SamplingConfig
 from score_jax.stages import protocol as protocols
 from score_jax.stages import rollouts, saved_evaluation
 from score_jax.stages.build import StagePrograms, greedy_sampling
+from score_jax.stages.identity import data_source
 from score_jax.stages.log import open_bar
 from score_jax.stages.problem_sets import ProblemSet
 from score_jax.stages.settings import Settings
@@ -357,6 +358,7 @@ def write_evaluation(
         "seed": programs.settings.evaluation.seed,
         "training_seed": programs.settings.seed,
         "task": protocol["task"],
+        "data": data_source(programs.settings.measured_data),
         "problems": protocol["problems"],
         "left_out": left_out,
         "lost_characters": lost or {},

@@ -18,7 +18,11 @@ def write_run(workdir, sources):
         key: {"value": value, "low": value - 0.1, "high": value + 0.1}
         for key, value in RATES.items()
     }
-    measured = {"problems": 500, "models": {"stage2": {"step": 7, "greedy": greedy}}}
+    measured = {
+        "problems": 500,
+        "data": "hub:org/rows@cd",
+        "models": {"stage2": {"step": 7, "greedy": greedy}},
+    }
     for path, value in {
         workdir / "run.json": {
             "stages": ["stage1", "stage2"],
@@ -56,6 +60,7 @@ def test_a_card_tells_what_the_model_is_and_how_it_was_measured(tmp_path):
         if line.startswith("| ") and " | " in line.strip("| ")
     )
     assert rows["base model"] == "`hub:org/base@12`" and rows["problems"] == "`hub:org/rows@ab`"
+    assert rows["measured on"] == "`hub:org/rows@cd`"
     assert rows["command"] == r"`a \| b`" and rows["seed"] == "3"
     assert rows["checkpoint"] == "step 7 of Stage II"
     assert "500 problems that it was not trained on" in text

@@ -19,6 +19,7 @@ from score_jax.stages.evaluate import (
     write_evaluation,
 )
 from score_jax.stages.problem_sets import ProblemSet, evaluation_spec, read
+from score_jax.stages.settings import sorted_items
 from score_jax.tasks import equations, math, registry
 from tests.report.test_dialogues import dialogue
 from tests.stage_configs import stages
@@ -122,6 +123,21 @@ def test_numbers_are_taken_over_from_the_same_protocol_only(compiled, tmp_path):
     fewer = evaluation_protocol(programs, replace(asked, problems=asked.problems[:4]))
     assert read_measurements(path, fewer, 7) == {}
     assert read_measurements(tmp_path / "nowhere.json", mine, 7) == {}
+
+
+def test_where_the_measured_problems_come_from_is_written_down(compiled, tmp_path):
+    programs, asked, found = measure()
+    mine, path = evaluation_protocol(programs, asked), tmp_path / "evaluation.json"
+    for data, told in (
+        ({"split": "test"}, "procedural"),
+        ({"source": "jsonl", "path": "rows.jsonl"}, "rows.jsonl"),
+    ):
+        own = replace(programs.settings.evaluation, data=sorted_items(data))
+        programs = replace(programs, settings=replace(programs.settings, evaluation=own))
+        write_evaluation(
+            path, programs, {"base": found}, step=3, protocol=mine, reference=7, left_out={}
+        )
+        assert json.loads(path.read_text())["data"] == told
 
 
 def test_corrections_of_given_attempts_can_be_measured(compiled, tmp_path):
