@@ -24,7 +24,7 @@ from configs import methods
 
 MAIN = ("self_refine", "star_plus", "pair_sft", "single_turn", "multi_turn", "score")
 LONGER = ("score_longer", "multi_turn_longer")  # whether a lead lasts is a question of its own
-SEEDS = dict.fromkeys(MAIN, 5) | dict.fromkeys(LONGER, 3)  # of the others 1
+SEEDS: dict[str, int] = {name: 5 for name in MAIN} | {name: 3 for name in LONGER}  # else 1
 AGAINST = "multi_turn"  # the method that all are compared with, problem by problem
 
 

@@ -37,7 +37,7 @@ from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.comparison import is_comparison, run_comparison
 from score_jax.stages.compilation import keep_programs
-from score_jax.stages.resolve import CONFIG_ERRORS, config_error, one_line, resolve_stages
+from score_jax.stages.resolve import CONFIG_ERRORS, config_error, one_line, planned, resolve_stages
 from score_jax.stages.train import TrainingError
 from score_jax.text import terminal
 
@@ -151,7 +151,7 @@ def main(_: list[str]) -> None:
     if MODE.value == "plan":
         realistic = TURN_LENGTHS.value == "realistic"
         run_plan(
-            stages[-1].settings,
+            planned(stages),
             TOPOLOGY.value,
             workdir(),
             search=SEARCH.value,
@@ -159,7 +159,7 @@ def main(_: list[str]) -> None:
         )
         return
     if MODE.value == "bench":
-        run_bench(stages[-1].settings, workdir(), lengths=TURN_LENGTHS.value, repeats=REPEATS.value)
+        run_bench(planned(stages), workdir(), lengths=TURN_LENGTHS.value, repeats=REPEATS.value)
         return
     if MODE.value in OVER_HOSTS:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)

@@ -21,6 +21,7 @@ class Problem:
     id: str  # unique within a data set
     prompt: str  # the problem statement, before the task's template is applied
     answer: str = ""  # gold answer; empty where tests decide
+    worked: str = ""  # a worked answer for supervised training; no prompt or grader sees it
     tests: tuple[str, ...] = ()  # assertions for programs; empty where the answer decides
     shown: tuple[str, ...] = ()  # the tests that a prompt may show; only the grader sees the rest
     task: str = ""  # name in tasks.registry; "": the task of the config
@@ -29,8 +30,9 @@ class Problem:
     location: str = ""  # "file:line" of its JSONL row; "" for other sources
 
     def contents(self) -> dict[str, Any]:
-        """The fields, without those that depend on the path of the file."""
-        fields = {name: value for name, value in vars(self).items() if name != "location"}
+        """The fields that RL and evaluation use, without what depends on the file's path."""
+        unused = ("location", "worked")
+        fields = {name: value for name, value in vars(self).items() if name not in unused}
         return fields | {"id": self.id.removeprefix(self.location)}
 
     @property
@@ -84,7 +86,7 @@ class Task:
     def ask(self, problem: Problem) -> str:
         """The first user message for a problem.
 
-        The prompt is built from a copy of the problem without answer and hidden tests, so
+        The prompt is built from a copy of the problem without answers and hidden tests, so
         that they can't leak to the model.
 
         Raises:
@@ -102,7 +104,7 @@ class Task:
                 f"{self.name!r} need some: list them in its field shown "
                 "(data.fields.shown='tests' shows all), or choose another task"
             )
-        return self.prompt(replace(problem, answer="", tests=()))
+        return self.prompt(replace(problem, answer="", worked="", tests=()))
 
 
 @dataclass(frozen=True, kw_only=True)

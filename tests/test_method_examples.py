@@ -58,7 +58,7 @@ def rows_of(world, episodes):
 def first_batch(settings, workdir, size):
     """The rows of a supervised stage's first step."""
     settings = replace(settings, batch=size)
-    return examples.load(settings, encoder(settings), workdir)(0)
+    return examples.load(settings, encoder(settings), workdir, ())(0)
 
 
 def imitated(world, table, settings, episodes):

@@ -7,7 +7,10 @@ from score_jax.data import options
 from score_jax.records import Problem
 from score_jax.text.json_lines import answer_and_tests, optional_text, texts, value
 
-FIELDS = ("id", "prompt", "answer", "tests", "shown", "task", "first_attempt", "options")
+FIELDS = (
+    "id", "prompt", "answer", "tests", "shown", "task", "first_attempt", "options",
+    "worked",
+)  # fmt: skip
 
 
 def rows(path: str | Path, *, field: str = "data.path") -> Iterator[tuple[str, dict]]:
@@ -75,6 +78,7 @@ def problem(location: str, row: Mapping, *, fields: Mapping[str, str], task: str
         id=str(location if identifier is None else identifier),
         prompt=prompt,
         answer=answer,
+        worked=optional_text(location, row, name["worked"]) or "",
         tests=tests,
         shown=shown,
         task=optional_text(location, row, name["task"]) or task,

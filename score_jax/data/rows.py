@@ -1,9 +1,12 @@
 """Converts rows of public data sets, in their published format, to problems."""
 
+import re
 from collections.abc import Mapping
 
 from score_jax.records import Problem
 from score_jax.tasks.grading.extract import last_boxed
+
+CALCULATIONS = re.compile(r"<<[^>]*>>")  # GSM8K's notes for a calculator
 
 
 def math(row: Mapping, identifier: str) -> Problem:
@@ -18,7 +21,9 @@ def math(row: Mapping, identifier: str) -> Problem:
     answer = last_boxed(row["solution"])
     if not answer:
         raise ValueError(f"MATH row {identifier} has no \\boxed answer in its solution")
-    return Problem(id=identifier, prompt=row["problem"], answer=answer, task="math")
+    return Problem(
+        id=identifier, prompt=row["problem"], answer=answer, worked=row["solution"], task="math"
+    )
 
 
 def gsm8k(row: Mapping, identifier: str) -> Problem:
@@ -27,10 +32,16 @@ def gsm8k(row: Mapping, identifier: str) -> Problem:
     Raises:
       ValueError: nothing follows ####.
     """
-    _, mark, answer = row["answer"].rpartition("####")
+    worked, mark, answer = row["answer"].rpartition("####")
     if not mark or not answer.strip():
         raise ValueError(f"GSM8K row {identifier} has no answer after ####")
-    return Problem(id=identifier, prompt=row["question"], answer=answer.strip(), task="math")
+    return Problem(
+        id=identifier,
+        prompt=row["question"],
+        answer=answer.strip(),
+        worked=CALCULATIONS.sub("", worked).strip(),
+        task="math",
+    )
 
 
 def mbpp(row: Mapping, identifier: str) -> Problem:

@@ -15,7 +15,7 @@ from score_jax.distributed import processes, sharding
 from score_jax.distributed.signals import StopRequest, stop_on_signals
 from score_jax.distributed.watchdog import Watchdog
 from score_jax.model.weights.stops import save_stops
-from score_jax.records import Problem, Task
+from score_jax.records import Problem
 from score_jax.report import page
 from score_jax.report.json_files import write_json
 from score_jax.stages import ask, evaluate, examples, rollouts
@@ -23,7 +23,7 @@ from score_jax.stages.build import StagePrograms, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.collect import collect
 from score_jax.stages.compilation import Compilations
-from score_jax.stages.export import export_stage
+from score_jax.stages.export import export_base, export_stage
 from score_jax.stages.handoff import (
     StageConfig,
     check_contents,
@@ -32,15 +32,17 @@ from score_jax.stages.handoff import (
     describe_policy,
     describe_stale,
     draws_before,
+    export_folder,
     has_checkpoint,
     is_finished,
     load_parent_policy,
     load_policy,
+    on_its_base,
     open_checkpoints,
 )
 from score_jax.stages.log import Log
 from score_jax.stages.measure import evaluate_selected, evaluate_stage, open_pool, parent_folder
-from score_jax.stages.methods import collecting_stage
+from score_jax.stages.methods import named_stage
 from score_jax.stages.preflight import (
     CheckedStage,
     check_disk_space,
@@ -91,7 +93,7 @@ def run_mode(
     record = describe_run(stages, config, command)
     if processes.is_first():
         write_json(workdir / "run.json", record)
-    last = stages[-1]
+    last = on_its_base(stages[-1], workdir)
     watchdog = watchdog or Watchdog()
     with stop_on_signals() as request:
         if mode == "train":
@@ -156,7 +158,7 @@ def train_chain(
       record: of `describe_run`, for run.json.
       measured: a folder whose evaluation.json may have the base model's measurements.
     """
-    stages = [with_collected(stage, workdir) for stage in stages]
+    stages = [with_collected(on_its_base(stage, workdir), workdir) for stage in stages]
     early = [stage for stage in stages if not waits(stage, stages, workdir)]
     checked = check_stages(early, workdir, watchdog)
     counts = {name: stage.counts() for name, stage in checked.items()}
@@ -167,12 +169,14 @@ def train_chain(
             checked |= check_stages([stage], workdir, watchdog)
         own = checked.pop(stage.settings.name, None)
         run_stage(stage, own, workdir, request, watchdog, measured=measured)
+        if any(is_base_of(stage, later, workdir) for later in stages):
+            export_base(stage, workdir)
 
 
 def with_collected(stage: StageConfig, workdir: Path) -> StageConfig:
     """The stage with the path of first attempts that another stage of the run collects."""
     data = dict(stage.settings.data)
-    if not (name := collecting_stage(data.get("first_attempts", ""))):
+    if not (name := named_stage(data.get("first_attempts", ""))):
         return stage
     data["first_attempts"] = str(workdir / name / rollouts.NAME)
     settings = dataclasses.replace(stage.settings, data=tuple(sorted(data.items())))
@@ -180,13 +184,21 @@ def with_collected(stage: StageConfig, workdir: Path) -> StageConfig:
 
 
 def waits(stage: StageConfig, stages: Sequence[StageConfig], workdir: Path) -> bool:
-    """Whether a stage's problems need first attempts that one of `stages` still has to collect."""
+    """Whether a stage needs what one of `stages` still has to make: first attempts, or weights."""
     path = dict(stage.settings.data).get("first_attempts", "")
-    return any(
-        str(workdir / source.settings.name / rollouts.NAME) == path
-        and not is_finished(source, workdir / source.settings.name)
-        for source in stages
-    )
+    for source in stages:
+        name = source.settings.name
+        collected = str(workdir / name / rollouts.NAME) == path
+        if (collected or is_base_of(source, stage, workdir)) and not is_finished(
+            source, workdir / name
+        ):
+            return True
+    return False
+
+
+def is_base_of(source: StageConfig, stage: StageConfig, workdir: Path) -> bool:
+    """Whether what a stage has trained is another one's base model."""
+    return stage.settings.weights.source == str(export_folder(workdir, source.settings.name))
 
 
 def check_stages(
@@ -341,7 +353,7 @@ def train_stage(
                 watchdog=watchdog,
                 compilations=compilations,
                 measure=open_validation(programs, checked.validation, reference, pool),
-            ).run(step_function(programs, checked.training.tasks, workdir))
+            ).run(step_function(programs, checked.training, workdir))
         evaluate_selected(
             checked,
             checkpoints,
@@ -353,15 +365,13 @@ def train_stage(
         )
 
 
-def step_function(
-    programs: StagePrograms, tasks: Mapping[str, Task], workdir: Path
-) -> StepFunction:
-    """The training step of a stage's program, on problems of these tasks."""
+def step_function(programs: StagePrograms, training: ProblemSet, workdir: Path) -> StepFunction:
+    """The training step of a stage's program."""
     settings = programs.settings
     if settings.program == "rl":
-        return rl_step(programs.rollout_programs(tasks))
-    encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, tasks)
-    return sft_step(examples.load(settings, encoder, workdir))
+        return rl_step(programs.rollout_programs(training.tasks))
+    encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, training.tasks)
+    return sft_step(examples.load(settings, encoder, workdir, training.problems))
 
 
 def write_config_and_tokenizer(stage: StageConfig, programs: StagePrograms, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Where a supervised stage's rows come from: the config's examples section.
 
-Worked dialogues of an embedded task, or kept rollouts that a filter by name lets through
-(STaR), or that are paired with other right answers (Pair-SFT). `dialogue.trained` says which
+Worked dialogues of an embedded task; the answers that come with the problems (a warm-up); or
+kept rollouts that a filter by name lets through (STaR), or that are paired with other right
+answers (Pair-SFT). `dialogue.trained` says which
 turns carry loss.
 
 Source: arXiv:2409.12917, section 4.
@@ -21,7 +22,8 @@ from score_jax.data.procedural import Procedural
 from score_jax.data.store import StoredDialogue
 from score_jax.data.stream import Stream
 from score_jax.distributed import processes
-from score_jax.rl.dialogue import Encoder
+from score_jax.records import Part, Problem, Task, WorkedDialogue
+from score_jax.rl.dialogue import Encoder, TooLong
 from score_jax.stages import rollouts
 from score_jax.stages.settings import Settings
 from score_jax.types import Episodes
@@ -34,15 +36,24 @@ class NothingKeptError(ValueError):
     """A filter keeps none of the dialogues that were collected."""
 
 
-def load(settings: Settings, encoder: Encoder, workdir: Path) -> Examples:
+def load(
+    settings: Settings, encoder: Encoder, workdir: Path, problems: Sequence[Problem]
+) -> Examples:
     """The rows of each step.
+
+    Args:
+      problems: of the stage; source "answers" learns those that come with them.
 
     Raises:
       ValueError: the section is invalid, or no dialogue is left.
     """
     options = dict(settings.examples)
     worked = {name: partial(worked_dialogues, task) for name, task in procedural.TASKS.items()}
-    makers: dict[str, Callable[..., Examples]] = {**worked, "rollouts": stored_rollouts}
+    makers: dict[str, Callable[..., Examples]] = {
+        **worked,
+        "answers": partial(worked_answers, problems),
+        "rollouts": stored_rollouts,
+    }
     source = options.pop("source", "")
     if source not in makers:
         raise ValueError(f"examples.source is {source!r}; choose one of {', '.join(makers)}")
@@ -91,6 +102,76 @@ def worked_dialogues(
         return encoder.worked(dialogues, encoder.row_length(settings.sampling.row_limit))
 
     return make
+
+
+def worked_answers(
+    problems: Sequence[Problem],
+    settings: Settings,
+    encoder: Encoder,
+    _: Path,
+    *,
+    close: bool = True,
+) -> Examples:
+    """The problems' own answers as first attempts, in a new order in each epoch.
+
+    An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
+    without a worked answer it is the latter alone. Answers that are too long for a turn are
+    left out if data.skip_long is set.
+
+    Args:
+      close: whether the gold answer follows a worked one.
+
+    Raises:
+      TooLong: an answer is too long, and data.skip_long is not set.
+      ValueError: close is no bool, or no answer is short enough.
+    """
+    if not isinstance(close, bool):
+        raise ValueError(f"examples.close is {close!r}; set True or False")
+    length = encoder.row_length(settings.sampling.row_limit)
+    dialogues = [
+        WorkedDialogue(problem, ((Part(answer_text(encoder.task(problem), problem, close)),),))
+        for problem in problems
+    ]
+    if dict(settings.data).get("skip_long"):
+        short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length)]
+        if left := len(dialogues) - len(short):
+            processes.log(
+                f"[{settings.name}] {left} of {len(dialogues)} answers are too long for "
+                f"sampling.turn_limit {settings.sampling.turn_limit} and are left out"
+            )
+        dialogues = short
+    if not dialogues:
+        raise ValueError(
+            f"sampling.turn_limit is {settings.sampling.turn_limit}; every answer is longer: "
+            "raise it"
+        )
+    stream = Stream(dialogues, batch=settings.batch, seed=settings.seed)
+
+    def make(step: int) -> Episodes:
+        stream.position = step
+        return encoder.worked(stream.next()[2], length)
+
+    return make
+
+
+def answer_text(task: Task, problem: Problem, close: bool) -> str:
+    """The text that a problem's answer is learnt as."""
+    gold = task.gold_response(problem) if task.gold_response else problem.answer
+    parts = [problem.worked.strip(), gold if close or not problem.worked.strip() else ""]
+    if not any(parts):
+        raise ValueError(
+            f"problem {problem.id!r} has no answer to learn; give its field answer, or worked"
+        )
+    return "\n".join(filter(None, parts))
+
+
+def fits(encoder: Encoder, dialogue: WorkedDialogue, length: int) -> bool:
+    """Whether a dialogue has room in a row."""
+    try:
+        encoder.worked([dialogue], length)
+    except TooLong:
+        return False
+    return True
 
 
 def stored_rollouts(

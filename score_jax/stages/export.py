@@ -10,16 +10,42 @@ from typing import Literal
 from score_jax.distributed import processes
 from score_jax.model.weights import export, load, peft
 from score_jax.report import model_card
-from score_jax.stages.handoff import LoadedPolicy, StageConfig, describe_policy, load_policy
+from score_jax.report.json_files import read_json, write_json
+from score_jax.stages.handoff import (
+    LoadedPolicy,
+    StageConfig,
+    describe_policy,
+    export_folder,
+    load_policy,
+    open_checkpoints,
+    selected_step,
+)
 from score_jax.tasks import registry
 from score_jax.text import hub
+
+RECORD = "export.json"  # beside the folder: which policy it holds
+
+
+def export_base(stage: StageConfig, workdir: Path) -> None:
+    """Exports a finished stage that is the base model of later ones, unless that is done."""
+    folder = workdir / stage.settings.name
+    with open_checkpoints(stage.settings, folder) as checkpoints:
+        step = selected_step(stage.settings, checkpoints)
+        assert step is not None, "the stage is finished"
+        record = {"step": step, "checksum": checkpoints.extra(step)["fingerprint"]}
+    if processes.broadcast_from_first(read_json(folder / RECORD)) == record:
+        return
+    export_stage(stage, workdir)
+    if processes.is_first():
+        write_json(folder / RECORD, record)
+    processes.barrier()  # the others read the folder next
 
 
 def export_stage(stage: StageConfig, workdir: Path) -> None:
     """Writes a stage's policy as a Hugging Face model folder, and its adapter as a PEFT folder."""
     loaded = load_policy(stage, workdir)
     settings, config = stage.settings, loaded.programs.decoder.config
-    folder = workdir / settings.name / "export"
+    folder = export_folder(workdir, settings.name)
     export.export(loaded.params, config, loaded.programs.chat, folder)
     finish(loaded, folder, workdir, "transformers")
     processes.log(f"exported {describe_policy(loaded)}: {folder}")

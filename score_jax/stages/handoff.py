@@ -5,7 +5,7 @@ reset (the optimizer) and what is kept (the base model as the reference).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from score_jax.stages import identity, rollouts
 from score_jax.stages.build import StagePrograms, build, load_reference
 from score_jax.stages.checkpoint import Checkpoints, StorageError
 from score_jax.stages.collect import missing_steps
+from score_jax.stages.methods import named_stage
 from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
@@ -46,6 +47,21 @@ class StageConfig:
     settings: Settings
     config: ConfigDict
     parent: "StageConfig | None" = None  # that it starts from; None: the base model
+
+
+def export_folder(workdir: Path, stage: str) -> Path:
+    """Where a stage's whole model is exported to."""
+    return workdir / stage / "export"
+
+
+def on_its_base(stage: StageConfig, workdir: Path) -> StageConfig:
+    """The stage, and those that it starts from, with the folder of a base model of this run."""
+    parent = None if stage.parent is None else on_its_base(stage.parent, workdir)
+    settings = stage.settings
+    if name := named_stage(settings.weights.source):
+        weights = replace(settings.weights, source=str(export_folder(workdir, name)))
+        settings = replace(settings, weights=weights)
+    return replace(stage, settings=settings, parent=parent)
 
 
 def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
@@ -273,6 +289,7 @@ def load_policy(stage: StageConfig, workdir: Path) -> LoadedPolicy:
       ValueError: config or base model differ from those that the stage was trained with.
       StorageError: the checkpoint can't be read.
     """
+    stage = on_its_base(stage, workdir)
     settings = stage.settings
     folder = workdir / settings.name
     check_folder(stage, folder, policy_only=True)

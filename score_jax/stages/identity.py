@@ -47,7 +47,7 @@ def fingerprints(
       ValueError: hosts have different contents under the same names.
     """
     return policy_fingerprints(programs, reference) | check_hosts_agree(
-        {"data": fingerprint_problems(problems)}
+        {"data": fingerprint_problems(problems, worked=learns_answers(programs.settings))}
     )
 
 
@@ -100,13 +100,24 @@ def fingerprint_shape(config: ModelConfig) -> str:
     return digest(json.dumps(values, sort_keys=True).encode())
 
 
-def fingerprint_problems(problems: Sequence[Problem]) -> str:
-    """Count and fingerprint of problems: prompts, answers, tests and ids, in their order."""
+def learns_answers(settings: Settings) -> bool:
+    """Whether a stage is trained on the answers that come with its problems."""
+    return settings.program == "supervised" and dict(settings.examples).get("source") == "answers"
+
+
+def fingerprint_problems(problems: Sequence[Problem], *, worked: bool = False) -> str:
+    """Count and fingerprint of problems: prompts, answers, tests and ids, in their order.
+
+    Args:
+      worked: worked answers count too.
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(Problem)}
     hasher = hashlib.sha256()
     for problem in problems:
         contents = problem.contents().items()
         values = {name: value for name, value in contents if value != defaults[name]}
+        if worked:
+            values["worked"] = problem.worked
         hasher.update(json.dumps(values, sort_keys=True).encode() + b"\n")
     return f"{len(problems)} by {hasher.hexdigest()[:32]}"
 

@@ -12,10 +12,12 @@ the base model, or from a named one; where a name is an entry's, it means that e
 run. SCoRe's own chain may be written so too, or by `config.parent` (configs/stage2.py).
 
 An entry's `share` is its part of the shared `steps`; `data.first_attempts = "stage:collect"`
-gives it the first attempts of the rollouts that another entry has collected.
+gives it the first attempts of the rollouts that another entry has collected. With
+`weights.source = "stage:NAME"` what another entry has trained is its base model, and so its
+reference.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,7 +25,8 @@ from ml_collections import ConfigDict
 LIST_FIELDS = ("stages", "rounds")  # of a method; no stage has them
 OPEN_SECTIONS = (["examples"], ["data"])  # hold arguments; whoever takes them knows their names
 REFERENCES = ("start", "examples.stage")  # fields that name a stage
-FIRST_ATTEMPTS, OF_STAGE = "data.first_attempts", "stage:"  # a path, or this and a stage's name
+OF_STAGE = "stage:"  # and a stage's name, in place of a path
+PATHS = ("data.first_attempts", "weights.source")  # what a stage has collected; has trained
 
 
 def is_method(config: Any) -> bool:
@@ -59,8 +62,9 @@ def expand(config: Any, overrides: Mapping[str, Any]) -> list[tuple[Any, str]]:
             for reference in REFERENCES:
                 if reference in values:
                     values[reference] = latest.get(values[reference], values[reference])
-            if collected := collecting_stage(values.get(FIRST_ATTEMPTS, "")):
-                values[FIRST_ATTEMPTS] = OF_STAGE + latest.get(collected, collected)
+            for path in PATHS:
+                if of := named_stage(values.get(path, "")):
+                    values[path] = OF_STAGE + latest.get(of, of)
             stage: Any = stage_config(config, values, overrides, field)
             known = {"": trained, "previous": trained, "base": ""}
             start = known.get(str(stage.start), str(stage.start))
@@ -69,6 +73,7 @@ def expand(config: Any, overrides: Mapping[str, Any]) -> list[tuple[Any, str]]:
                     f"{field}.start is {stage.start!r}; set 'previous', 'base' or the name of a "
                     "stage before it that trains"
                 )
+            check_base(stage, [s for s, _ in found], start, field)
             found.append((stage, start))
             latest[entry] = name
             trained = name if stage.program != "collect" else trained
@@ -78,9 +83,32 @@ def expand(config: Any, overrides: Mapping[str, Any]) -> list[tuple[Any, str]]:
     return found
 
 
-def collecting_stage(first_attempts: str) -> str:
-    """The stage whose rollouts hold the first attempts; "": they stand in a file, or nowhere."""
-    return first_attempts.removeprefix(OF_STAGE) if first_attempts.startswith(OF_STAGE) else ""
+def named_stage(path: str) -> str:
+    """The stage that a field of PATHS names; "": it is a path, or empty."""
+    return path.removeprefix(OF_STAGE) if path.startswith(OF_STAGE) else ""
+
+
+def check_base(stage: Any, before: Sequence[Any], start: str, field: str) -> None:
+    """Checks that a stage's base model is known when it begins, and its start has the same one.
+
+    Args:
+      before: the configs of the stages before it.
+      start: name of the stage that it starts from; "": the base model.
+
+    Raises:
+      ValueError: no stage before it trains under that name, or its start has another base model.
+    """
+    source = stage.weights.source
+    trained = {other.name: other.weights.source for other in before if other.program != "collect"}
+    if (of := named_stage(source)) and of not in trained:
+        raise ValueError(
+            f"{field} has the weights.source {source!r}; name a stage before it that trains"
+        )
+    if start and trained[start] != source and OF_STAGE in (source + trained[start]):
+        raise ValueError(
+            f"{field} has the weights.source {source!r}, but it starts from {start!r}, whose base "
+            f"model is {trained[start]!r}; set start to 'base', or weights.source alike"
+        )
 
 
 def stage_config(

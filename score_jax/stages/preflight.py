@@ -62,9 +62,6 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
       ValueError: the stage can't finish with this config; the message says what to change.
     """
     programs = build(settings)
-    if settings.program == "supervised":
-        encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, {})
-        examples.load(settings, encoder, workdir)
     checked = CheckedStage(
         programs=programs,
         training=select_and_log(programs, training_spec(settings), workdir),
@@ -78,6 +75,9 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
         },
     )
     trained = checked.training.tasks
+    if settings.program == "supervised":
+        encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, trained)
+        examples.load(settings, encoder, workdir, checked.training.problems)
     check_lengths(programs, trained, checked.evaluation.tasks)
     for name, own in settings.measured_sets.items():
         check_lengths(

@@ -5,15 +5,16 @@ lists its stages (`config.stages`, stages.methods).
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from score_jax.stages.handoff import StageConfig
-from score_jax.stages.methods import expand, is_method
-from score_jax.stages.settings import parse
+from score_jax.stages.methods import expand, is_method, named_stage
+from score_jax.stages.settings import Settings, parse
 
 # Overrides of these fields on the command line apply to the parent stages as well: they define
 # what is trained and measured, not how one stage is trained.
@@ -113,6 +114,18 @@ def make_stage(config: ConfigDict, parent: StageConfig | None) -> StageConfig:
     if parent is not None:
         check_adapters(parent, stage)
     return stage
+
+
+def planned(stages: Sequence[StageConfig]) -> Settings:
+    """The last stage's settings; for what another one trains, the weights that that begins with.
+
+    They have the same shape, and planning and measuring need no more.
+    """
+    settings = stages[-1].settings
+    sources = {stage.settings.name: stage.settings.weights for stage in stages}
+    while name := named_stage(settings.weights.source):
+        settings = replace(settings, weights=sources[name])
+    return settings
 
 
 def check_adapters(parent: StageConfig, stage: StageConfig) -> None:

@@ -28,7 +28,8 @@ class WeightsConfig:
     """Source of the base model, which is also the reference."""
 
     source: str = (
-        "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name[@revision]
+        "embedded"  # "embedded", "random", a folder, a .gguf file, hub:org/name[@revision];
+        # stage:NAME in a list of stages: what that one has trained
     )
     adapter: str = ""  # a PEFT folder or hub:org/name, added to the weights; "": none
 

@@ -31,7 +31,7 @@ def load(programs, *, steps=10, seed=0, batch=4, **options):
     own = tuple(({"source": "equations"} | options).items())
     fields = {"steps": steps, "seed": seed, "batch": batch, "examples": own}
     settings = dataclasses.replace(programs.settings, **fields)
-    return examples.load(settings, encoder_of(programs), None)
+    return examples.load(settings, encoder_of(programs), None, ())
 
 
 def encoder_of(programs):
@@ -88,7 +88,7 @@ def test_the_source_names_the_task_whose_dialogues_are_made():
     tasks = {"receipts": registry.get("receipts")}
     settings = dataclasses.replace(programs.settings, batch=4)
     encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, tasks)
-    rows = examples.load(settings, encoder, Path())(0)
+    rows = examples.load(settings, encoder, Path(), ())(0)
     made = receipts.dialogues(np.random.default_rng([0, 0]), 4, careful=0.25, right=0.25)
     for row, own, worked in zip(rows.tokens, rows.turn, made, strict=True):
         for number, parts in enumerate(worked.attempts, 1):
@@ -164,7 +164,7 @@ def stored(programs, workdir, *, batch=4, seed=0, trained=(), weights=None, **op
         )
     own = {name: value for name, value in own.items() if value is not None}
     settings = dataclasses.replace(settings, examples=tuple(own.items()), **fields)
-    return examples.load(settings, encoder_of(programs), workdir)
+    return examples.load(settings, encoder_of(programs), workdir, ())
 
 
 def draws(make, steps):

@@ -1,0 +1,55 @@
+"""SCoRe on a base model that seldom answers in the task's form: first it learns the form.
+
+Run:     python -m score_jax.main --config=configs/warm_up.py:PRESET
+         PRESET of a published model in configs/presets.py, such as smollm2_135m_brief
+Gives:   warm_up, stage1 and stage2 in the workdir; warm_up/export is the base model of the two.
+Cost:    smollm2_135m_brief (two steps a stage): not timed. All others: not run.
+Expect:  unknown: not run to an end with any published model.
+
+The warm-up is fine-tuning on one turn: each training problem with its worked answer
+(data.fields.worked; the named formats math and gsm8k have it), closed by the gold answer in the
+form that the task's grader reads. Its policy is then the base model, so that both stages' KL is
+measured against what already answers in form. Rows that answer as they should make it needless:
+see verdict/unparsable of the base model's evaluation before (docs/guide.md).
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import methods, presets
+
+WARM_UP = {
+    "name": "warm_up",
+    "program": "supervised",
+    "share": 1 / 4,
+    "batch": 256,  # dialogues; see methods.for_preset
+    "objective.reward_weights": (1.0,),  # one turn
+    "objective.beta": (0.0,),
+    "examples.source": "answers",
+    "optimizer.learning_rate": methods.SUPERVISED_RATE,
+    "checkpoint.select": "last",
+}
+ON_IT = {"weights.source": "stage:warm_up"}
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """A warm-up, then both stages on it.
+
+    Raises:
+      ValueError: there is no such preset, or it is an embedded task.
+    """
+    if preset in ("", *presets.EMBEDDED):
+        raise ValueError(
+            f"the preset of configs/warm_up.py is {preset!r}; choose a published model of "
+            "configs/presets.py: the embedded ones answer in form"
+        )
+    config: Any = methods.shared(preset)
+    config.name = "warm_up"
+    stages = (
+        WARM_UP,
+        methods.STAGE1 | ON_IT | {"start": "base"},
+        methods.STAGE2 | ON_IT,
+    )
+    config.stages = methods.for_preset({"stages": stages}, preset)["stages"]
+    return config

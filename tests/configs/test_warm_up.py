@@ -1,0 +1,29 @@
+"""The config of a warm-up and both stages on it."""
+
+import pytest
+
+from configs import presets, warm_up
+from score_jax.stages.resolve import resolve_stages
+
+
+@pytest.mark.parametrize("preset", ["smollm2_135m_brief", "qwen25_0p5b_math"])
+def test_a_warm_up_comes_first_and_is_the_base_of_both_stages(preset):
+    stages = resolve_stages(warm_up.get_config(preset), {})
+    warm, one, two = (stage.settings for stage in stages)
+    assert [s.name for s in (warm, one, two)] == ["warm_up", "stage1", "stage2"]
+    assert (warm.program, warm.plan.turns, dict(warm.examples)["source"]) == (
+        "supervised", 1, "answers"
+    )  # fmt: skip
+    assert one.weights.source == two.weights.source == "stage:warm_up" != warm.weights.source
+    assert [stage.parent and stage.parent.settings.name for stage in stages] == [
+        None, None, "stage1"
+    ]  # fmt: skip
+    assert one.objective.beta == presets.STAGE1_BETAS[presets.split(preset)[1]]
+    assert (one.steps, two.steps, warm.steps) == (one.steps, one.steps, max(1, one.steps // 2))
+    assert warm.batch == one.batch * one.sampling.group_size  # dialogues a step
+
+
+@pytest.mark.parametrize("preset", ["", "receipts", "none"])
+def test_an_embedded_task_needs_none(preset):
+    with pytest.raises(ValueError, match=r"preset (of configs/warm_up.py )?is '" + preset):
+        warm_up.get_config(preset)

@@ -1,0 +1,190 @@
+"""A supervised stage whose policy is the base model, and so the reference, of later ones."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from score_jax.data import sources
+from score_jax.rl.dialogue import TooLong
+from score_jax.stages import examples
+from score_jax.stages.build import build, load_reference
+from score_jax.stages.handoff import load_policy, on_its_base
+from score_jax.stages.identity import fingerprint_problems
+from score_jax.stages.resolve import planned, resolve_stages
+from score_jax.tasks import registry
+from tests.stage_configs import stages, train
+from tests.tiny_stages import get_config, lines
+
+WARM_UP = {
+    "name": "warm_up",
+    "program": "supervised",
+    "steps": 4,
+    "batch": 8,
+    "examples.source": "answers",
+    "objective.reward_weights": (1.0,),
+    "objective.beta": (0.0,),
+    "learner.weight_noise": 0.0,
+    "checkpoint.select": "last",
+}
+ON_IT = {"weights.source": "stage:warm_up", "steps": 2}
+FIRST = {"name": "one", "start": "base", **ON_IT}
+SECOND = {"name": "two", **ON_IT}
+CHAIN = {"stages": (WARM_UP, FIRST, SECOND), "evaluation__samples": 0}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, cache):
+    """A warm-up and two stages of RL on it."""
+    folder = tmp_path_factory.mktemp("warm")
+    train(folder, **CHAIN)
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_what_is_warmed_up_is_the_reference_of_both_stages(workdir):
+    warm, _, last = stages(**CHAIN)
+    learnt = load_policy(warm, workdir).params
+    raw = load_reference(build(warm.settings))
+    reference = load_policy(last, workdir).reference
+    jax.tree.map(np.testing.assert_array_equal, reference, learnt)
+    assert max(
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (raw, learnt)), strict=True)
+    )
+    one, two = (read(workdir / name / "identity.json") for name in ("one", "two"))
+    assert one["fingerprints"]["weights"] == two["fingerprints"]["weights"]
+    assert one["sources"]["weights.source"] == str(workdir / "warm_up/export")
+    first = lines(workdir / "one/metrics.jsonl")[0]
+    assert first["kl/turn1"] == pytest.approx(0, abs=1e-6)  # of the step before any update
+
+
+def test_the_base_model_of_the_later_stages_measures_as_the_warmed_up_one(workdir):
+    warm, one = (read(workdir / name / "evaluation.json")["models"] for name in ("warm_up", "one"))
+    assert one["base"]["greedy"] == warm["warm_up"]["greedy"]
+
+
+def test_a_finished_chain_exports_nothing_again_and_another_warm_up_is_refused(workdir, capsys):
+    weights = workdir / "warm_up/export/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    train(workdir, **CHAIN)
+    shown = capsys.readouterr().out
+    assert "exported" not in shown and shown.count("already finished") == 3
+    assert weights.stat().st_mtime_ns == before
+    record = workdir / "warm_up/export.json"
+    kept = record.read_text()
+    record.unlink()  # as if the run had been stopped here
+    train(workdir, **CHAIN)
+    assert "exported warm_up at step 4" in capsys.readouterr().out and record.read_text() == kept
+
+
+def test_a_base_model_that_is_not_trained_yet_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"one/?.*warm_up/export'; no such file or folder"):
+        train(tmp_path / "one", mode="evaluate", **CHAIN)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ((FIRST,), r"stages\[0\] has the weights.source 'stage:warm_up'; name a stage before it"),
+        (
+            (WARM_UP, FIRST | {"start": "previous"}),
+            r"it starts from 'warm_up', whose base .*'random'",
+        ),
+        (
+            (WARM_UP, FIRST, {"name": "two"}),
+            r"'random', but it starts from 'one', whose base model is",
+        ),
+    ],
+)
+def test_a_start_with_another_base_model_is_refused(entries, message):
+    with pytest.raises(ValueError, match=message):
+        stages(stages=entries)
+
+
+def test_a_name_means_the_entrys_latest_run():
+    config = get_config()
+    config.stages, config.rounds = (WARM_UP | {"start": "base"}, FIRST), 2
+    found = {s.settings.name: s.settings.weights.source for s in resolve_stages(config, {})}
+    assert found == {
+        "warm_up_1": "random",
+        "one_1": "stage:warm_up_1",
+        "warm_up_2": "random",
+        "one_2": "stage:warm_up_2",
+    }
+
+
+def test_plans_take_the_weights_that_the_warm_up_begins_with():
+    found = stages(**CHAIN)
+    assert planned(found).weights == found[0].settings.weights
+    assert planned(found).name == "two" and planned(found[:1]) is found[0].settings
+    assert on_its_base(found[0], None) == found[0]
+
+
+def load(problems, *, limit=20, skip_long=False, **options):
+    """The rows of the answers to problems, and what encodes them."""
+    settings = stages(stages=(WARM_UP,), task="equations", sampling__turn_limit=limit)[0].settings
+    data = dict(settings.data) | {"skip_long": skip_long}
+    own = {"source": "answers", **options}
+    settings = dataclasses.replace(
+        settings, data=tuple(sorted(data.items())), examples=tuple(sorted(own.items())), batch=2
+    )
+    programs = build(settings)
+    encoder = programs.encoder(settings.plan, 12, {"": registry.get("equations")})
+    return examples.load(settings, encoder, None, problems), programs
+
+
+def taught(rows, programs):
+    """The texts that carry loss."""
+    return [
+        programs.chat.decode([t for t in row[mask].tolist() if t not in programs.chat.stops])
+        for row, mask in zip(rows.tokens, rows.trained, strict=True)
+    ]
+
+
+def problems(*worked):
+    known = sources.load(source="procedural", split="train", count=len(worked))
+    return [dataclasses.replace(p, worked=w) for p, w in zip(known, worked, strict=True)]
+
+
+def test_the_rows_are_the_worked_answers_closed_by_the_gold_ones():
+    asked = problems("", "2x=4", "x=1")
+    make, programs = load(asked)
+    found = [text for step in range(3) for text in taught(make(step), programs)]  # two epochs
+    gold = [p.answer for p in asked]
+    expected = [gold[0], f"2x=4\n{gold[1]}", f"x=1\n{gold[2]}"]
+    encode = programs.chat.encode_plain
+    wanted = sorted(programs.chat.decode(encode(text)) for text in expected)
+    assert sorted(found[:3]) == wanted == sorted(found[3:])
+    rows = make(0)
+    assert not any(np.any(leaf) for leaf in (rows.sampled, rows.logprobs)) and set(
+        rows.turn.flat
+    ) == {0, 1}
+    open_end, programs = load(asked, close=False)
+    ends = [text for step in range(3) for text in taught(open_end(step), programs)]
+    assert sorted(ends[:3]) == sorted([gold[0], "2x=4", "x=1"])
+
+
+def test_answers_that_are_too_long_stop_the_run_or_are_left_out(capsys):
+    asked = problems("", "2x=4", "2x=4" * 9)
+    with pytest.raises(TooLong, match=r"problem .* has \d+ tokens"):
+        load(asked)[0](0), load(asked)[0](1)
+    make, programs = load(asked, skip_long=True)
+    assert "1 of 3 answers are too long for sampling.turn_limit 20" in capsys.readouterr().out
+    found = {text for step in range(4) for text in taught(make(step), programs)}
+    assert len(found) == 2
+    with pytest.raises(ValueError, match=r"turn_limit is 1; every answer is longer: raise it"):
+        load(asked, limit=1, skip_long=True)
+    with pytest.raises(ValueError, match=r"examples.close is 1; set True or False"):
+        load(asked, close=1)
+
+
+def test_other_worked_answers_are_other_data_for_the_warm_up_alone():
+    one, other = problems("2x=4"), problems("2x=6")
+    assert fingerprint_problems(one) == fingerprint_problems(other)
+    assert fingerprint_problems(one, worked=True) != fingerprint_problems(other, worked=True)
+    assert "2x=4" not in registry.get("equations").ask(one[0])
