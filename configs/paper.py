@@ -24,7 +24,6 @@ from configs import methods
 
 MAIN = ("self_refine", "star_plus", "pair_sft", "single_turn", "multi_turn", "score")
 LONGER = ("score_longer", "multi_turn_longer")  # whether a lead lasts is a question of its own
-SEEDS: dict[str, int] = {name: 5 for name in MAIN} | {name: 3 for name in LONGER}  # else 1
 AGAINST = "multi_turn"  # the method that all are compared with, problem by problem
 
 
@@ -40,7 +39,8 @@ def get_config(preset: str = "") -> ConfigDict:
             "methods": ConfigDict(
                 {
                     name: ConfigDict(
-                        methods.for_preset(method, preset) | {"seeds": SEEDS.get(name, 1)}
+                        methods.for_preset(method, preset)
+                        | {"seeds": 5 if name in MAIN else 3 if name in LONGER else 1}
                     )
                     for name, method in methods.METHODS.items()
                 }

@@ -6,13 +6,15 @@ from score_jax.data import rows
 def test_math_takes_the_last_box_of_the_solution():
     row = {"problem": "p", "solution": r"\boxed{1} so $\boxed{\frac{1}{2}}$.", "answer": "damaged"}
     assert rows.math(row, "x").answer == r"\frac{1}{2}"
+    assert rows.math(row, "x").worked == row["solution"]
     with pytest.raises(ValueError, match="MATH row x"):
         rows.math({"problem": "p", "solution": "none"}, "x")
 
 
 def test_gsm8k_takes_what_follows_the_mark():
-    row = {"question": "q", "answer": "so 1,000\n#### 1,000"}
+    row = {"question": "q", "answer": "so 10*100=<<10*100=1000>>1,000\n#### 1,000"}
     assert rows.gsm8k(row, "x").answer == "1,000"
+    assert rows.gsm8k(row, "x").worked == "so 10*100=1,000"
     with pytest.raises(ValueError, match="GSM8K row x"):
         rows.gsm8k({"question": "q", "answer": "7"}, "x")
 

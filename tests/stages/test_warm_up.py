@@ -183,6 +183,13 @@ def test_answers_that_are_too_long_stop_the_run_or_are_left_out(capsys):
         load(asked, close=1)
 
 
+def test_a_file_names_the_field_of_its_worked_answers(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "2x=4", "answer": "x=2", "steps": "so 2*2=4"}\n')
+    (problem,) = sources.load(source="jsonl", path=str(path), fields={"worked": "steps"})
+    assert problem.worked == "so 2*2=4" and problem.answer == "x=2"
+
+
 def test_other_worked_answers_are_other_data_for_the_warm_up_alone():
     one, other = problems("2x=4"), problems("2x=6")
     assert fingerprint_problems(one) == fingerprint_problems(other)
