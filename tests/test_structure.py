@@ -97,7 +97,7 @@ def test_nothing_silences_a_linter(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_broad_excepts_stand_in_three_named_places_only(name):
+def test_broad_excepts_stand_in_four_named_places_only(name):
     def broad(handler):
         names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
         return bool(names & {"Exception", "BaseException"})
@@ -107,8 +107,9 @@ def test_broad_excepts_stand_in_three_named_places_only(name):
     if name not in (
         "tasks.grading.worker",
         "tasks.sandbox.runner",
-        "stages.checkpoint",
-    ):  # Orbax raises Exception
+        "stages.checkpoint",  # Orbax raises Exception
+        "text.hub",  # the client lets its transport's errors through
+    ):
         assert not [node.lineno for node in handlers if broad(node)]
 
 

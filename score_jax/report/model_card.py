@@ -32,23 +32,28 @@ def write(
       library: that opens the folder.
     """
     own = workdir / stage
-    sources = (read_json(own / "identity.json") or {}).get("sources", {})
+    sources = sources_of(own)
     run = read_json(workdir / "run.json") or {}
+    names = run.get("stages", [stage])
     evaluation = measured(read_json(own / "evaluation.json") or {}, stage, step)
-    base = str(sources.get("weights.source", ""))
+    base, adapter, between = first_base(sources)
     facts = {
-        "stages": ", ".join(map(stage_label, run.get("stages", (stage,)))),
-        "checkpoint": f"step {step} of {stage_label(stage)}",
+        "stages": ", ".join(map(stage_label, names[: names.index(stage) + 1]))
+        if stage in names
+        else "",
+        "checkpoint": f"step {step} of {stage_label(stage)}" if step else "",
         "base model": code(base),
-        "adapter added to it": code(sources.get("weights.adapter", "")),
+        "adapter added to it": code(adapter),
+        "fine-tuned first": ", ".join(between),
         "problems": code(sources.get("data", "")),
         "measured on": code(evaluation.get("data", "")),
         "seed": str((read_json(own / "config.json") or {}).get("seed", "")),
         "config": code(run.get("config", "")),
-        "command": code(run.get("command", "")),
+        "last command of the run": code(run.get("command", "")),
         "commit of score_jax": code(run.get("commit", "")),
     }
     text = template("card.md.j2").render(
+        step=step,
         title=f"{workdir.resolve().name}: {stage_label(stage)}",
         library=library,
         license=license,
@@ -61,6 +66,24 @@ def write(
         instructions=instructions,
     )
     (folder / NAME).write_text(text, encoding="utf-8")
+
+
+def sources_of(folder: Path) -> dict[str, Any]:
+    """Where a stage's weights, tokenizer and problems came from, as its identity.json says."""
+    return (read_json(folder / "identity.json") or {}).get("sources", {})
+
+
+def first_base(sources: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+    """The weights that all began with, the adapter added to them, and what a run made of them.
+
+    A base model that another stage of a run has trained (weights.step) was made from one, too.
+    """
+    between: list[str] = []
+    while "weights.step" in sources:
+        folder = Path(sources["weights.source"]).parent
+        between.insert(0, f"{folder.name}, step {sources['weights.step']}")
+        sources = sources_of(folder)
+    return str(sources.get("weights.source", "")), sources.get("weights.adapter", ""), between
 
 
 def measured(evaluation: Mapping[str, Any], stage: str, step: int) -> Mapping[str, Any]:

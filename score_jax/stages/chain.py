@@ -23,12 +23,13 @@ from score_jax.stages.build import StagePrograms, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.collect import collect
 from score_jax.stages.compilation import Compilations
-from score_jax.stages.export import export_base, export_stage
+from score_jax.stages.export import check_exportable, export_base, export_stage
 from score_jax.stages.handoff import (
     StageConfig,
     check_contents,
     check_folder,
     config_fields,
+    describe_other_base,
     describe_policy,
     describe_stale,
     draws_before,
@@ -38,6 +39,7 @@ from score_jax.stages.handoff import (
     load_parent_policy,
     load_policy,
     on_its_base,
+    on_present_base,
     open_checkpoints,
 )
 from score_jax.stages.log import Log
@@ -93,7 +95,7 @@ def run_mode(
     record = describe_run(stages, config, command)
     if processes.is_first():
         write_json(workdir / "run.json", record)
-    last = on_its_base(stages[-1], workdir)
+    last = stages[-1]
     watchdog = watchdog or Watchdog()
     with stop_on_signals() as request:
         if mode == "train":
@@ -159,17 +161,23 @@ def train_chain(
       measured: a folder whose evaluation.json may have the base model's measurements.
     """
     stages = [with_collected(on_its_base(stage, workdir), workdir) for stage in stages]
-    early = [stage for stage in stages if not waits(stage, stages, workdir)]
-    checked = check_stages(early, workdir, watchdog)
-    counts = {name: stage.counts() for name, stage in checked.items()}
-    if processes.is_first():
-        write_json(workdir / "run.json", {**record, "problems": counts})
-    for stage in stages:
-        if stage not in early:
-            checked |= check_stages([stage], workdir, watchdog)
+    waiting, counts = stages, {}
+    checked: dict[str, CheckedStage] = {}
+    for number, stage in enumerate(stages):
+        left = stages[number:]  # a stage that waits for one of them is checked later
+        ready = [other for other in waiting if not waits(other, left, workdir)]
+        waiting = [other for other in waiting if other not in ready]
+        is_base = any(is_base_of(stage, other, workdir) for other in left)
+        found = check_stages(ready, workdir, watchdog)
+        checked |= found
+        counts |= {name: one.counts() for name, one in found.items()}
+        if ready and processes.is_first():
+            write_json(workdir / "run.json", {**record, "problems": counts})
         own = checked.pop(stage.settings.name, None)
+        if own is not None and is_base:
+            check_exportable(own.programs)
         run_stage(stage, own, workdir, request, watchdog, measured=measured)
-        if any(is_base_of(stage, later, workdir) for later in stages):
+        if is_base:
             export_base(stage, workdir)
 
 
@@ -184,16 +192,19 @@ def with_collected(stage: StageConfig, workdir: Path) -> StageConfig:
 
 
 def waits(stage: StageConfig, stages: Sequence[StageConfig], workdir: Path) -> bool:
-    """Whether a stage needs what one of `stages` still has to make: first attempts, or weights."""
+    """Whether a stage needs what one of `stages` still has to make: first attempts, or weights.
+
+    Weights are exported after their stage is finished, so that they count as still to be made.
+    """
     path = dict(stage.settings.data).get("first_attempts", "")
-    for source in stages:
-        name = source.settings.name
-        collected = str(workdir / name / rollouts.NAME) == path
-        if (collected or is_base_of(source, stage, workdir)) and not is_finished(
-            source, workdir / name
-        ):
-            return True
-    return False
+    return any(
+        is_base_of(source, stage, workdir)
+        or (
+            str(workdir / source.settings.name / rollouts.NAME) == path
+            and not is_finished(source, workdir / source.settings.name)
+        )
+        for source in stages
+    )
 
 
 def is_base_of(source: StageConfig, stage: StageConfig, workdir: Path) -> bool:
@@ -218,6 +229,7 @@ def check_stages(
 
 def collecting(stage: StageConfig, workdir: Path) -> StageConfig:
     """The stage that keeps rollouts of another one's policy, for --mode=collect."""
+    stage = on_present_base(stage, workdir)
     name = f"{stage.settings.name}_collected"
     sampling = dataclasses.replace(stage.settings.sampling, redraws=0)
     settings = dataclasses.replace(stage.settings, name=name, program="collect", sampling=sampling)
@@ -255,6 +267,8 @@ def run_stage(
         processes.log(f"[{settings.name}] {note}")
     if checked is None:
         processes.log(f"[{settings.name}] already finished: {folder}")
+        if note := describe_other_base(stage, folder):
+            processes.log(f"[{settings.name}] {note}")
         return
     if collects:
         collect_stage(stage, checked, workdir, request, watchdog)

@@ -25,6 +25,7 @@ from score_jax.distributed import processes
 from score_jax.records import Part, Problem, Task, WorkedDialogue
 from score_jax.rl.dialogue import Encoder, TooLong
 from score_jax.stages import rollouts
+from score_jax.stages.problem_sets import gold_response
 from score_jax.stages.settings import Settings
 from score_jax.types import Episodes
 
@@ -132,20 +133,19 @@ def worked_answers(
         WorkedDialogue(problem, ((Part(answer_text(encoder.task(problem), problem, close)),),))
         for problem in problems
     ]
-    if dict(settings.data).get("skip_long"):
-        short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length)]
-        if left := len(dialogues) - len(short):
-            processes.log(
-                f"[{settings.name}] {left} of {len(dialogues)} answers are too long for "
-                f"sampling.turn_limit {settings.sampling.turn_limit} and are left out"
-            )
-        dialogues = short
-    if not dialogues:
+    skip = bool(dict(settings.data).get("skip_long"))
+    short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length, skip=skip)]
+    if left := len(dialogues) - len(short):
+        processes.log(
+            f"[{settings.name}] {left} of {len(dialogues)} answers are too long for "
+            f"sampling.turn_limit {settings.sampling.turn_limit} and are left out"
+        )
+    if not short:
         raise ValueError(
             f"sampling.turn_limit is {settings.sampling.turn_limit}; every answer is longer: "
             "raise it"
         )
-    stream = Stream(dialogues, batch=settings.batch, seed=settings.seed)
+    stream = Stream(short, batch=settings.batch, seed=settings.seed)
 
     def make(step: int) -> Episodes:
         stream.position = step
@@ -156,7 +156,7 @@ def worked_answers(
 
 def answer_text(task: Task, problem: Problem, close: bool) -> str:
     """The text that a problem's answer is learnt as."""
-    gold = task.gold_response(problem) if task.gold_response else problem.answer
+    gold = gold_response(task, problem)
     parts = [problem.worked.strip(), gold if close or not problem.worked.strip() else ""]
     if not any(parts):
         raise ValueError(
@@ -165,11 +165,13 @@ def answer_text(task: Task, problem: Problem, close: bool) -> str:
     return "\n".join(filter(None, parts))
 
 
-def fits(encoder: Encoder, dialogue: WorkedDialogue, length: int) -> bool:
-    """Whether a dialogue has room in a row."""
+def fits(encoder: Encoder, dialogue: WorkedDialogue, length: int, *, skip: bool) -> bool:
+    """Whether a dialogue has room in a row; without `skip` TooLong is raised where it has not."""
     try:
         encoder.worked([dialogue], length)
     except TooLong:
+        if not skip:
+            raise
         return False
     return True
 

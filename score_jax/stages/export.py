@@ -1,7 +1,8 @@
 """Writes a stage's policy in the folders that other libraries open.
 
 A stage's folder gets export/, the whole model for transformers and vLLM, and, if the stage
-trains an adapter, adapter/, that alone for PEFT. Each has a model card.
+trains an adapter, adapter/, that alone for PEFT. Each has a model card. export.json tells
+which checkpoint they hold.
 """
 
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Literal
 
 from score_jax.distributed import processes
 from score_jax.model.weights import export, load, peft
+from score_jax.model.weights.families import to_hf
 from score_jax.report import model_card
 from score_jax.report.json_files import read_json, write_json
+from score_jax.stages import identity
+from score_jax.stages.build import StagePrograms
 from score_jax.stages.handoff import (
     LoadedPolicy,
     StageConfig,
@@ -23,51 +27,79 @@ from score_jax.stages.handoff import (
 from score_jax.tasks import registry
 from score_jax.text import hub
 
-RECORD = "export.json"  # beside the folder: which policy it holds
+
+def check_exportable(programs: StagePrograms) -> None:
+    """Checks that a stage's model can be exported, before it is trained.
+
+    Raises:
+      ValueError: no config.json can describe it.
+    """
+    config = programs.decoder.config
+    export.check_shape(config, to_hf(config))
 
 
 def export_base(stage: StageConfig, workdir: Path) -> None:
     """Exports a finished stage that is the base model of later ones, unless that is done."""
     folder = workdir / stage.settings.name
     with open_checkpoints(stage.settings, folder) as checkpoints:
-        step = selected_step(stage.settings, checkpoints)
-        assert step is not None, "the stage is finished"
-        record = {"step": step, "checksum": checkpoints.extra(step)["fingerprint"]}
-    if processes.broadcast_from_first(read_json(folder / RECORD)) == record:
-        return
-    export_stage(stage, workdir)
-    if processes.is_first():
-        write_json(folder / RECORD, record)
-    processes.barrier()  # the others read the folder next
+        record = {"step": selected_step(stage.settings, checkpoints)}
+    if processes.broadcast_from_first(read_json(folder / identity.EXPORTED)) != record:
+        write_folders(load_policy(stage, workdir), workdir)
 
 
 def export_stage(stage: StageConfig, workdir: Path) -> None:
-    """Writes a stage's policy as a Hugging Face model folder, and its adapter as a PEFT folder."""
+    """Writes a stage's policy, and uploads it where config.export says so."""
     loaded = load_policy(stage, workdir)
-    settings, config = stage.settings, loaded.programs.decoder.config
+    folders = write_folders(loaded, workdir)
+    settings = loaded.programs.settings
+    if not settings.export.push or not processes.is_first():
+        return
+    for folder in folders:
+        adapter = folder.name == "adapter"
+        if adapter and not hub.is_hub(settings.weights.source):
+            processes.log(
+                f"{folder} is not uploaded: it goes with weights.source "
+                f"{settings.weights.source}, which is on no hub"
+            )
+            continue
+        name = settings.export.push + ("-adapter" if adapter else "")
+        hub.upload(folder, name, "export.push")
+        processes.log(f"uploaded {folder} to {hub.PREFIX}{name}")
+
+
+def write_folders(loaded: LoadedPolicy, workdir: Path) -> list[Path]:
+    """Writes a stage's policy as a Hugging Face folder, and its adapter as a PEFT folder."""
+    settings, config = loaded.programs.settings, loaded.programs.decoder.config
+    own = workdir / settings.name
     folder = export_folder(workdir, settings.name)
+    if processes.is_first():
+        (own / identity.EXPORTED).unlink(missing_ok=True)  # no record beside half a folder
     export.export(loaded.params, config, loaded.programs.chat, folder)
-    finish(loaded, folder, workdir, "transformers")
+    write_card(loaded, folder, workdir, "transformers")
     processes.log(f"exported {describe_policy(loaded)}: {folder}")
-    if settings.lora is None or loaded.trained is None:
-        return
-    if settings.weights.adapter:
-        processes.log(
-            "exported no adapter alone: what it is added to is weights.source with weights.adapter "
-            f"{settings.weights.adapter}, which no PEFT folder can name"
-        )
-        return
-    folder = workdir / settings.name / "adapter"
-    base = load.resolve(settings.weights.source)
-    peft.export_adapter(loaded.trained, settings.lora, config, folder, base=base)
-    finish(loaded, folder, workdir, "peft")
-    processes.log(f"exported its adapter: {folder}")
+    folders = [folder]
+    if settings.lora is not None and loaded.trained is not None:
+        if settings.weights.adapter:
+            processes.log(
+                "exported no adapter alone: what it is added to is weights.source with "
+                f"weights.adapter {settings.weights.adapter}, which no PEFT folder can name"
+            )
+        else:
+            folder, base = own / "adapter", load.resolve(settings.weights.source)
+            peft.export_adapter(loaded.trained, settings.lora, config, folder, base=base)
+            write_card(loaded, folder, workdir, "peft")
+            processes.log(f"exported its adapter: {folder}")
+            folders.append(folder)
+    if processes.is_first():
+        write_json(own / identity.EXPORTED, {"step": loaded.step})
+    processes.barrier()  # the others may read the folders next
+    return folders
 
 
-def finish(
+def write_card(
     loaded: LoadedPolicy, folder: Path, workdir: Path, library: Literal["transformers", "peft"]
 ) -> None:
-    """Adds the model card, and uploads the folder where config.export says so."""
+    """Adds the model card to a folder, on the first host."""
     if not processes.is_first():
         return
     settings, own = loaded.programs.settings, registry.get(loaded.programs.settings.task)
@@ -81,7 +113,3 @@ def finish(
         license=settings.export.license,
         library=library,
     )
-    if settings.export.push:
-        name = settings.export.push + ("-adapter" if library == "peft" else "")
-        hub.upload(folder, name, "export.push")
-        processes.log(f"uploaded {folder} to {hub.PREFIX}{name}")

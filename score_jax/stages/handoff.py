@@ -59,9 +59,27 @@ def on_its_base(stage: StageConfig, workdir: Path) -> StageConfig:
     parent = None if stage.parent is None else on_its_base(stage.parent, workdir)
     settings = stage.settings
     if name := named_stage(settings.weights.source):
-        weights = replace(settings.weights, source=str(export_folder(workdir, name)))
+        # An adapter of the run's base model is in what was trained on it.
+        source = str(export_folder(workdir, name))
+        weights = replace(settings.weights, source=source, adapter="")
         settings = replace(settings, weights=weights)
     return replace(stage, settings=settings, parent=parent)
+
+
+def on_present_base(stage: StageConfig, workdir: Path) -> StageConfig:
+    """`on_its_base`, where the base model has to be there already.
+
+    Raises:
+      ValueError: it is another stage's, and not there.
+    """
+    name, found = named_stage(stage.settings.weights.source), on_its_base(stage, workdir)
+    folder = found.settings.weights.source
+    if name and not processes.broadcast_from_first(Path(folder).exists()):
+        raise ValueError(
+            f"config.weights.source is 'stage:{name}', and {folder} does not exist yet; run the "
+            "same command with --mode=train"
+        )
+    return found
 
 
 def open_checkpoints(settings: Settings, folder: Path) -> Checkpoints:
@@ -286,10 +304,11 @@ def load_policy(stage: StageConfig, workdir: Path) -> LoadedPolicy:
     """Loads a stage's selected checkpoint; unfinished, its newest; without any, the base model.
 
     Raises:
-      ValueError: config or base model differ from those that the stage was trained with.
+      ValueError: config or base model differ from those that the stage was trained with, or the
+        base model is another stage's that is not trained.
       StorageError: the checkpoint can't be read.
     """
-    stage = on_its_base(stage, workdir)
+    stage = on_present_base(stage, workdir)
     settings = stage.settings
     folder = workdir / settings.name
     check_folder(stage, folder, policy_only=True)
@@ -341,4 +360,17 @@ def describe_stale(parent: StageConfig, folder: Path, workdir: Path) -> str:
     return (
         f"stale: it began from step {record['step']} of {parent.settings.name}, which now hands on "
         f"another policy, that of step {step}; to begin from that, delete {folder}"
+    )
+
+
+def describe_other_base(stage: StageConfig, folder: Path) -> str:
+    """A note if a stage was begun with another export of its base model's stage, else ""."""
+    record = processes.broadcast_from_first(read_json(folder / identity.FILE))
+    base = identity.exported_step(stage.settings.weights.source)
+    begun = record and record["sources"].get("weights.step")
+    if begun in (None, base):
+        return ""
+    return (
+        f"stale: its base model {stage.settings.weights.source} was of step {begun}, and is of "
+        f"step {base} now; to begin from that, delete {folder}"
     )

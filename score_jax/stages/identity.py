@@ -35,6 +35,7 @@ PART_SOURCES = {  # part: (config field that names its source, the part in error
     "data": ("data", "problems"),
 }
 POLICY_PARTS = ("weights", "shape", "tokenizer", "stops")  # what a trained policy depends on
+EXPORTED = "export.json"  # in a stage's folder: which checkpoint its export holds
 SALTS = (0, 0x9E3779B9)  # of two 32-bit checksums, which together give 64 bits
 
 
@@ -158,13 +159,20 @@ def sources(settings: Settings) -> dict[str, Any]:
     """The config fields that name sources, with hub names resolved to a commit."""
     weights = resolve(settings.weights.source)
     tokenizer = settings.tokenizer.source
-    adapter = settings.weights.adapter
+    adapter, step = settings.weights.adapter, exported_step(settings.weights.source)
     return {
         "weights.source": weights,
         **({"weights.adapter": resolve(adapter, ADAPTER)} if adapter else {}),
+        **({} if step is None else {"weights.step": step}),
         "tokenizer.source": resolve(tokenizer) if tokenizer else weights,
         "data": data_source(dict(settings.data)),
     }
+
+
+def exported_step(source: str) -> int | None:
+    """The step of a run's checkpoint that was exported to a folder of weights; None: of none."""
+    record = read_json(Path(source).parent / EXPORTED)
+    return None if record is None else record.get("step")
 
 
 def data_source(data: Mapping[str, Any]) -> str:

@@ -104,7 +104,8 @@ def check_base(stage: Any, before: Sequence[Any], start: str, field: str) -> Non
         raise ValueError(
             f"{field} has the weights.source {source!r}; name a stage before it that trains"
         )
-    if start and trained[start] != source and OF_STAGE in (source + trained[start]):
+    different = start and trained[start] != source
+    if different and (named_stage(source) or named_stage(trained[start])):
         raise ValueError(
             f"{field} has the weights.source {source!r}, but it starts from {start!r}, whose base "
             f"model is {trained[start]!r}; set start to 'base', or weights.source alike"
@@ -136,6 +137,8 @@ def stage_config(
             except TypeError as error:
                 raise ValueError(f"{field} has {path!r}; {error}") from error
     own = {path: v for path, v in overrides.items() if path.split(".")[0] not in LIST_FIELDS}
+    if named_stage(values.get("weights.source", "")):  # another model is the first stage's
+        own = {path: value for path, value in own.items() if path.split(".")[0] != "weights"}
     stage.update_from_flattened_dict(own)
     if share is not None:  # of the steps that the command line may have set
         stage.steps = max(1, round(share * stage.steps))

@@ -92,6 +92,11 @@ def resolve_stages(config: Any, overrides: Mapping[str, Any], path: str = "") ->
             raise ValueError(f"config.parent forms a circle: {' -> '.join(names)}")
     stages: list[StageConfig] = []
     for config in configs:
+        if named_stage(config.weights.source):
+            raise ValueError(
+                f"config.weights.source is {config.weights.source!r}, but the config lists no "
+                "stages; name a folder, or see configs/warm_up.py"
+            )
         stages.append(make_stage(config, stages[-1] if stages else None))
     return stages
 
@@ -124,7 +129,7 @@ def planned(stages: Sequence[StageConfig]) -> Settings:
     settings = stages[-1].settings
     sources = {stage.settings.name: stage.settings.weights for stage in stages}
     while name := named_stage(settings.weights.source):
-        settings = replace(settings, weights=sources[name])
+        settings = replace(settings, weights=sources[name])  # its adapter with it
     return settings
 
 

@@ -12,6 +12,7 @@ from score_jax.report.json_files import read_json, write_json
 from score_jax.stages.handoff import StageConfig, config_fields
 
 NAME = "trial.json"
+EMPTY: tuple[Any, ...] = ("", 0, None, [])
 UNSEEN = ("log", "profile", "grading", "alarms", "mesh", "export")  # sections that change no result
 
 
@@ -48,6 +49,8 @@ def check_unchanged(
         new, old = current.get(stage, {}), recorded.get(stage, {})
         section = "config.comparison" if stage == "comparison" else "config"
         for name in sorted(new.keys() | old.keys()):
+            if name not in old and new[name] in EMPTY:
+                continue  # a field that came later, and does nothing
             if new.get(name) != old.get(name):
                 raise ValueError(
                     f"{section}.{name} is {new.get(name)}, but {folder} was begun with "

@@ -61,3 +61,8 @@ def read_json(path: Path) -> dict[str, Any]:
         kind = type(value).__name__
         raise ValueError(f"{path} holds a {kind}; a JSON object is needed, fetch it again")
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -95,7 +95,7 @@ def upload(folder: Path, name: str, field: str) -> None:
         client.upload_folder(repo_id=name, folder_path=folder)
     except ImportError as error:
         raise ValueError(f"{field} is {name!r}; pip install score_jax[hf]") from error
-    except (OSError, ValueError) as error:  # network, name or login
+    except Exception as error:  # network, name or login: the client's errors have no one class
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{field} is {name!r}, to which {folder} cannot be uploaded ({reason}); check name, "

@@ -19,7 +19,7 @@ def test_a_warm_up_comes_first_and_is_the_base_of_both_stages(preset):
         None, None, "stage1"
     ]  # fmt: skip
     assert one.objective.beta == presets.STAGE1_BETAS[presets.split(preset)[1]]
-    assert (one.steps, two.steps, warm.steps) == (one.steps, one.steps, max(1, one.steps // 2))
+    assert one.steps == two.steps and warm.steps == warm_up.STEPS[presets.split(preset)[1]]
     assert warm.batch == one.batch * one.sampling.group_size  # dialogues a step
 
 

@@ -61,7 +61,7 @@ def test_a_card_tells_what_the_model_is_and_how_it_was_measured(tmp_path):
     )
     assert rows["base model"] == "`hub:org/base@12`" and rows["problems"] == "`hub:org/rows@ab`"
     assert rows["measured on"] == "`hub:org/rows@cd`"
-    assert rows["command"] == r"`a \| b`" and rows["seed"] == "3"
+    assert rows["last command of the run"] == r"`a \| b`" and rows["seed"] == "3"
     assert rows["checkpoint"] == "step 7 of Stage II"
     assert "500 problems that it was not trained on" in text
     assert "40.0 [30.0, 50.0] | 55.0 [45.0, 65.0] | +15.0 [5.0, 25.0]" in text
@@ -73,6 +73,22 @@ def test_a_card_says_what_it_does_not_know(tmp_path):
     assert data.base_model is None and data.datasets is None and data.license is None
     assert "None: this policy has not been evaluated." in text  # step 7 was, this is step 8
     assert "No licence was stated at export." in text
+
+
+def test_a_card_names_what_a_warmed_up_base_model_was_made_of(tmp_path):
+    before = tmp_path / "name/warm_up"
+    before.mkdir(parents=True)
+    (before / "identity.json").write_text(json.dumps({"sources": HUB}))
+    made = {"weights.source": str(before / "export"), "weights.step": 40}
+    text, data = card(tmp_path, made)
+    assert data.base_model == "org/base"
+    assert "| fine-tuned first | warm_up, step 40 |" in text
+    assert "| base model | `hub:org/base@12` |" in text and "| stages | Stage I, Stage II |" in text
+
+
+def test_a_card_of_no_checkpoint_says_so(tmp_path):
+    text, _ = card(tmp_path, HUB, step=0)
+    assert "The base model as it was" in text and "Trained with" not in text
 
 
 def test_a_card_of_one_turn_asks_nothing_more(tmp_path):

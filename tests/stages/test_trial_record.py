@@ -35,6 +35,18 @@ def test_another_trial_is_refused_with_the_field_that_differs(fields, sets, told
         check_unchanged(tmp_path, stages(**fields), sets)
 
 
+def test_a_field_that_came_later_and_is_empty_changes_nothing(tmp_path):
+    check_unchanged(tmp_path, stages(), {})
+    recorded = json.loads((tmp_path / "trial.json").read_text())
+    for fields in recorded.values():
+        fields.pop("weights.adapter", None)
+    (tmp_path / "trial.json").write_text(json.dumps(recorded))
+    check_unchanged(tmp_path, stages(), {})
+    later = {"weights.source": "/models/x", "weights.adapter": "/adapters/x"}
+    with pytest.raises(ValueError, match=r"weights.adapter is /adapters/x, but .* with None"):
+        check_unchanged(tmp_path, stages(**later), {})
+
+
 def test_what_changes_no_result_may_differ(tmp_path):
     check_unchanged(tmp_path, stages(), {})
     check_unchanged(tmp_path, stages(**{"grading.deadline_seconds": 1.5}), {})

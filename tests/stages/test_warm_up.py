@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from score_jax.stages.build import build, load_reference
 from score_jax.stages.handoff import load_policy, on_its_base
 from score_jax.stages.identity import fingerprint_problems
 from score_jax.stages.resolve import planned, resolve_stages
+from score_jax.stages.sections import WeightsConfig
 from score_jax.tasks import registry
 from tests.stage_configs import stages, train
 from tests.tiny_stages import get_config, lines
@@ -68,23 +71,73 @@ def test_the_base_model_of_the_later_stages_measures_as_the_warmed_up_one(workdi
     assert one["base"]["greedy"] == warm["warm_up"]["greedy"]
 
 
-def test_a_finished_chain_exports_nothing_again_and_another_warm_up_is_refused(workdir, capsys):
+def test_a_finished_chain_exports_nothing_again(workdir, capsys):
     weights = workdir / "warm_up/export/model.safetensors"
     before = weights.stat().st_mtime_ns
     train(workdir, **CHAIN)
     shown = capsys.readouterr().out
     assert "exported" not in shown and shown.count("already finished") == 3
-    assert weights.stat().st_mtime_ns == before
-    record = workdir / "warm_up/export.json"
-    kept = record.read_text()
-    record.unlink()  # as if the run had been stopped here
-    train(workdir, **CHAIN)
-    assert "exported warm_up at step 4" in capsys.readouterr().out and record.read_text() == kept
+    assert weights.stat().st_mtime_ns == before and "stale" not in shown
+
+
+@pytest.mark.parametrize("left", ["nothing", "half a folder"])
+def test_a_run_that_was_stopped_while_it_exported_goes_on(workdir, tmp_path, capsys, left):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    for name in ("one", "two", "warm_up/export"):
+        shutil.rmtree(copy / name)
+    (copy / "warm_up/export.json").unlink()
+    if left == "half a folder":
+        (copy / "warm_up/export").mkdir()
+        (copy / "warm_up/export/tokenizer.model").write_text("half")
+    train(copy, **CHAIN)
+    assert "exported warm_up at step 4" in capsys.readouterr().out
+    for name in ("one", "two"):
+        for file, part in (("identity", "fingerprints"), ("evaluation", "outcomes")):
+            again, whole = (read(root / name / f"{file}.json") for root in (copy, workdir))
+            assert again[part] == whole[part]
+
+
+def test_a_finished_stage_on_another_export_says_so(workdir, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    record = read(copy / "one/identity.json")
+    assert record["sources"]["weights.step"] == 4
+    record["sources"]["weights.step"] = 2
+    (copy / "one/identity.json").write_text(json.dumps(record))
+    train(copy, **CHAIN)
+    assert "[one] stale: its base model" in (shown := capsys.readouterr().out)
+    assert "was of step 2, and is of step 4 now" in shown and "[two] stale" not in shown
 
 
 def test_a_base_model_that_is_not_trained_yet_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"one/?.*warm_up/export'; no such file or folder"):
-        train(tmp_path / "one", mode="evaluate", **CHAIN)
+    with pytest.raises(ValueError, match=r"'stage:warm_up', and .*/export does not exist yet"):
+        train(tmp_path, mode="evaluate", **CHAIN)
+
+
+def test_a_model_that_no_folder_can_hold_is_refused_before_it_is_trained(tmp_path):
+    fields = CHAIN | {"model__embedding_scale": True}
+    with pytest.raises(ValueError, match=r"model.embedding_scale is True, .* cannot be exported"):
+        train(tmp_path, **fields)
+    assert not (tmp_path / "warm_up/checkpoints").exists()
+
+
+def test_the_command_line_changes_the_first_base_model_alone():
+    own = {"weights.source": "/models/mine", "weights.adapter": "/adapters/mine"}
+    config = get_config()
+    config.stages = CHAIN["stages"]
+    found = [stage.settings.weights for stage in resolve_stages(config, own)]
+    assert [weights.source for weights in found] == ["/models/mine", *["stage:warm_up"] * 2]
+    config.weights.source, config.weights.adapter = own.values()
+    shared = resolve_stages(config, {})[1]
+    assert on_its_base(shared, Path("runs")).settings.weights == WeightsConfig(
+        source="runs/warm_up/export"  # which has the adapter in it
+    )
+
+
+def test_outside_a_list_there_is_no_stage_to_name():
+    with pytest.raises(ValueError, match=r"weights.source is 'stage:x', but the config lists no"):
+        stages("stage2", weights__source="stage:x")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +225,7 @@ def test_the_rows_are_the_worked_answers_closed_by_the_gold_ones():
 def test_answers_that_are_too_long_stop_the_run_or_are_left_out(capsys):
     asked = problems("", "2x=4", "2x=4" * 9)
     with pytest.raises(TooLong, match=r"problem .* has \d+ tokens"):
-        load(asked)[0](0), load(asked)[0](1)
+        load(asked)
     make, programs = load(asked, skip_long=True)
     assert "1 of 3 answers are too long for sampling.turn_limit 20" in capsys.readouterr().out
     found = {text for step in range(4) for text in taught(make(step), programs)}

@@ -72,8 +72,11 @@ def test_a_folder_is_uploaded_to_a_private_repository(monkeypatch, tmp_path):
     assert made == ("org/name", {"private": True, "exist_ok": True})
     assert sent == {"repo_id": "org/name", "folder_path": tmp_path}
 
+    class TransportError(Exception):
+        """As the client's transport raises it."""
+
     def away(*_, **__):
-        raise OSError("no route")
+        raise TransportError("no route")
 
     monkeypatch.setattr(Client, "upload_folder", away)
     with pytest.raises(ValueError, match=r"export.push is 'org/name', to which .* \(no route\)"):

@@ -25,16 +25,16 @@ from score_jax.model.shape import differences
 from score_jax.model.weights.families import from_hf, to_hf
 from score_jax.model.weights.load import (
     CONFIG_FILE,
-    descend,
     load_tokenizer,
     match_names,
     model_config,
     open_tensors,
 )
-from score_jax.model.weights.names import Entry, entries
+from score_jax.model.weights.names import Entry, descend, entries
 from score_jax.model.weights.safetensors import INDEX_FILE, SINGLE_FILE, Piece, to_host, write_file
 from score_jax.model.weights.stops import GENERATION_FILE, load_stops
 from score_jax.text.chat import Chat, ChatFormat
+from score_jax.text.files import write_json
 from score_jax.text.tokenizer import JsonTokenizer
 from score_jax.types import Params
 
@@ -125,11 +125,6 @@ def put_in_place(partial: Path, folder: Path) -> None:
     for path in sorted(partial.iterdir(), key=lambda path: path.name == CONFIG_FILE):
         path.replace(folder / path.name)
     partial.rmdir()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def special_ids(chat: Chat) -> dict[str, Any]:

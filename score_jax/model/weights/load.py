@@ -23,7 +23,7 @@ from score_jax.model.config import Dtype, ModelConfig
 from score_jax.model.weights import gguf_config, orbax_folder
 from score_jax.model.weights.families import from_hf
 from score_jax.model.weights.gguf import GgufFile, read_header
-from score_jax.model.weights.names import Entry, Tensors, entries, plain_name
+from score_jax.model.weights.names import Entry, Tensors, descend, entries, plain_name
 from score_jax.model.weights.peft import WithAdapter
 from score_jax.model.weights.safetensors import SafetensorsFolder, holds_weights
 from score_jax.text import hub
@@ -145,8 +145,6 @@ def load_params(
         return orbax_folder.load_params(arrays, config, shardings, dtype)
     tensors = open_tensors(source)
     names = match_names(entries(config), tensors, source)
-    if adapter:
-        tensors = WithAdapter(tensors, locate(adapter, ADAPTER), entries(config))
     if config.tied_embeddings and differing_head(tensors):
         raise ValueError(
             f"model.tied_embeddings is True, but the {HEAD} of {source} differs from its "
@@ -154,6 +152,8 @@ def load_params(
         )
     if isinstance(tensors, SafetensorsFolder) and tensors.note:
         processes.log(tensors.note)
+    if adapter:
+        tensors = WithAdapter(tensors, locate(adapter, ADAPTER), entries(config))
     params: dict[str, Any] = {}
     for entry in sorted(names, key=lambda e: -np.prod(e.shape)):
         sharding = SingleDeviceSharding(jax.devices()[0])
@@ -240,13 +240,6 @@ def read_part(
     for row, layer in enumerate(spans[0]):
         block[row] = entry.from_stored(tensors.read(names[layer]))[index[1:]]
     return block
-
-
-def descend(tree: Any, path: tuple[str, ...]) -> Any:
-    """The leaf of a nested dict at a path."""
-    for key in path:
-        tree = tree[key]
-    return tree
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], leaf: Any) -> None:

@@ -6,7 +6,7 @@ permuting axes. Both are views, so that slicing the result reads only that slice
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -132,3 +132,10 @@ def plain_name(name: str) -> str:
         if name.startswith(prefix):
             return "model." + name.removeprefix(prefix)
     return name.removeprefix("language_model.")
+
+
+def descend(tree: Any, path: tuple[str, ...]) -> Any:
+    """The leaf of a nested dict at a path."""
+    for key in path:
+        tree = tree[key]
+    return tree

@@ -10,7 +10,6 @@ on the merged weights, or is refused; a key that is unknown is refused unless it
 Source: arXiv:2106.09685, section 4.1; scale by the root of the rank, arXiv:2312.03732.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 
 from score_jax.model.config import ModelConfig
 from score_jax.model.lora import LoraConfig
-from score_jax.model.weights.names import Entry, Tensors, entries, plain_name
+from score_jax.model.weights.names import Entry, Tensors, descend, entries, plain_name
 from score_jax.model.weights.safetensors import (
     Piece,
     Stored,
@@ -32,7 +31,7 @@ from score_jax.model.weights.safetensors import (
     write_file,
 )
 from score_jax.text import hub
-from score_jax.text.files import read_json
+from score_jax.text.files import read_json, write_json
 from score_jax.types import Params
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -79,8 +78,9 @@ class WithAdapter:
         product = self.products.get(plain_name(name))
         if product is None:
             return tensor
-        a, b = (read_stored(name, half).astype(np.float32) for half in product[:2])
-        return tensor.astype(np.float32) + product.scale * (b @ a)
+        # In float64, so that all machines round to the same weights, whose bits are compared.
+        a, b = (read_stored(name, half).astype(np.float64) for half in product[:2])
+        return (tensor.astype(np.float64) + product.scale * (b @ a)).astype(np.float32)
 
 
 def products(folder: Path, matrices: Mapping[str, tuple[int, ...]]) -> dict[str, Product]:
@@ -90,16 +90,20 @@ def products(folder: Path, matrices: Mapping[str, tuple[int, ...]]) -> dict[str,
       matrices: shapes of what the model has.
     """
     config = read_config(folder)
-    halves: dict[str, dict[str, Stored]] = {}
+    halves: dict[str, dict[str, Stored]] = {}  # by the module's name in the folder
     for name, stored in read_header(folder / WEIGHTS_FILE).items():
-        found = HALVES.fullmatch(plain_name(name.removeprefix(PREFIX)))
-        if not found or f"{found[1]}{WEIGHT}" not in matrices:
-            raise ValueError(f"{folder}: {name} adapts nothing that the model has; leave it out")
-        halves.setdefault(f"{found[1]}{WEIGHT}", {})[found[2]] = stored
+        found = HALVES.fullmatch(name.removeprefix(PREFIX))
+        if not found or plain_name(found[1] + WEIGHT) not in matrices:
+            raise ValueError(
+                f"{folder}: {name} adapts nothing that can be adapted here; merge the adapter with "
+                "PEFT and name that folder as weights.source"
+            )
+        halves.setdefault(found[1], {})[found[2]] = stored
     if not halves:
         raise ValueError(f"{folder / WEIGHTS_FILE} holds no adapter; train one or name another")
     added = {}
-    for name, pair in halves.items():
+    for module, pair in halves.items():
+        name = plain_name(module + WEIGHT)
         out, into = matrices[name]
         if set(pair) != {"A", "B"}:
             raise ValueError(f"{folder}: {name} has lora_{'/'.join(pair)} alone; fetch it again")
@@ -109,7 +113,7 @@ def products(folder: Path, matrices: Mapping[str, tuple[int, ...]]) -> dict[str,
                 f"{folder}: {name} is {(out, into)}, but its lora_A is {pair['A'].shape} and "
                 f"lora_B {pair['B'].shape}; name an adapter of this model"
             )
-        scale = scale_of(config, name.removesuffix(WEIGHT), rank)
+        scale = scale_of(config, module, rank)
         added[name] = Product(pair["A"], pair["B"], scale)
     return added
 
@@ -122,7 +126,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise ValueError(f"weights.adapter is {str(folder)!r}, which has no {name}")
+            raise ValueError(
+                f"weights.adapter is {str(folder)!r}, which has no {name}; name a "
+                "folder that PEFT has saved"
+            )
     config = read_json(folder / CONFIG_FILE)
     where = folder / CONFIG_FILE
     faults = {key: config[key] for key in config if key not in READ + HARMLESS and config[key]}
@@ -179,17 +186,14 @@ def export_adapter(
             "bias": "none",
             "inference_mode": True,
         }
-        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_json(folder / CONFIG_FILE, described)
     write_file(folder / WEIGHTS_FILE, list(pieces(adapter, targets, lora.rank)))
 
 
 def pieces(adapter: Params, targets: Sequence[Entry], rank: int) -> Iterator[Piece]:
     """Both halves of every adapted matrix, with functions that fetch them."""
     for entry in targets:
-        pair: Any = adapter
-        for key in entry.path:
-            pair = pair[key]
+        pair = descend(adapter, entry.path)
         out, into = entry.stored
         for layer, name in enumerate(entry.names):
             module = PREFIX + name.removesuffix(WEIGHT)

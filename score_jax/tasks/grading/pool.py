@@ -154,7 +154,8 @@ class Pool:
                 grade = Grade(verdict="unparsable", reward=0.0, detail=detail)
                 submission.settle([index], grade)
                 continue
-            asked = vars(problem) | {"given": ()}  # a grade does not depend on earlier attempts
+            # A grade depends neither on earlier attempts nor on a worked answer.
+            asked = vars(problem) | {"given": (), "worked": ""}
             payload = json.dumps([asked, response, bool(len(cut) and cut[index])])
             key = hashlib.blake2b(f"{task_name}\n{payload}".encode("ascii", "replace")).digest()
             if key not in answers:
