@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from configs import methods
 
 MAIN = ("self_refine", "star_plus", "pair_sft", "single_turn", "multi_turn", "score")
-LONGER = ("score_longer", "multi_turn_longer")  # whether a lead lasts is a question of its own
 AGAINST = "multi_turn"  # the method that all are compared with, problem by problem
 
 
@@ -39,8 +38,7 @@ def get_config(preset: str = "") -> ConfigDict:
             "methods": ConfigDict(
                 {
                     name: ConfigDict(
-                        methods.for_preset(method, preset)
-                        | {"seeds": 5 if name in MAIN else 3 if name in LONGER else 1}
+                        methods.for_preset(method, preset) | {"seeds": 5 if name in MAIN else 1}
                     )
                     for name, method in methods.METHODS.items()
                 }

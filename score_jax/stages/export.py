@@ -24,8 +24,12 @@ from score_jax.stages.handoff import (
     open_checkpoints,
     selected_step,
 )
+from score_jax.stages.settings import Settings
 from score_jax.tasks import registry
 from score_jax.text import hub
+
+
+ADAPTER = "adapter"  # folder of a stage
 
 
 def check_exportable(programs: StagePrograms) -> None:
@@ -55,16 +59,22 @@ def export_stage(stage: StageConfig, workdir: Path) -> None:
     if not settings.export.push or not processes.is_first():
         return
     for folder in folders:
-        adapter = folder.name == "adapter"
-        if adapter and not hub.is_hub(settings.weights.source):
+        name = repository(folder, settings)
+        if not name:
             processes.log(
                 f"{folder} is not uploaded: it goes with weights.source "
                 f"{settings.weights.source}, which is on no hub"
             )
             continue
-        name = settings.export.push + ("-adapter" if adapter else "")
         hub.upload(folder, name, "export.push")
         processes.log(f"uploaded {folder} to {hub.PREFIX}{name}")
+
+
+def repository(folder: Path, settings: Settings) -> str:
+    """Where a folder is uploaded to; "": nowhere, an adapter whose base model no one else has."""
+    if folder.name != ADAPTER:
+        return settings.export.push
+    return f"{settings.export.push}-adapter" if hub.is_hub(settings.weights.source) else ""
 
 
 def write_folders(loaded: LoadedPolicy, workdir: Path) -> list[Path]:
@@ -85,7 +95,7 @@ def write_folders(loaded: LoadedPolicy, workdir: Path) -> list[Path]:
                 f"weights.adapter {settings.weights.adapter}, which no PEFT folder can name"
             )
         else:
-            folder, base = own / "adapter", load.resolve(settings.weights.source)
+            folder, base = own / ADAPTER, load.resolve(settings.weights.source)
             peft.export_adapter(loaded.trained, settings.lora, config, folder, base=base)
             write_card(loaded, folder, workdir, "peft")
             processes.log(f"exported its adapter: {folder}")

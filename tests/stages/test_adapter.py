@@ -1,6 +1,7 @@
 """Stages that train an adapter: the right gradient, small checkpoints, a whole model out."""
 
 import json
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from score_jax.model.lora import LoraConfig, attach, init_lora, merge
 from score_jax.model.weights.load import load_params
 from score_jax.rl.learner import LearnerConfig
 from score_jax.stages.build import build, load_reference
+from score_jax.stages.export import repository
 from score_jax.stages.handoff import open_checkpoints
 from score_jax.text import hub
 from tests.rl.test_learner import DECODER, STAGE_TWO, assert_close, episodes, naive_loss, program
@@ -106,8 +108,10 @@ def test_the_adapter_alone_is_exported_for_peft(adapted, tmp_path, capsys, monke
     monkeypatch.setattr(hub, "upload", lambda folder, name, _: sent.append((folder.name, name)))
     fields = FIELDS | {"export__license": "mit", "export__push": "org/name"}
     train(adapted, "stage2", mode="export", steps=4, **fields)
-    assert "exported its adapter" in capsys.readouterr().out
-    assert sent == [("export", "org/name"), ("adapter", "org/name-adapter")]
+    shown = capsys.readouterr().out
+    assert "exported its adapter" in shown
+    assert sent == [("export", "org/name")]  # nobody else has the random base model
+    assert "stage2/adapter is not uploaded: it goes with weights.source random" in shown
     for name, library in (("export", "transformers"), ("adapter", "peft")):
         card = (adapted / "stage2" / name / "README.md").read_text()
         assert f"library_name: {library}\nlicense: mit\n" in card
@@ -120,6 +124,17 @@ def test_the_adapter_alone_is_exported_for_peft(adapted, tmp_path, capsys, monke
     )
     policy = programs.policy(adapter, load_reference(programs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, policy)
+
+
+def test_an_adapter_beside_a_hubs_model_goes_to_a_repository_of_its_own():
+    found = {}
+    for source in ("hub:org/base", "/models/base"):
+        settings = stages("stage1", weights__source=source, export__push="me/it")[-1].settings
+        found[source] = [repository(Path(name), settings) for name in ("export", "adapter")]
+    assert found == {
+        "hub:org/base": ["me/it", "me/it-adapter"],
+        "/models/base": ["me/it", ""],
+    }
 
 
 def test_the_merged_model_is_exported_and_answers(adapted, capsys):
