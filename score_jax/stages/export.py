@@ -28,7 +28,6 @@ from score_jax.stages.settings import Settings
 from score_jax.tasks import registry
 from score_jax.text import hub
 
-
 ADAPTER = "adapter"  # folder of a stage
 
 
