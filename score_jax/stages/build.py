@@ -426,12 +426,13 @@ def check_lengths(
 
 def load_reference(programs: StagePrograms) -> Params:
     """Loads the base model's parameters in their shardings; the KL is measured against them."""
-    weights = programs.settings.weights
-    source = weights.source
+    source = programs.settings.weights.source
     if source == "embedded":
         params = embedded.load(programs.settings.task)
         return jax.tree.map(jax.device_put, params, programs.model_shardings)
     if source == "random":
         return programs.init_params(jax.random.key(programs.settings.seed))
-    config, shardings = programs.decoder.config, programs.model_shardings
-    return load.load_params(source, config, shardings, adapter=weights.adapter)
+    adapter = programs.settings.weights.adapter
+    return load.load_params(
+        source, programs.decoder.config, programs.model_shardings, adapter=adapter
+    )

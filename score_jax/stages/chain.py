@@ -18,7 +18,7 @@ from score_jax.model.weights.stops import save_stops
 from score_jax.records import Problem
 from score_jax.report import page
 from score_jax.report.json_files import write_json
-from score_jax.stages import ask, evaluate, examples, rollouts
+from score_jax.stages import ask, evaluate, rollouts
 from score_jax.stages.build import StagePrograms, load_reference
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.collect import collect
@@ -367,7 +367,7 @@ def train_stage(
                 watchdog=watchdog,
                 compilations=compilations,
                 measure=open_validation(programs, checked.validation, reference, pool),
-            ).run(step_function(programs, checked.training, workdir))
+            ).run(step_function(checked))
         evaluate_selected(
             checked,
             checkpoints,
@@ -379,13 +379,11 @@ def train_stage(
         )
 
 
-def step_function(programs: StagePrograms, training: ProblemSet, workdir: Path) -> StepFunction:
+def step_function(checked: CheckedStage) -> StepFunction:
     """The training step of a stage's program."""
-    settings = programs.settings
-    if settings.program == "rl":
-        return rl_step(programs.rollout_programs(training.tasks))
-    encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, training.tasks)
-    return sft_step(examples.load(settings, encoder, workdir, training.problems))
+    if checked.examples is not None:
+        return sft_step(checked.examples)
+    return rl_step(checked.programs.rollout_programs(checked.training.tasks))
 
 
 def write_config_and_tokenizer(stage: StageConfig, programs: StagePrograms, folder: Path) -> None:

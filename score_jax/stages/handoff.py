@@ -51,7 +51,7 @@ class StageConfig:
 
 def export_folder(workdir: Path, stage: str) -> Path:
     """Where a stage's whole model is exported to."""
-    return workdir / stage / "export"
+    return workdir / stage / identity.EXPORT
 
 
 def on_its_base(stage: StageConfig, workdir: Path) -> StageConfig:

@@ -35,7 +35,8 @@ PART_SOURCES = {  # part: (config field that names its source, the part in error
     "data": ("data", "problems"),
 }
 POLICY_PARTS = ("weights", "shape", "tokenizer", "stops")  # what a trained policy depends on
-EXPORTED = "export.json"  # in a stage's folder: which checkpoint its export holds
+EXPORT = "export"  # in a stage's folder: its whole model
+EXPORTED = "export.json"  # beside that: which checkpoint it holds
 SALTS = (0, 0x9E3779B9)  # of two 32-bit checksums, which together give 64 bits
 
 
@@ -171,7 +172,8 @@ def sources(settings: Settings) -> dict[str, Any]:
 
 def exported_step(source: str) -> int | None:
     """The step of a run's checkpoint that was exported to a folder of weights; None: of none."""
-    record = read_json(Path(source).parent / EXPORTED)
+    folder = Path(source)
+    record = read_json(folder.parent / EXPORTED) if folder.name == EXPORT else None
     return None if record is None else record.get("step")
 
 

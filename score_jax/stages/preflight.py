@@ -47,6 +47,7 @@ class CheckedStage:
     validation: ProblemSet | None  # None: no validation during training
     evaluation: ProblemSet
     more: dict[str, ProblemSet]  # of evaluation.sets
+    examples: examples.Examples | None  # rows of a supervised stage's steps
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Numbers of problems per set, as run.json stores them."""
@@ -62,9 +63,14 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
       ValueError: the stage can't finish with this config; the message says what to change.
     """
     programs = build(settings)
+    training, rows = select_and_log(programs, training_spec(settings), workdir), None
+    if settings.program == "supervised":
+        encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, training.tasks)
+        rows = examples.load(settings, encoder, workdir, training.problems)
     checked = CheckedStage(
         programs=programs,
-        training=select_and_log(programs, training_spec(settings), workdir),
+        training=training,
+        examples=rows,
         validation=select_and_log(programs, validation_spec(settings), workdir)
         if settings.evaluation.every
         else None,
@@ -75,9 +81,6 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
         },
     )
     trained = checked.training.tasks
-    if settings.program == "supervised":
-        encoder = programs.encoder(settings.plan, settings.sampling.prompt_limit, trained)
-        examples.load(settings, encoder, workdir, checked.training.problems)
     check_lengths(programs, trained, checked.evaluation.tasks)
     for name, own in settings.measured_sets.items():
         check_lengths(

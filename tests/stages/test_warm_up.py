@@ -14,7 +14,7 @@ from score_jax.rl.dialogue import TooLong
 from score_jax.stages import examples
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.handoff import load_policy, on_its_base
-from score_jax.stages.identity import fingerprint_problems
+from score_jax.stages.identity import exported_step, fingerprint_problems
 from score_jax.stages.resolve import planned, resolve_stages
 from score_jax.stages.sections import WeightsConfig
 from score_jax.tasks import registry
@@ -108,6 +108,16 @@ def test_a_finished_stage_on_another_export_says_so(workdir, tmp_path, capsys):
     train(copy, **CHAIN)
     assert "[one] stale: its base model" in (shown := capsys.readouterr().out)
     assert "was of step 2, and is of step 4 now" in shown and "[two] stale" not in shown
+
+
+def test_a_file_beside_another_source_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "models"):
+        folder.mkdir(exist_ok=True)
+        (folder / "export.json").write_text('{"step": 9}')
+    for source in ("embedded", "random", "hub:org/name", "models/mine"):
+        assert exported_step(source) is None
+    assert exported_step("models/export") == 9
 
 
 def test_a_base_model_that_is_not_trained_yet_is_told(tmp_path):
