@@ -3,8 +3,8 @@
     python -m score_jax.main --config=configs/stage2.py [--workdir=DIR]
         [--mode=train|evaluate|report|export|ask|collect] [--config.field=value ...]
         [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
-    python -m score_jax.main --config=FILE:preset --mode=plan --topology=v5p:4x4x4 [--search]
-        [--lengths=full|realistic]
+    python -m score_jax.main --config=FILE:preset --mode=plan [--topology=v5p:4x4x4 [--search]
+        [--lengths=full|realistic]]
     python -m score_jax.main --config=FILE --mode=bench [--lengths=drawn|full|realistic]
 
 A config names its parent stage. Stages that the workdir already holds are used, missing ones
@@ -33,6 +33,7 @@ from score_jax.distributed.watchdog import HostLost, Watchdog
 from score_jax.planning.bench import LENGTHS, run_bench
 from score_jax.planning.command import run_plan
 from score_jax.report import comparison_page
+from score_jax.stages import memory
 from score_jax.stages.chain import run_mode
 from score_jax.stages.checkpoint import StorageError
 from score_jax.stages.comparison import is_comparison, run_comparison
@@ -57,7 +58,9 @@ PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there ar
 PROCESS = flags.DEFINE_integer("process", None, "number of this one, from 0")
 OVER_HOSTS = ("train", "evaluate", "export", "collect")  # other modes run in one process
 PROMPT = flags.DEFINE_string("prompt", "", "the problem for --mode=ask; none: a terminal asks")
-TOPOLOGY = flags.DEFINE_string("topology", "", "of --mode=plan: v5e:4x4, 2*v5p:4x4x4, ...")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "of --mode=plan: v5e:4x4, 2*v5p:4x4x4, h100:1; none: here"
+)
 SEARCH = flags.DEFINE_bool("search", False, "of --mode=plan: try meshes and ways to save memory")
 TURN_LENGTHS = flags.DEFINE_enum(
     "lengths",
@@ -248,6 +251,7 @@ def run() -> None:
     storage exit with 1. Any other error is a defect and prints its traceback.
     """
     terminal.open_to_all_text()
+    memory.reserve()
     sys.excepthook = processes.exit_with_traceback
     sys.unraisablehook = hide_late_write_errors
     try:

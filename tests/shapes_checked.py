@@ -17,9 +17,9 @@ CHECKED = [
 ]  # fmt: skip
 
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
-    from score_jax.planning.step_programs import calls, result
     from score_jax.rl import logprobs
     from score_jax.stages.build import build
+    from score_jax.stages.step_programs import calls, result
     from tests.stage_configs import stages
 
 VARIANTS = (

@@ -36,6 +36,7 @@ from score_jax.planning.work import (
 from score_jax.report.json_files import write_json
 from score_jax.rl.keys import run_key
 from score_jax.stages.build import StagePrograms, build, load_reference
+from score_jax.stages.memory import program_bytes
 from score_jax.stages.problem_sets import read, training_spec
 from score_jax.stages.program import Program
 from score_jax.stages.settings import Settings
@@ -163,7 +164,8 @@ class Stopwatch:
         start = time.perf_counter()
         compiled = program.lower(*arguments).compile()
         self.compile_seconds[name] = time.perf_counter() - start
-        self.program_bytes[name] = compiled.memory_analysis().peak_memory_in_bytes
+        platform = program.mesh.devices.flat[0].platform
+        self.program_bytes[name] = program_bytes(compiled, platform)
         return compiled
 
     def time(self, name: str, run: Callable[[], Any]) -> Any:

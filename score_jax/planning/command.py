@@ -2,9 +2,12 @@
 
     python -m score_jax.main --config=configs/stage2.py:gemma2_2b_math --mode=plan
         --topology=v5e:4x4 [--search] [--config.mesh.fsdp=16 ...]
+    python -m score_jax.main --config=configs/stage2.py --mode=plan
 
 The TPU compiler runs on a CPU machine. It compiles the programs that training runs, from
 the same `build`; weights are replaced by their shapes and the tokenizer by a stand-in.
+For a GPU (h100:1) it stands in for that one's own: an estimate. Without a topology the
+programs are compiled for the devices at hand, and nothing but their memory is told.
 """
 
 import dataclasses
@@ -15,11 +18,14 @@ from typing import Any
 from score_jax.model import published
 from score_jax.planning import search as searching
 from score_jax.planning.chips import GIB, parse_topology
-from score_jax.planning.examine import Examined, Plan, make_plan
+from score_jax.planning.examine import Plan, make_plan
 from score_jax.planning.tpu import topology_devices
 from score_jax.report.json_files import write_json
+from score_jax.stages import memory, step_programs
+from score_jax.stages.build import build
 from score_jax.stages.sections import TokenizerConfig, WeightsConfig
 from score_jax.stages.settings import Settings
+from score_jax.tasks import registry
 from score_jax.text import hub
 
 
@@ -45,9 +51,11 @@ def run_plan(
     """
     if settings.program != "rl":
         raise ValueError(f"config.program is {settings.program!r}; --mode=plan plans rl stages")
+    settings = without_weights(settings)
+    if not topology:
+        return plan_here(settings, folder)
     slices = parse_topology(topology)
     devices = topology_devices(slices)
-    settings = without_weights(settings)
     make = searching.best_plan if search else make_plan
     plan = make(settings, slices, devices, realistic=realistic)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +63,43 @@ def run_plan(
     print(describe(plan))
     print(f"plan: {folder / 'plan.json'}")
     return plan.fits
+
+
+def plan_here(settings: Settings, folder: Path) -> bool:
+    """Prints what each program takes on the devices at hand, and writes plan.json.
+
+    Returns:
+      Whether all of them fit; True where the devices do not tell their memory.
+    """
+    programs = build(settings)
+    tasks = {"": registry.get(settings.measured_task)}
+    calls = step_programs.evaluation_calls(programs, tasks, settings.evaluation.batch)
+    found = memory.needs(programs, step_programs.calls(programs) + calls)
+    devices = list(programs.mesh.devices.flat)
+    limit = memory.limit_bytes(devices)
+    short = [one for one in found if limit is not None and one.total_bytes > limit]
+    told = {
+        "device": f"{devices[0].platform}: {devices[0].device_kind}",
+        "devices": len(devices),
+        "fits": not short,
+        "limit_bytes": limit,
+        "programs": {one.name: vars(one) | {"total_bytes": one.total_bytes} for one in found},
+        "advice": [memory.remedy(one, settings) for one in short],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", told)
+    print(f"{told['device']}, {told['devices']} devices; GiB on each")
+    print(f"{'program':22}    all    own   rest")
+    for one in found:
+        sizes = (one.total_bytes, one.own_bytes, one.resident_bytes)
+        print(f"{one.name:22} " + " ".join(f"{size / GIB:6.2f}" for size in sizes))
+    if limit is None:
+        print("the devices do not tell their memory")
+    else:
+        verdict = "DOES NOT FIT" if short else "fits"
+        print(f"{memory.describe(found, devices, limit)}: {verdict}")
+    print("\n".join([*told["advice"], f"plan: {folder / 'plan.json'}"]))
+    return not short
 
 
 def without_weights(settings: Settings) -> Settings:
@@ -172,6 +217,8 @@ def describe(plan: Plan) -> str:
         )
     room = (limit - plan.hbm_bytes) / GIB
     verdict = f"fits, {room:.2f} free" if plan.fits else f"DOES NOT FIT, {-room:.2f} too much"
+    if stand_in := plan.topology.chip.stand_in:
+        verdict += f" (an estimate: the compiler of {stand_in} stands in for the GPU's)"
     lines.append(f"peak {plan.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} GiB per chip: {verdict}")
     return "\n".join(lines + [f"  {line}" for line in advice(plan)])
 
@@ -181,26 +228,7 @@ def advice(plan: Plan) -> list[str]:
     limit = plan.topology.chip.hbm_bytes
     settings = plan.settings
     return [
-        remedy(one, settings) for one in plan.programs if one.refused or one.total_bytes > limit
+        memory.remedy(one, settings)
+        for one in plan.programs
+        if one.refused or one.total_bytes > limit
     ]
-
-
-def remedy(one: Examined, settings: Settings) -> str:
-    """The first config change to try for a program that does not fit."""
-    mesh, learner = settings.mesh, settings.learner
-    if one.name in ("prefill", "decode", "reshard"):
-        return (
-            f"{one.name}: raise config.mesh.sampling_tensor (now {mesh.sampling_tensor}) and lower "
-            "config.mesh.fsdp by the same factor, so that the sampler's copy of the parameters is "
-            "split over more chips; or use more chips, or lower config.batch"
-        )
-    if one.resident_bytes + one.argument_bytes > 0.9 * one.total_bytes:
-        return (
-            f"{one.name}: parameters and optimiser state alone are too large; "
-            "raise config.mesh.fsdp"
-        )
-    return (
-        f"{one.name}: raise config.learner.microbatches (now {learner.microbatches}), set "
-        f"config.compute.remat to full (now {settings.compute.remat or 'as the model'!r}), or a "
-        f"small config.learner.logits_chunk (now {learner.logits_chunk or 'automatic'})"
-    )

@@ -8,15 +8,16 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 
 from score_jax.distributed import sharding
-from score_jax.planning import flops, hlo, roofline, step_programs, tpu, traffic, turn_lengths
+from score_jax.planning import flops, hlo, roofline, tpu, traffic, turn_lengths
 from score_jax.planning.chips import Topology
 from score_jax.planning.course import Course, Lengths, cut_lengths, learner_course
-from score_jax.planning.step_programs import Call
 from score_jax.rl.learner import scores_before
 from score_jax.rl.sampling_plan import loop_trips
+from score_jax.stages import step_programs
 from score_jax.stages.build import StagePrograms, build
 from score_jax.stages.problem_sets import read, training_spec
 from score_jax.stages.settings import Settings
+from score_jax.stages.step_programs import Call
 
 
 @dataclass(frozen=True, kw_only=True)

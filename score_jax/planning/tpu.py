@@ -14,7 +14,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": GIB}
 
 
 def topology_devices(topology: Topology) -> list[Any]:
-    """The abstract devices of a topology, to compile for.
+    """The abstract devices of a topology, to compile for; of a GPU the chip that stands in.
 
     Raises:
       ValueError: libtpu is not installed, or does not know the topology.
@@ -35,7 +35,8 @@ def topology_devices(topology: Topology) -> list[Any]:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     options = {"num_slices": topology.slices} if topology.slices > 1 else {}
-    name = topology.name.rpartition("*")[2]
+    stand_in = topology.chip.stand_in
+    name = stand_in or topology.name.rpartition("*")[2]
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except JaxRuntimeError as error:
@@ -43,8 +44,9 @@ def topology_devices(topology: Topology) -> list[Any]:
         raise ValueError(
             f"--topology is {topology.name!r}; the TPU compiler knows no such slice ({reason})"
         ) from error
-    assert len(found.devices) == topology.chips, f"{len(found.devices)} devices"
-    return list(found.devices)
+    devices = list(found.devices)[: 1 if stand_in else None]
+    assert len(devices) == topology.chips, f"{len(devices)} devices"
+    return devices
 
 
 def out_of_memory(error: BaseException) -> tuple[int, int] | None:

@@ -48,6 +48,7 @@ from score_jax.stages.methods import named_stage
 from score_jax.stages.preflight import (
     CheckedStage,
     check_disk_space,
+    check_memory,
     check_stage,
     try_row,
 )
@@ -224,6 +225,9 @@ def check_stages(
         if not is_finished(stage, workdir / name):
             checked[name] = check_stage(stage.settings, workdir)
     check_disk_space(list(checked.values()), workdir)
+    for name, ready in checked.items():
+        watchdog.enter_phase(f"compiling of {name}")
+        check_memory(ready)
     return checked
 
 

@@ -1,4 +1,4 @@
-"""Checks before a chain's first step: problems, gold answers, disk space and a trial row.
+"""Checks before a chain's first step: problems, gold answers, memory, disk space, a trial row.
 
 Faults that would end a run after days, such as a prompt over the limit in the final
 evaluation, are errors before training starts.
@@ -19,9 +19,10 @@ from score_jax.distributed import processes, sharding
 from score_jax.rl.keys import run_key
 from score_jax.rl.learner import score_episodes
 from score_jax.rl.rollout import Grader, collect_rollout
-from score_jax.stages import examples
+from score_jax.stages import examples, memory, step_programs
 from score_jax.stages.build import StagePrograms, build, check_lengths
 from score_jax.stages.checkpoint import StorageError
+from score_jax.stages.compilation import Compilations
 from score_jax.stages.problem_sets import (
     ProblemSet,
     ProblemSetSpec,
@@ -87,6 +88,28 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
             dataclasses.replace(programs, settings=own), trained, checked.more[name].tasks
         )
     return checked
+
+
+def check_memory(checked: CheckedStage) -> None:
+    """Compiles a stage's programs and logs whether they fit the devices; all hosts must call.
+
+    Left out is a supervised step whose rows an earlier stage still has to draw.
+
+    Raises:
+      MemoryShortError: they do not.
+    """
+    programs, settings = checked.programs, checked.programs.settings
+    held_out, trained = checked.evaluation, checked.training.tasks
+    calls = step_programs.evaluation_calls(programs, held_out.tasks, len(held_out.problems))
+    if settings.program == "rl":
+        calls = step_programs.calls(programs, trained) + calls
+    elif settings.program == "collect":
+        calls = step_programs.draw_calls(programs, trained)[0]
+    elif checked.examples is not None and dict(settings.examples)["source"] != "rollouts":
+        calls.append(step_programs.supervised_call(programs, checked.examples(0)))
+    with Compilations() as compilations:
+        if found := memory.check(programs, calls):
+            processes.log(f"[{settings.name}] {found}; {compilations.take().describe()}")
 
 
 def select_and_log(

@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from score_jax.planning import hlo, step_programs
+from score_jax.planning import hlo
+from score_jax.stages import step_programs
 from score_jax.stages.build import build
 from tests import eight_devices
 

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from configs import base, multi_turn, single_turn, stage1, stage2
 from score_jax.distributed import sharding
-from score_jax.planning.step_programs import calls, result
 from score_jax.stages.build import build, check_lengths, check_rows, layer_groups
 from score_jax.stages.settings import parse
+from score_jax.stages.step_programs import calls, result
 from score_jax.tasks import registry
 from tests.stage_configs import stages
 from tests.tiny import MODEL
@@ -208,7 +208,7 @@ def test_layers_are_cut_apart_where_that_is_faster(platform, parameters, expecte
 
 LOWERED = """
 import hashlib
-from score_jax.planning.step_programs import calls
+from score_jax.stages.step_programs import calls
 from score_jax.stages.build import build
 from tests.stage_configs import stages
 for call in calls(build(stages(lora__rank=2)[-1].settings)):
