@@ -288,9 +288,12 @@ def get_config(name: str = "score") -> ConfigDict:
     method, _, preset = name.partition(":")
     if method not in METHODS:
         raise ValueError(f"the method is {method!r}; choose one of {', '.join(METHODS)}")
-    config: Any = shared(preset)
-    config.name = method
-    own = for_preset(METHODS[method], preset)
+    return made(shared(preset), method, for_preset(METHODS[method], preset))
+
+
+def made(config: Any, name: str, own: dict[str, Any]) -> ConfigDict:
+    """The config of a method, from what its stages share and what is its own."""
+    config.name = name
     config.stages, config.rounds = own["stages"], own.get("rounds", 1)
     config.evaluation.sets = ConfigDict(own.get("sets", {}))
     if not own["stages"]:  # --mode=evaluate
@@ -311,15 +314,22 @@ def shared(preset: str) -> ConfigDict:
 
 
 def for_preset(method: dict[str, Any], preset: str) -> dict[str, Any]:
-    """A method with the beta2, and for fine-tuning the batch and rate, that go with a preset.
-
-    Fine-tuning keeps its ratios to RL: as many dialogues a step, and its share of the rate.
-    """
+    """A method with what goes with a preset; see `suited`."""
     if preset in ("", *presets.EMBEDDED):
         return method
-    config: Any = shared(preset)
+    return suited(method, shared(preset), presets.STAGE1_BETAS[presets.split(preset)[1]][0])
+
+
+def suited(method: dict[str, Any], config: Any, held: float) -> dict[str, Any]:
+    """A method with the beta2, and for fine-tuning the batch and rate, that go with a config.
+
+    Fine-tuning keeps its ratios to RL: as many dialogues a step, and its share of the rate.
+
+    Args:
+      config: what its stages share.
+      held: beta of the turn that Stage I holds to the base model.
+    """
     batch = config.batch * config.sampling.group_size
-    held = presets.STAGE1_BETAS[presets.split(preset)[1]][0]
     single = method.get("rounds", 1) == 1  # the first version has a beta2 of its own
 
     def adapted(stage: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ MODELS = {  # name: chat format, task when none is named
     "llama32_3b": ("llama31", "math"),
     "llama31_8b": ("llama31", "math"),
     "qwen25_0p5b": ("qwen25", "math"),
+    "qwen25_coder_0p5b": ("qwen25", "code"),
     "qwen25_1p5b": ("qwen25", "math"),
     "qwen25_7b": ("qwen25", "math"),
     "qwen25_32b": ("qwen25", "math"),
@@ -145,16 +146,40 @@ CODE: dict[str, Any] = {
     "learner": {"microbatches": 8},
     "compute": RECOMPUTED,
 }
+SUBTRACTION: dict[str, Any] = {  # for a base that a warm-up has taught it (configs/recipes)
+    "task": "subtraction",
+    "data": {"source": "subtraction", "digits": 3, "task": "subtraction", "count": 20_000},
+    "evaluation": {
+        "problems": 1000,
+        "batch": 250,
+        "samples": 1,
+        "data": {"split": "test", "count": 1000},
+    },
+    "steps": 30,
+    "batch": 16,
+    "sampling": {"group_size": 4, "prompt_limit": 32, "turn_limit": 24, "row_limit": 0},
+    "optimizer": {"learning_rate": 2e-5},
+    "learner": {"microbatches": 4},
+}
 RECEIPTS: dict[str, Any] = {  # the second embedded task, with its own embedded policy
     "task": "receipts",
     "data": {"task": "receipts"},
     "sampling": {"prompt_limit": 12, "turn_limit": 40, "row_limit": 80},
 }
-TASKS = {"words": WORDS, "brief": BRIEF, "math": MATH, "code": CODE}
+TASKS = {
+    "words": WORDS,
+    "brief": BRIEF,
+    "math": MATH,
+    "code": CODE,
+    "subtraction": SUBTRACTION,
+}
 STAGE1_BETAS = dict.fromkeys(TASKS, (0.11, 0.01)) | {"code": (0.26, 0.01)}
 STAGE2_BETAS = (0.01, 0.01)
 EMBEDDED = {"receipts": RECEIPTS}  # presets without a model of MODELS
-EXAMPLES = {("smollm2", "brief"): "smollm2_words"}  # formats that open with worked dialogues
+CHATS = {  # of a family for a task, instead of its usual one
+    ("smollm2", "brief"): "smollm2_words",  # opens with worked dialogues
+    ("smollm2", "subtraction"): "chatml",  # without a system text: short rows
+}
 
 
 def apply(config: Any, name: str) -> ConfigDict:
@@ -180,7 +205,7 @@ def apply(config: Any, name: str) -> ConfigDict:
     local = installed() if model == "smollm2_135m" else ""
     config.weights.source = local or f"hub:{HUB_IDS[model]}"
     config.tokenizer.source = ""  # beside the weights
-    config.tokenizer.chat = EXAMPLES.get((chat, task), chat)
+    config.tokenizer.chat = CHATS.get((chat, task), chat)
     if config.name == "stage1":
         config.objective.beta = STAGE1_BETAS[task]
     elif config.name == "stage2":

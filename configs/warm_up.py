@@ -13,6 +13,7 @@ measured against what already answers in form. Rows that answer as they should m
 see verdict/unparsable of the base model's evaluation before (docs/guide.md).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -30,7 +31,7 @@ WARM_UP = {
     "checkpoint.select": "last",
 }
 # Two to three visits of each problem: the form is soon learnt, and more teaches the answers.
-STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1}
+STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1, "subtraction": 140}
 ON_IT = {"weights.source": "stage:warm_up"}
 
 
@@ -47,10 +48,16 @@ def get_config(preset: str = "") -> ConfigDict:
         )
     config: Any = methods.shared(preset)
     config.name = "warm_up"
-    stages = (
-        WARM_UP | {"steps": STEPS[presets.split(preset)[1]]},
-        methods.STAGE1 | ON_IT | {"start": "base"},
-        methods.STAGE2 | ON_IT,
-    )
+    stages = before({"steps": STEPS[presets.split(preset)[1]]}, (methods.STAGE1, methods.STAGE2))
     config.stages = methods.for_preset({"stages": stages}, preset)["stages"]
     return config
+
+
+def before(fields: dict[str, Any], stages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """A warm-up and the stages of a method on what it has trained.
+
+    Args:
+      fields: of the warm-up, where they differ from WARM_UP.
+    """
+    first, *rest = (stage | ON_IT for stage in stages)
+    return (WARM_UP | fields, {"start": "base"} | first, *rest)

@@ -11,6 +11,7 @@ from score_jax.records import Problem
 SOURCES = (
     "procedural",
     "words",
+    "subtraction",
     "jsonl",
     "tfds",
     "reasoning_gym",
@@ -31,6 +32,7 @@ def load(
     task: str = "",
     count: int = 0,
     seed: int = 0,
+    digits: int = 5,
     fields: Mapping[str, str] | None = None,
     parts: Sequence[Mapping] = (),
     pass_rates: str = "",
@@ -47,13 +49,14 @@ def load(
         hub a published format, instead of `fields`.
       path: the JSONL file, the prepared folder of tfds, a Parquet file or a folder of them, or of
         hub hub:org/name@revision.
-      split: of procedural, words, tfds, packaged, reasoning_gym, parquet and hub.
+      split: of procedural, words, subtraction, tfds, packaged, reasoning_gym, parquet and hub.
       subset: of parquet and hub, where files of several lie in folders of their own.
       task: the task of all problems, instead of the source's; in a JSONL file or a mixture
         only of rows or parts without a task.
-      count: number of generated problems (procedural, words, reasoning_gym), or of problems
-        taken from the start (other sources); 0: all.
+      count: number of generated problems (procedural, words, subtraction, reasoning_gym), or of
+        problems taken from the start (other sources); 0: all.
       seed: of generated problems, and of a mixture's order.
+      digits: of subtraction: of both numbers.
       fields: the field names of JSONL and Parquet files where they differ:
         {"prompt": "question"}.
       parts: of a mixture: each has the arguments of `load` and a `weight`.
@@ -94,6 +97,10 @@ def load(
         from score_jax.data import word_problems
 
         problems = word_problems.problems(split, count, seed)
+    elif source == "subtraction":
+        from score_jax.data import subtraction
+
+        problems = subtraction.problems(split, count, seed, digits)
     elif source == "reasoning_gym":
         from score_jax.data import reasoning
 

@@ -96,13 +96,13 @@ class MeshConfig:
 
     slices: Devices = -1  # groups of devices joined by the slower network; -1: read from devices
     data: Devices = -1  # copies of the model in a slice; -1: all devices not used by the other axes
-    fsdp: Count = 1  # splits parameters, optimiser state and rows
+    fsdp: Devices = 1  # splits parameters, optimiser state and rows; -1: as data, which is then 1
     sampling_tensor: Count = 1  # like fsdp in training, like tensor in sampling
     tensor: Count = 1  # splits heads, feed-forward and vocabulary
 
     def __post_init__(self):
         check_fields(self, "mesh")
-        for name in ("slices", "data"):
+        for name in ("slices", "data", "fsdp"):
             if getattr(self, name) == 0:
                 raise ValueError(f"mesh.{name} is 0; set at least 1, or -1")
 
@@ -120,15 +120,17 @@ class MeshConfig:
                 f"mesh.slices is {self.slices}; the devices form {slices} slices: set that, or -1"
             )
         slices = slices if self.slices == -1 else self.slices
-        rest = slices * self.fsdp * self.sampling_tensor * self.tensor
-        sizes = (slices, self.fsdp, self.sampling_tensor, self.tensor)
-        if min(sizes) < 1 or devices % rest or self.data not in (-1, devices // rest):
+        copies = 1 if (self.data, self.fsdp) == (-1, -1) else self.data
+        given = [slices, copies, self.fsdp, self.sampling_tensor, self.tensor]
+        left = devices // math.prod(size for size in given if size > 0)
+        shape = [left if size == -1 else size for size in given]
+        if min(shape) < 1 or math.prod(shape) != devices:
             raise ValueError(
                 f"mesh is slices={slices} data={self.data} fsdp={self.fsdp} "
                 f"sampling_tensor={self.sampling_tensor} tensor={self.tensor}; the product must "
-                f"be the number of devices, {devices} (data=-1 takes what is left)"
+                f"be the number of devices, {devices} (data=-1 or fsdp=-1 takes what is left)"
             )
-        return (slices, devices // rest, self.fsdp, self.sampling_tensor, self.tensor)
+        return (slices, shape[1], shape[2], self.sampling_tensor, self.tensor)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

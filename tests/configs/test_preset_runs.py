@@ -33,7 +33,13 @@ TOKENIZERS = {  # a model of each family: where its tokenizer is
     "gemma3_1b": FOLDER / "gemma3",
     "llama32_1b": FOLDER / "llama3",
 }
-SIZES = {"math": (4500, 500), "code": (500, 164), "words": (5000, 200), "brief": (64, 2)}
+SIZES = {
+    "math": (4500, 500),
+    "code": (500, 164),
+    "words": (5000, 200),
+    "brief": (64, 2),
+    "subtraction": (20_000, 1000),
+}
 FAMILIES = {"llama31": "llama3", "gemma": "gemma"}  # of small_tokenizers; the rest: chatml
 
 

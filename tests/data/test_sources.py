@@ -74,7 +74,7 @@ def test_a_mixture_names_the_part_at_fault(path):
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match="choose one of procedural, words, jsonl"):
+    with pytest.raises(ValueError, match="choose one of procedural, words, subtraction, jsonl"):
         sources.load(source="sql")
 
 

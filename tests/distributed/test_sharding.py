@@ -119,6 +119,9 @@ def test_mesh_shape_takes_what_is_left():
     assert MeshConfig(data=4, fsdp=2).shape(8) == (1, 4, 2, 1, 1)
     assert MeshConfig(slices=2, sampling_tensor=4).shape(8) == (2, 1, 1, 4, 1)
     assert MeshConfig(fsdp=4).shape(16, slices=2) == (2, 2, 4, 1, 1)
+    assert MeshConfig(fsdp=-1).shape(8) == (1, 1, 8, 1, 1)
+    assert MeshConfig(fsdp=-1).shape(1) == (1, 1, 1, 1, 1)
+    assert MeshConfig(data=2, fsdp=-1, tensor=2).shape(8) == (1, 2, 2, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ OUT_OF_RANGE = {  # field: values that no run can have, each refused by the fiel
     "log.rollouts_every": (0,),
     "log.tensorboard": ("no", 1),
     "mesh.data": (0, -2, 1.5),
-    "mesh.fsdp": (0, -1),
+    "mesh.fsdp": (0, -2),
     "learner.weight_noise": (NAN, 1.1),
     "profile.start": (-1, NAN),
     "model.norm_eps": (0.0, NAN),

