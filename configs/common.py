@@ -178,6 +178,9 @@ def get_config() -> ConfigDict:
             "tensorboard": True,
             "wandb": "",
             "progress": True,
+            "samples": 4,  # dialogues of a step that TensorBoard and wandb show
+            "samples_every": 10,  # steps
+            "report_minutes": 10.0,  # between two writings of report.html; 0: at the end only
         }
     )
     config.alarms = ConfigDict(  # AlarmsConfig: docs/alarms.md; a bound of None: no such alarm

@@ -32,7 +32,9 @@ def get_config(preset: str = "") -> ConfigDict:
     config.name = "paper"
     config.evaluation.validation_problems = 0  # all
     config.evaluation.problems = 2000
-    config.log.update({"rollouts": 16, "rollouts_every": 10, "tensorboard": False})
+    config.log.update(
+        {"rollouts": 16, "rollouts_every": 10, "tensorboard": False, "report_minutes": 0.0}
+    )
     config.comparison = ConfigDict(  # ComparisonConfig
         {
             "methods": ConfigDict(

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import recipes
 
+FITS = ("h100:1", "v5e:2x4")
+
 
 def get_config(method: str = "score") -> ConfigDict:
     """A method of configs/methods.py on this model."""

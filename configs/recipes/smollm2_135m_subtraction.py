@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from configs import recipes
 
+FITS = ()  # a CPU of 8 GB, by its own plan
+
 WARMED = {"steps": 140, "batch": 64, "optimizer.learning_rate": 1e-4, "checkpoint.every": 35}
 
 

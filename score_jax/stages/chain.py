@@ -416,6 +416,7 @@ def open_log(settings: Settings, folder: Path, step: int) -> Log:
         tensorboard=settings.log.tensorboard,
         wandb=settings.log.wandb,
         progress=settings.log.progress,
+        report_minutes=settings.log.report_minutes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Logs of a stage: metrics.jsonl, TensorBoard, wandb, a progress bar.
+"""Logs of a stage: metrics.jsonl, TensorBoard, wandb, a progress bar, the page in the making.
 
 Only the first host writes. On resume, lines of steps that will be run again are deleted,
 so that a resumed run ends with the same files as an uninterrupted one.
@@ -10,15 +10,20 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from score_jax.records import Transcript
+from score_jax.report import page
 from score_jax.report.alarms import Event
 from score_jax.report.json_files import write_json
+from score_jax.stages import boards
 
 ALARMS = "alarms.jsonl"
 ACCURACY = re.compile(r"accuracy/turn(\d+)")
@@ -57,6 +62,40 @@ def open_bar(label: str, total: int, *, shown: bool, **options: Any) -> tqdm:
     )
 
 
+class LivePage:
+    """report.html of a run that is still going on, written every so many minutes.
+
+    It is written beside the training, by a thread of its own, from the files of the run.
+    """
+
+    def __init__(self, workdir: Path, minutes: float, say: Callable[[str], None]):
+        """Args: minutes: between two; 0: never; say: prints a line."""
+        self.workdir, self.seconds, self.say = workdir, 60 * minutes, say
+        self.begun = time.monotonic()
+        self.writer = ThreadPoolExecutor(1)
+        self.writing: Future[Path] | None = None
+
+    def refresh(self) -> None:
+        """Begins to write the page, if it is time and the last one is written."""
+        if not self.seconds or time.monotonic() < self.begun + self.seconds:
+            return
+        if self.writing is not None and not self.writing.done():
+            return
+        self.tell_failure()
+        self.begun = time.monotonic()
+        self.writing = self.writer.submit(page.write_report, self.workdir)
+
+    def tell_failure(self) -> None:
+        """Says why the last page was not written; training goes on without it."""
+        if self.writing is not None and (error := self.writing.exception()):
+            self.say(f"report.html was not written: {error}")
+
+    def close(self) -> None:
+        """Waits for a page that is being written."""
+        self.writer.shutdown()
+        self.tell_failure()
+
+
 class Log:
     """The open log files of one stage; with `write=False` nothing is opened or written."""
 
@@ -71,6 +110,7 @@ class Log:
         tensorboard: bool = False,
         wandb: str = "",
         progress: bool = True,
+        report_minutes: float = 0.0,
     ):
         """Opens the files and deletes their lines after `step`.
 
@@ -78,6 +118,7 @@ class Log:
           step: steps already done.
           steps: steps of the whole stage.
           wandb: project name; "": no wandb.
+          report_minutes: between two writings of report.html; 0: it is not written here.
         """
         self.write = write
         self.folder = folder
@@ -87,6 +128,7 @@ class Log:
         self.board: Any = None
         self.wandb: Any = None
         self.bar: Any = None
+        self.page = LivePage(folder.parent, report_minutes if write else 0.0, self.message)
         if not write:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,11 +152,26 @@ class Log:
         self.append(record)
         if self.board is not None:
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+                self.board.add_scalar(boards.board_name(name), value, step)
         if self.wandb is not None:
-            self.wandb.log(dict(values), step=step)
+            self.wandb.log({boards.board_name(k): v for k, v in values.items()}, step=step)
         self.bar.set_postfix(progress(values), refresh=False)
         self.bar.update(1)
+        self.page.refresh()
+
+    @property
+    def has_board(self) -> bool:
+        """Whether anything shows dialogues."""
+        return self.board is not None or self.wandb is not None
+
+    def dialogues(self, step: int, transcripts: Sequence[Transcript]) -> None:
+        """Shows some of a step's dialogues on the boards."""
+        if self.board is not None:
+            self.board.add_text(boards.DIALOGUES, boards.as_markdown(transcripts), step)
+        if self.wandb is not None:
+            library = importlib.import_module("wandb")
+            table = library.Table(columns=list(boards.COLUMNS), data=boards.as_rows(transcripts))
+            self.wandb.log({boards.DIALOGUES: table}, step=step)
 
     def units(self, units: Mapping[str, str]) -> None:
         """Keeps the units of metrics in units.json, for those who draw them."""
@@ -186,3 +243,4 @@ class Log:
             self.wandb.finish()
         if self.bar is not None:
             self.bar.close()
+        self.page.close()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from score_jax.data import store
@@ -17,7 +18,7 @@ from score_jax.data.store import StoredDialogue
 from score_jax.data.stream import Stream
 from score_jax.distributed import processes
 from score_jax.distributed.processes import any_process
-from score_jax.records import Grade, Problem
+from score_jax.records import Grade, Problem, Transcript
 from score_jax.rl.dialogue import Encoder
 from score_jax.rl.rollout import (
     Graded,
@@ -95,6 +96,23 @@ def dialogues(
         attempts=graded.attempts,
         grades=graded.grades,
     )
+
+
+def samples(
+    encoder: Encoder, rollout: Rollout, stage: str, step: int, count: int
+) -> list[Transcript]:
+    """Some of this host's dialogues of a step, evenly spread over its rows."""
+    whole = len(rollout.local.tokens)
+    rows = [i * whole // min(count, whole) for i in range(min(count, whole))]
+    graded = Graded(
+        attempts=[rollout.graded.attempts[row] for row in rows],
+        grades=[rollout.graded.grades[row] for row in rows],
+        seconds={},
+    )
+    local = jax.tree.map(lambda column: column[rows], rollout.local)
+    problems = [rollout.problems[row] for row in rows]
+    found = dialogues(encoder, problems, local, graded, stage, step, rows)
+    return [store.transcript(dialogue) for dialogue in found]
 
 
 def checksum(params: Params) -> str:

@@ -5,7 +5,7 @@ import re
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
-from score_jax.checks import Count, Kept, Natural, Positive, Seed, check_fields
+from score_jax.checks import Count, Kept, Natural, NotNegative, Positive, Seed, check_fields
 from score_jax.model.config import ModelConfig
 
 Select = Literal["best", "validation", "last"]
@@ -136,6 +136,9 @@ class LogConfig:
     tensorboard: bool = True
     wandb: str = ""  # project name; needs the extra [wandb]
     progress: bool = True  # whether to show progress bars
+    samples: Natural = 4  # dialogues of a step that TensorBoard and wandb show
+    samples_every: Count = 10  # steps from one that is shown to the next
+    report_minutes: NotNegative = 10.0  # between two writings of report.html; 0: at the end only
 
     def __post_init__(self):
         check_fields(self, "log")

@@ -409,6 +409,11 @@ def rl_step(devices: RolloutPrograms) -> StepFunction:
         # The devices are busy from here on.
         if step % settings.log.rollouts_every == 0:
             keep(count=settings.log.rollouts)
+        if step % settings.log.samples_every == 0 and settings.log.samples and stage.log.has_board:
+            shown = rollouts.samples(
+                devices.encoder, rollout, settings.name, step, settings.log.samples
+            )
+            stage.log.dialogues(step + 1, shown)
         graded = grading_metrics(devices.encoder, rollout.problems, rollout.graded)
         drafts = settings.sampling.draft_tokens
         graded |= metrics.merge(sampling_metrics(rows, drafts) for rows in rollout.drawn)

@@ -102,7 +102,8 @@ def shrunken(model, task, folder):
         whole,
         vocab_size=tokenizer.vocab_size,
         layers=2,
-        local_layers=whole.local_layers[4:6],  # of Gemma's, a local and a global one
+        local_layers=(whole.local_layers or ())[4:6]
+        or None,  # of Gemma's, a local and a global one
         width=32,
         heads=2,
         kv_heads=1,

@@ -1,8 +1,18 @@
 """Log files of a resumed run are those of an uninterrupted one."""
 
 import json
+import struct
+import sys
+from types import SimpleNamespace
 
-from score_jax.stages.log import Log, cut_after, progress
+import pytest
+from tensorboardX.proto import event_pb2
+
+from score_jax.records import Transcript
+from score_jax.stages import boards
+from score_jax.stages import log as log_module
+from score_jax.stages.log import LivePage, Log, cut_after, progress
+from tests.stage_configs import train
 
 
 def open_log(folder, step, **fields):
@@ -143,3 +153,145 @@ def test_the_bar_shows_the_accuracies_of_all_turns_that_there_are():
         ("loss", "0.250"),
     ]
     assert progress({"gradient_norm": 1.0}) == {}
+
+
+def transcript(**fields):
+    usual = {
+        "step": 3, "problem": "p/1", "prompt": "7x = 14", "answer": "2",
+        "attempts": ("x=3", "x=2\n<b>*so*</b>"), "verdicts": ("wrong", "correct"),
+        "rewards": (0.0, 1.0), "lengths": (2, 5), "truncated": (False, False),
+        "extracted": ("3", "2"),
+    }  # fmt: skip
+    return Transcript(**usual | fields)
+
+
+def board(folder):
+    """Scalars and texts that TensorBoard finds, by name."""
+    scalars, texts = {}, {}
+    for path in sorted((folder / "tensorboard").glob("events*")):
+        for event in RawEventFileLoader(str(path)).Load():
+            read = event_pb2.Event()
+            read.ParseFromString(event)
+            for value in read.summary.value:
+                if value.HasField("simple_value"):
+                    scalars[value.tag] = value.simple_value
+                elif value.HasField("tensor"):
+                    texts[value.tag] = value.tensor.string_val[0].decode()
+    return scalars, texts
+
+
+class RawEventFileLoader:
+    """Records of an event file, by the layout of TFRecord: length, sum, bytes, sum."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def Load(self):
+        with open(self.path, "rb") as file:
+            while head := file.read(12):
+                (size,) = struct.unpack("<Q", head[:8])
+                yield file.read(size)
+                file.read(4)
+
+
+def test_a_board_has_metrics_in_groups_and_dialogues_to_read(tmp_path):
+    log = open_log(tmp_path, 0, tensorboard=True)
+    log.metrics(1, {"loss": 0.5, "delta_i_to_c": 0.25, "accuracy/turn2": 0.75})
+    assert log.has_board
+    log.dialogues(1, [transcript()])
+    log.close()
+    scalars, texts = board(tmp_path)
+    assert scalars == {
+        "training/loss": 0.5,
+        "correction/delta_i_to_c": 0.25,
+        "accuracy/turn2": 0.75,
+    }
+    (text,) = texts.values()
+    assert text.startswith("**p/1**: wrong, then correct (answer 2)")
+    assert "\n\n    x=2\n    <b>*so*</b>" in text  # as a block: nothing in it is a mark
+
+
+def test_a_table_of_dialogues_goes_to_wandb(tmp_path, monkeypatch):
+    sent = []
+    run = SimpleNamespace(log=lambda values, step: sent.append((step, values)), finish=lambda: None)
+    library = SimpleNamespace(init=lambda **_: run, Table=lambda **fields: fields)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    log = open_log(tmp_path, 0, wandb="mine")
+    log.metrics(1, {"delta": 0.5})
+    log.dialogues(1, [transcript()])
+    log.close()
+    (_, scalars), (step, table) = sent
+    assert (scalars, step) == ({"correction/delta": 0.5}, 1)
+    rows = table["dialogues"]
+    assert rows["columns"] == ["problem", "answer", "prompt", "attempts", "verdicts", "rewards"]
+    assert rows["data"][0][3] == "[1] x=3\n\n[2] x=2\n<b>*so*</b>"
+    assert rows["data"][0][4:] == ["wrong, correct", "0, 1"]
+
+
+def test_marks_in_a_problems_name_are_shown_as_they_are():
+    shown = boards.as_markdown([transcript(problem="a_b*<c>", answer="")])
+    assert shown.startswith("**a\\_b\\*\\<c\\>**: wrong, then correct (answer none)")
+
+
+def test_the_page_is_written_when_its_minutes_are_over_and_a_failure_is_said(tmp_path, monkeypatch):
+    clock, written, said = [0.0], [], []
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log_module.page, "write_report", written.append)
+    live = LivePage(tmp_path, 2.0, said.append)
+    for clock[0] in (1.0, 119.0, 120.0, 121.0, 239.0, 241.0):
+        live.refresh()
+        if live.writing:
+            live.writing.result()
+    assert written == [tmp_path, tmp_path] and not said
+
+    def fail(folder):
+        raise ValueError("nothing there")
+
+    monkeypatch.setattr(log_module.page, "write_report", fail)
+    clock[0] = 400.0
+    live.refresh()
+    live.close()
+    assert said == ["report.html was not written: nothing there"]
+
+
+def test_without_minutes_there_is_no_page_in_the_making(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module.page, "write_report", lambda _: 1 / 0)
+    live = LivePage(tmp_path, 0.0, print)
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: 1e9)
+    live.refresh()
+    live.close()
+    assert live.writing is None
+
+
+def shown(folder):
+    """Steps at which TensorBoard has dialogues, with how many."""
+    found = {}
+    for path in sorted((folder / "tensorboard").glob("events*")):
+        for event in RawEventFileLoader(str(path)).Load():
+            read = event_pb2.Event()
+            read.ParseFromString(event)
+            for value in read.summary.value:
+                if value.HasField("tensor"):
+                    text = value.tensor.string_val[0].decode()
+                    found[read.step] = sum(line.startswith("**") for line in text.split("\n"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"log__samples": 3, "log__samples_every": 2}, {1: 3, 3: 3}),
+        ({"log__samples": 100, "log__samples_every": 3}, {1: 8}),  # a step has eight
+        ({"log__samples": 0}, {}),
+    ],
+    ids=["three", "all", "none"],
+)
+def test_a_run_shows_dialogues_and_writes_its_page_on_the_way(
+    tmp_path, compiled, monkeypatch, fields, expected
+):
+    written = []
+    monkeypatch.setattr(log_module.page, "write_report", written.append)
+    fields |= {"log__tensorboard": True, "log__report_minutes": 1e-9}
+    train(tmp_path, steps=3, evaluation__samples=0, **fields)
+    assert shown(tmp_path / "stage1") == expected
+    assert len(written) >= 1 + 1 and set(written) == {tmp_path}  # the last one is run_mode's

@@ -1,0 +1,183 @@
+"""Every recipe is let in, fits its devices by the plan, and takes a step."""
+
+import importlib
+import importlib.util
+import json
+import pkgutil
+from dataclasses import asdict, replace
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import methods, recipes
+from score_jax.model.published import by_hub_id
+from score_jax.model.weights.load import model_config
+from score_jax.planning import command
+from score_jax.planning.chips import parse_topology
+from score_jax.records import Problem
+from score_jax.stages import chain
+from score_jax.stages.resolve import planned, resolve_stages
+from score_jax.tasks import registry
+from score_jax.text import hub
+from score_jax.text.chat import Chat, get_format
+from tests.small_tokenizers import make
+from tests.tiny_stages import lines
+
+NAMES = sorted(found.name for found in pkgutil.iter_modules(recipes.__path__))
+FAMILIES = {"llama31": "llama3", "gemma": "gemma"}  # of small_tokenizers; the rest: chatml
+
+
+def recipe(name):
+    return importlib.import_module(f"configs.recipes.{name}")
+
+
+def stages(name, method="score"):
+    return resolve_stages(recipe(name).get_config(method), {})
+
+
+@pytest.mark.parametrize("method", ["score", "multi_turn", "single_turn", "pair_sft"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_passes_the_door_with_the_methods_of_a_table(name, method):
+    """All of its stages draw as many dialogues as SCoRe's, and train at the recipe's own rate."""
+    found = [stage.settings for stage in stages(name, method)]
+    usual = [stage.settings for stage in stages(name)]
+    drawn = [sum(s.steps * s.rows for s in chain if s.program in ("rl", "collect"))
+             for chain in (found, usual)]  # fmt: skip
+    assert drawn[0] == drawn[1] > 0
+    rates = {s.optimizer.learning_rate for s in (*found, *usual) if s.program == "rl"}
+    assert len(rates) == 1
+    assert {s.weights.source for s in found} == {s.weights.source for s in usual}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if recipe(name).FITS])
+def test_parameters_are_split_over_the_devices_that_a_recipe_names(name):
+    """And so are its rows; Adam's state and the parameters stay in float32."""
+    found = stages(name)[-1].settings
+    assert found.compute.dtype == "bfloat16"
+    for devices in {parse_topology(device).chips for device in recipe(name).FITS}:
+        assert found.mesh.shape(devices) == (1, 1, devices, 1, 1)
+        assert found.batch % devices == 0
+        assert found.rows % (devices * found.learner.microbatches) == 0
+
+
+def test_a_warm_up_comes_before_a_methods_first_stage_and_is_the_base_of_all():
+    warm, *others = (stage.settings for stage in stages("smollm2_135m_subtraction", "pair_sft"))
+    assert (warm.name, warm.program, warm.steps) == ("warm_up", "supervised", 140)
+    assert [other.name for other in others] == ["collect", "tune"]
+    assert {other.weights.source for other in others} == {"stage:warm_up"}
+    assert warm.optimizer.learning_rate == 1e-4  # its own
+
+
+@pytest.mark.parametrize("method", ["star", "self_refine"])
+def test_a_method_that_cannot_follow_a_warm_up_is_told(method):
+    with pytest.raises(ValueError, match=f"recipe's method is '{method}'.*begins with a warm-up"):
+        stages("smollm2_135m_subtraction", method)
+
+
+def test_an_unknown_method_is_told_with_those_there_are():
+    with pytest.raises(ValueError, match=r"recipe's method is 'ppo'; choose one of self_refine"):
+        stages("qwen25_1p5b_math", "ppo")
+
+
+def test_fine_tuning_has_the_recipes_batch_and_its_share_of_the_rate():
+    tune = stages("qwen25_1p5b_math", "pair_sft")[-1].settings
+    assert tune.batch == 64 * 4
+    share = methods.SECOND_RATE / methods.RATE
+    assert tune.optimizer.learning_rate == pytest.approx(share * 1e-6)
+
+
+def long_problems(path, config, tokenizer):
+    """Problems of the recipe's task whose prompts fill its limit, or as many tokens more as the
+    small tokenizer needs for the task's words; returns the limit.
+    """
+    chat, task = Chat(tokenizer, get_format(config.tokenizer.chat)), registry.get(config.task)
+
+    def row(number, words):
+        text = f"{number} How many?" + " apples" * words
+        code = {"answer": "def f(x):\n    return x", "tests": ["assert f(3) == 3"]}
+        own = code | {"shown": code["tests"]} if config.task == "code" else {"answer": str(number)}
+        return {"id": str(number), "prompt": text} | own
+
+    def tokens(words):
+        own = row(7, words)
+        shown = tuple(own.get("shown", ()))
+        problem = Problem(id="7", prompt=own["prompt"], tests=shown, shown=shown)
+        return len(chat.encode_prompt(task.ask(problem)))
+
+    word = tokens(2) - tokens(1)
+    limit = max(config.sampling.prompt_limit, tokens(40))
+    words = (limit - tokens(0)) // word
+    assert words > 0 and limit - word <= tokens(words) <= limit
+    path.write_text("".join(json.dumps(row(number, words)) + "\n" for number in range(1, 9)))
+    return limit
+
+
+def shrunken(name, folder):
+    """A recipe on a random model of its family with two narrow layers, prompts of full length."""
+    config = recipe(name).get_config()
+    last = planned(resolve_stages(config, {}))
+    tokenizer = make(FAMILIES.get(config.tokenizer.chat, "chatml"))
+    tokenizer.save(folder / "tokenizer")
+    source = last.weights.source
+    whole = (
+        by_hub_id(hub.parse(source, "weights.source")[0])
+        if hub.is_hub(source)
+        else model_config(source)
+    )
+    small = replace(
+        whole,
+        vocab_size=tokenizer.vocab_size,
+        layers=2,
+        local_layers=(whole.local_layers or ())[4:6]
+        or None,  # of Gemma's, a local and a global one
+        width=32,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        mlp_dim=32,
+    )
+    config.model = ConfigDict(asdict(small))
+    config.weights.source, config.tokenizer.source = "random", str(folder / "tokenizer")
+    limit = long_problems(folder / "problems.jsonl", config, tokenizer)
+    with config.unlocked():
+        data = {"source": "jsonl", "path": str(folder / "problems.jsonl"), "split": "train"}
+        config.data = ConfigDict(data)
+        config.evaluation.data = ConfigDict({"count": 2})
+    config.evaluation.task = ""
+    config.steps, config.batch = 2, 2  # one step of each stage
+    config.sampling.update({"group_size": 2, "turn_limit": 16, "prompt_limit": limit})
+    config.learner.microbatches = 2
+    config.evaluation.update({"problems": 2, "batch": 2, "samples": 0, "prompt_limit": limit})
+    config.log.update({"progress": False, "tensorboard": False})
+    if name == "smollm2_135m_subtraction":  # a random model has no folder for the hub's format
+        config.stages = tuple(
+            {key: value for key, value in dict(stage).items() if key != "weights.source"}
+            for stage in config.stages[1:]
+        )
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_takes_a_step_of_each_stage_with_prompts_of_full_length(tmp_path, compiled, name):
+    config = shrunken(name, tmp_path)
+    found = resolve_stages(config, {})
+    chain.run_mode("train", found, tmp_path / "run", config="", command="")
+    for stage in found:
+        folder = tmp_path / "run" / stage.settings.name
+        (step,) = lines(folder / "metrics.jsonl")
+        assert step["step"] == 1 and 0 < step["gradient_norm"] < float("inf")
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'score_jax[tpu]'"
+)
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "device"), [(name, device) for name in NAMES for device in recipe(name).FITS]
+)
+def test_a_recipe_fits_the_devices_that_it_names(tmp_path, name, device):
+    """By the plan, at full shape; five minutes each."""
+    assert command.run_plan(planned(stages(name)), device, tmp_path)
