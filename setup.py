@@ -43,6 +43,8 @@ setup(
         "hf": ["tokenizers>=0.23", "gguf>=0.19", "protobuf", "huggingface_hub"],
         # what other libraries' models compute, for the slow tests that compare with it
         "parity": ["torch", "transformers>=5", "peft>=0.21", "accelerate", "regex"],
+        # opens the pages in the system's Chromium, for the slow test that looks at them
+        "browser": ["playwright>=1.50"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores
