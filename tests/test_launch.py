@@ -810,6 +810,26 @@ def test_shellcheck_finds_nothing():
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry"])
+def test_first_contact_sets_up_tries_and_brings_the_result(google, more):
+    words = (*BASE, "--name=one", "--type=v5e-8", "--to=out")
+    result = google.script("first_contact", *words, *more, TMPDIR=str(google.folder.parent))
+    assert result.returncode == 0, result.stderr
+    lines = [shlex.split(line) for line in result.stdout.splitlines()]
+    calls = [line for line in lines if line[0] == "gcloud"] if more else google.calls()
+    kinds = [next(word for word in call if word in ("cp", "rm", "scp", "ssh")) for call in calls]
+    assert kinds == ["cp", "scp", "ssh", "cp", "rm", "ssh", "cp"]
+    (sent,) = [word for word in calls[5] if word.startswith("--command=")]
+    assert "--workdir=/mnt/score_jax/runs/one --topology=v5e:2x4" in sent
+    assert calls[6][3:5] == ["gs://my-bucket/runs/one/first_contact.json", "out/first_contact.json"]
+
+
+def test_first_contact_is_with_one_host(google):
+    result = google.script("first_contact", *BASE, "--type=v5e-16")
+    assert result.returncode == 2 and "a first contact is with one host" in result.stderr
+    assert google.calls() == []
+
+
 @pytest.mark.skipif(not shutil.which("gcloud"), reason="needs the Google Cloud SDK")
 def test_gcloud_itself_accepts_every_command(google, tmp_path):
     """Its own parser, by a command of it that checks others and calls nobody."""

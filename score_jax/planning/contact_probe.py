@@ -1,0 +1,103 @@
+"""The part of a first contact that opens the devices: what they are, and whether they are right.
+
+    python -m score_jax.planning.contact_probe --config=FILE:preset --out=FILE.json
+
+A process of its own, since only one at a time may hold a TPU.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from score_jax.model.decoder import Decoder, forward
+from score_jax.report.json_files import write_json
+from score_jax.stages import memory
+from score_jax.stages.build import StagePrograms, build, load_reference
+from score_jax.stages.problem_sets import read, training_spec
+from score_jax.stages.program import Program
+from score_jax.stages.resolve import load_config, planned, resolve_stages
+from score_jax.types import Params
+
+ROWS, TOKENS = 2, 64  # of the prompts that are scored, at most
+
+
+def prompts(programs: StagePrograms) -> Int[np.ndarray, "B T"]:
+    """The beginnings of training prompts, cut to one length."""
+    tasks, problems = read(training_spec(programs.settings))
+    encoder = programs.encoder(programs.settings.plan, 2**20, tasks)
+    rows = [encoder.opening(problems[i])[0] for i in range(min(ROWS, len(problems)))]
+    length = min(TOKENS, *map(len, rows)) if len(rows) > 1 else min(TOKENS, len(rows[0]))
+    return np.asarray([row[:length] for row in rows], np.int32)
+
+
+def token_logprobs(
+    decoder: Decoder, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "B T-1"]:
+    """Log-probabilities of each token given those before it, in nats."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = forward(decoder, params, tokens, positions)
+    logits: Any = decoder.apply({"params": params}, hidden[:, :-1], method="logits")
+    scores = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return jnp.take_along_axis(scores, tokens[:, 1:, None], -1)[..., 0]
+
+
+def on_devices(programs: StagePrograms, dtype: str, params: Params, tokens: Any) -> np.ndarray:
+    """`token_logprobs` where the programs run, with activations of a type."""
+    decoder = Decoder(dataclasses.replace(programs.decoder.config, dtype=dtype, attention="plain"))
+    run = Program(jax.jit(lambda p, t: token_logprobs(decoder, p, t)), programs.mesh)
+    return np.asarray(run(params, tokens))
+
+
+def on_cpu(programs: StagePrograms, params: Params, tokens: Any) -> np.ndarray:
+    """`token_logprobs` on the host, in float32."""
+    decoder = Decoder(
+        dataclasses.replace(programs.decoder.config, dtype="float32", attention="plain")
+    )
+    cpu = jax.local_devices(backend="cpu")[0]
+    params, tokens = jax.device_put((jax.device_get(params), tokens), cpu)
+    with jax.default_device(cpu), jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(lambda p, t: token_logprobs(decoder, p, t))(params, tokens))
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Mean and largest absolute difference, in nats per token."""
+    gap = np.abs(found.astype(np.float64) - expected)
+    return {"mean": float(gap.mean()), "max": float(gap.max())}
+
+
+def probe(config: str) -> dict[str, Any]:
+    """What is told of the devices, and of the model's numbers on them."""
+    settings = planned(resolve_stages(load_config(config), {}))
+    programs = build(settings)
+    params, tokens = load_reference(programs), prompts(programs)
+    expected = on_cpu(programs, params, tokens)
+    devices = jax.local_devices()
+    return {
+        "devices": len(jax.devices()),
+        "kind": devices[0].device_kind,
+        "platform": devices[0].platform,
+        "memory_limit_bytes": memory.limit_bytes(devices),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+        "weights": settings.weights.source,
+        "scored_tokens": int(expected.size),
+        "mean_logprob_cpu_float32": float(expected.mean()),
+        "logprobs_against_cpu": {
+            dtype: difference(on_devices(programs, dtype, params, tokens), expected)
+            for dtype in ("float32", "bfloat16")
+        },
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    flags = parser.parse_args()
+    write_json(flags.out, probe(flags.config))
