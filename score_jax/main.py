@@ -49,7 +49,7 @@ MODE = flags.DEFINE_enum(
     "train",
     ["train", "evaluate", "report", "export", "ask", "collect", "plan", "bench"],
     "train (evaluates and reports too), a part of that, a Hugging Face folder, a dialogue, graded "
-    "rollouts of the stage's policy, what a TPU slice would make of it, or its speed here",
+    "rollouts of the stage's policy, its memory and bounds here or elsewhere, or its speed here",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "several hosts: HOST:PORT of process 0; auto: as TPU, Slurm or MPI say"

@@ -61,7 +61,6 @@ CHIPS = {
         accelerator="v6e-{chips}",
     ),
     "h100": gpu("h100", 990e12, 81_559, 3.35e12),
-    "h200": gpu("h200", 990e12, 143_771, 4.8e12),
     "a100": gpu("a100", 312e12, 81_920, 2.039e12),
     "rtx4090": gpu("rtx4090", 165.2e12, 24_564, 1.008e12),
     "l4": gpu("l4", 121e12, 23_034, 300e9),
@@ -82,7 +81,7 @@ DEVICE_KINDS = {  # as jax names them
     "TPU v5p": Peak(CHIPS["v5p"].flops, CHIPS["v5p"].hbm_bandwidth),
     "TPU v6 lite": Peak(CHIPS["v6e"].flops, CHIPS["v6e"].hbm_bandwidth),
     "NVIDIA H100 80GB HBM3": Peak(CHIPS["h100"].flops, CHIPS["h100"].hbm_bandwidth),
-    "NVIDIA H200": Peak(CHIPS["h200"].flops, CHIPS["h200"].hbm_bandwidth),
+    "NVIDIA H200": Peak(990e12, 4.8e12),  # has more memory than any TPU that could stand in
     "NVIDIA A100-SXM4-80GB": Peak(CHIPS["a100"].flops, CHIPS["a100"].hbm_bandwidth),
     "NVIDIA GeForce RTX 4090": Peak(CHIPS["rtx4090"].flops, CHIPS["rtx4090"].hbm_bandwidth),
     "NVIDIA L4": Peak(CHIPS["l4"].flops, CHIPS["l4"].hbm_bandwidth),

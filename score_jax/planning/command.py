@@ -15,6 +15,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+from score_jax.distributed.sharding import MESH_AXES
 from score_jax.model import published
 from score_jax.planning import search as searching
 from score_jax.planning.chips import GIB, parse_topology
@@ -53,6 +54,9 @@ def run_plan(
         raise ValueError(f"config.program is {settings.program!r}; --mode=plan plans rl stages")
     settings = without_weights(settings)
     if not topology:
+        if search or realistic:
+            flag = "--search" if search else "--lengths=realistic"
+            raise ValueError(f"--topology is ''; {flag} is for a topology such as v5e:4x4: set one")
         return plan_here(settings, folder)
     slices = parse_topology(topology)
     devices = topology_devices(slices)
@@ -77,14 +81,14 @@ def plan_here(settings: Settings, folder: Path) -> bool:
     found = memory.needs(programs, step_programs.calls(programs) + calls)
     devices = list(programs.mesh.devices.flat)
     limit = memory.limit_bytes(devices)
-    short = [one for one in found if limit is not None and one.total_bytes > limit]
+    short = memory.short_of(found, limit)
     told = {
         "device": f"{devices[0].platform}: {devices[0].device_kind}",
         "devices": len(devices),
         "fits": not short,
         "limit_bytes": limit,
         "programs": {one.name: vars(one) | {"total_bytes": one.total_bytes} for one in found},
-        "advice": [memory.remedy(one, settings) for one in short],
+        "advice": [memory.remedy(one, settings, devices) for one in short],
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", told)
@@ -93,11 +97,8 @@ def plan_here(settings: Settings, folder: Path) -> bool:
     for one in found:
         sizes = (one.total_bytes, one.own_bytes, one.resident_bytes)
         print(f"{one.name:22} " + " ".join(f"{size / GIB:6.2f}" for size in sizes))
-    if limit is None:
-        print("the devices do not tell their memory")
-    else:
-        verdict = "DOES NOT FIT" if short else "fits"
-        print(f"{memory.describe(found, devices, limit)}: {verdict}")
+    verdict = "DOES NOT FIT" if short else "fits"
+    print(f"{memory.describe(found, devices, limit)}: {verdict if short or limit else 'not known'}")
     print("\n".join([*told["advice"], f"plan: {folder / 'plan.json'}"]))
     return not short
 
@@ -178,11 +179,11 @@ def version(package: str) -> str:
 def describe(plan: Plan) -> str:
     """The plan as lines for the terminal."""
     limit = plan.topology.chip.hbm_bytes
-    mesh = plan.settings.mesh
+    shape = plan.settings.mesh.shape(plan.topology.chips, plan.topology.slices)
+    mesh = " ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
     lines = [
-        f"{plan.topology.name}, {plan.topology.chips} chips; mesh slices={mesh.slices} "
-        f"data={mesh.data} fsdp={mesh.fsdp} sampling_tensor={mesh.sampling_tensor} "
-        f"tensor={mesh.tensor}; {plan.settings.learner.microbatches} microbatches",
+        f"{plan.topology.name}, {plan.topology.chips} chips; mesh {mesh}; "
+        f"{plan.settings.learner.microbatches} microbatches",
         f"dialogues of {plan.lengths.whole.mean():.0f} tokens on average, "
         f"{plan.lengths.whole.max()} at most",
         "resident on every chip, GiB: "
@@ -225,10 +226,9 @@ def describe(plan: Plan) -> str:
 
 def advice(plan: Plan) -> list[str]:
     """One suggestion for each program that does not fit."""
-    limit = plan.topology.chip.hbm_bytes
-    settings = plan.settings
+    limit, devices = plan.topology.chip.hbm_bytes, plan.devices
     return [
-        memory.remedy(one, settings)
+        memory.remedy(one, plan.settings, devices)
         for one in plan.programs
         if one.refused or one.total_bytes > limit
     ]

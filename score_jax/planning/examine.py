@@ -143,6 +143,7 @@ class Plan:
 
     settings: Settings
     topology: Topology
+    devices: list[Any]  # abstract ones
     resident: dict[str, int]  # bytes per chip of the arrays that outlive a program
     programs: list[Examined]
     lengths: Lengths
@@ -200,6 +201,7 @@ def make_plan(
     return Plan(
         settings=settings,
         topology=topology,
+        devices=devices,
         resident=resident,
         programs=found,
         lengths=lengths,

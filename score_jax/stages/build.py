@@ -91,16 +91,23 @@ class StagePrograms:
         )
         return Program(jitted, self.mesh)
 
-    def for_sampling(self, params: Params) -> Params:
-        """Parameters as `sample` takes them; the same arrays where nothing has to change."""
+    @cached_property
+    def draws_as_trained(self) -> bool:
+        """Whether sampling takes the trained parameters as they are: same type, layers, split."""
         if self.layer_groups > 1 or self.decoder.config.dtype != "float32":
-            return self.reshard(params)
+            return False
+        shapes = jax.eval_shape(self.init_params.jitted, jax.random.key(0))
         same = jax.tree.map(
-            lambda x, there: x.sharding.is_equivalent_to(there, x.ndim),
-            params,
+            lambda x, here, there: here.is_equivalent_to(there, len(x.shape)),
+            shapes,
+            self.model_shardings,
             self.sample_shardings,
         )
-        return params if all(jax.tree.leaves(same)) else self.reshard(params)
+        return all(jax.tree.leaves(same))
+
+    def for_sampling(self, params: Params) -> Params:
+        """Parameters as `sample` takes them; the same arrays where nothing has to change."""
+        return params if self.draws_as_trained else self.reshard(params)
 
     def sample(self, config: SamplingConfig, plan: DialoguePlan) -> SamplingPrograms:
         """What draws a plan's dialogues (params of `for_sampling`, prompts, key) -> Episodes."""

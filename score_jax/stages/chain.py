@@ -225,9 +225,10 @@ def check_stages(
         if not is_finished(stage, workdir / name):
             checked[name] = check_stage(stage.settings, workdir)
     check_disk_space(list(checked.values()), workdir)
-    for name, ready in checked.items():
-        watchdog.enter_phase(f"compiling of {name}")
-        check_memory(ready)
+    for stage in stages:
+        if ready := checked.get(stage.settings.name):
+            watchdog.enter_phase(f"compiling of {stage.settings.name}")
+            check_memory(ready, workdir, trained=stage.parent is not None)
     return checked
 
 
@@ -378,6 +379,7 @@ def train_stage(
                 compilations=compilations,
                 measure=open_validation(programs, checked.validation, reference, pool),
             ).run(step_function(checked))
+        del state  # where no step was left, it was not given away: it would be held in measuring
         evaluate_selected(
             checked,
             checkpoints,
@@ -422,7 +424,8 @@ def open_log(settings: Settings, folder: Path, step: int) -> Log:
         tensorboard=settings.log.tensorboard,
         wandb=settings.log.wandb,
         progress=settings.log.progress,
-        report_minutes=settings.log.report_minutes,
+        # Where the run's end writes no page, none is left that looks unfinished.
+        report_minutes=settings.log.report_minutes if settings.has_base else 0.0,
     )
 
 

@@ -42,9 +42,10 @@ class Need:
     """What one program takes, and what the step holds beside it; bytes per device."""
 
     name: str
-    own_bytes: int  # arguments, results and temporaries
+    own_bytes: int  # arguments, results and temporaries; 0 where the compiler does not tell
     resident_bytes: int
     argument_bytes: int = 0
+    refused: str = ""  # what the compiler said when it found no room; "": it compiled
 
     @property
     def total_bytes(self) -> int:
@@ -66,11 +67,13 @@ class Taken(Protocol):
 
 
 def program_bytes(compiled: Any, platform: str) -> int:
-    """The memory of a compiled program per device, by its compiler.
+    """The memory of a compiled program per device, by its compiler; 0 where it does not tell.
 
     What CPU's and GPU's compilers call the peak leaves temporaries out.
     """
     found = compiled.memory_analysis()
+    if found is None:
+        return 0
     if platform == "tpu":
         return found.peak_memory_in_bytes
     results = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -78,33 +81,39 @@ def program_bytes(compiled: Any, platform: str) -> int:
 
 
 def need(call: Call, resident: dict[str, int]) -> Need:
-    """Compiles a program and reads what it takes.
-
-    Raises:
-      MemoryShortError: the compiler itself refuses the program.
-    """
+    """Compiles a program and reads what it takes."""
+    others = sum(resident[name] for name in call.resident)
     try:
         compiled = call.program.lower(*call.arguments).compile()
     except JaxRuntimeError as error:
         if FULL not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise MemoryShortError(f"{call.name} does not fit the device: {reason}") from error
-    platform = call.program.mesh.devices.flat[0].platform
+        said = str(error).strip().splitlines()[0]
+        return Need(name=call.name, own_bytes=0, resident_bytes=others, refused=said)
+    platform, found = call.program.mesh.devices.flat[0].platform, compiled.memory_analysis()
     return Need(
         name=call.name,
         own_bytes=program_bytes(compiled, platform),
-        resident_bytes=sum(resident[name] for name in call.resident),
-        argument_bytes=compiled.memory_analysis().argument_size_in_bytes,
+        resident_bytes=others,
+        argument_bytes=found.argument_size_in_bytes if found else 0,
     )
 
 
 def needs(programs: StagePrograms, calls: Iterable[Call]) -> list[Need]:
-    """What each program takes, on the devices of its mesh."""
+    """What each program takes, on the devices of its mesh; those that are not run are left out."""
     resident = step_programs.resident_bytes(programs)
-    same = programs.layer_groups == 1 and programs.decoder.config.dtype == "float32"
+    same = programs.draws_as_trained
     run = (call for call in calls if not (same and call.name == "reshard"))
     return [need(call, resident) for call in run]
+
+
+def short_of(found: Iterable[Need], limit: int | None) -> list[Need]:
+    """The programs that find no room.
+
+    Args:
+      limit: bytes; None: as far as the compiler says.
+    """
+    return [one for one in found if one.refused or (limit is not None and one.total_bytes > limit)]
 
 
 def host_bytes() -> int:
@@ -123,11 +132,16 @@ def limit_bytes(devices: Sequence[Any]) -> int | None:
     """
     if devices[0].platform == "cpu":
         return host_bytes() // len(devices)
-    return min((stats["bytes_limit"] for d in devices if (stats := d.memory_stats())), default=None)
+    told = ((device.memory_stats() or {}).get("bytes_limit") for device in devices)
+    return min(filter(None, told), default=None)
 
 
-def describe(found: Sequence[Need], devices: Sequence[Any], limit: int) -> str:
+def describe(found: Sequence[Need], devices: Sequence[Any], limit: int | None) -> str:
     """One line: the largest program, and what it may take."""
+    if refused := [one for one in found if one.refused]:
+        return f"memory: the compiler finds no room for {refused[0].name} ({refused[0].refused})"
+    if limit is None:
+        return "memory: the devices do not tell how much they have"
     largest = max(found, key=lambda one: one.total_bytes)
     return (
         f"memory: {largest.total_bytes / GIB:.2f} of {limit / GIB:.2f} GiB "
@@ -151,45 +165,52 @@ def share_of(devices: Sequence[Any]) -> str:
 def check(programs: StagePrograms, calls: Sequence[Call]) -> str:
     """Compiles a stage's programs and compares what they take with what the devices have.
 
+    All hosts must call.
+
     Returns:
-      What to log; "" where the devices do not tell their memory.
+      What to log.
 
     Raises:
-      MemoryShortError: a program takes more; the message says what to change.
+      MemoryShortError: a program of any host takes more; the message says what to change.
     """
     devices = [d for d in programs.mesh.devices.flat if d.process_index == jax.process_index()]
-    limit = limit_bytes(devices)
-    found = needs(programs, calls)
-    if limit is None:
-        return ""
-    short = [one for one in found if one.total_bytes > limit]
-    if processes.any_process(bool(short)):
-        advice = "; ".join(dict.fromkeys(remedy(one, programs.settings) for one in short))
-        raise MemoryShortError(f"{describe(found, devices, limit)}: it does not fit. {advice}")
-    return describe(found, devices, limit)
+    limit, found = limit_bytes(devices), needs(programs, calls)
+    told = describe(found, devices, limit)
+    short = short_of(found, limit)
+    advice = "; ".join(dict.fromkeys(remedy(one, programs.settings, devices) for one in short))
+    refusals = processes.all_gather_objects(f"{told}: it does not fit. {advice}" if short else "")
+    if found_short := next(filter(None, refusals), ""):
+        raise MemoryShortError(found_short)
+    return told
 
 
-def remedy(one: Taken, settings: Settings) -> str:
+def remedy(one: Taken, settings: Settings, devices: Sequence[Any]) -> str:
     """What to change for a program that takes too much, the first thing first."""
-    mesh, learner = settings.mesh, settings.learner
-    adapter = "" if settings.lora else ", or config.lora.rank=16, which trains an adapter alone"
+    mesh = settings.mesh
+    spread = len(devices) > 1 and devices[0].platform != "cpu"  # CPUs share one memory
+    more = ["config.lora.rank=16, which trains an adapter alone"] if not settings.lora else []
+    held = one.resident_bytes + one.argument_bytes
+    if one.name == "merge" or held > 0.9 * one.total_bytes > 0:
+        split = [f"raise config.mesh.fsdp (now {mesh.fsdp}) over more devices"]
+        alone = [*(split if spread else []), *more, "a smaller model, or a device with more memory"]
+        return f"{one.name}: parameters and their like are too large; " + ", or ".join(alone)
     if one.name.startswith("evaluation"):
         return f"{one.name}: lower config.evaluation.batch (now {settings.evaluation.batch})"
     if one.name in SAMPLERS:
-        return (
-            f"{one.name}: raise config.mesh.sampling_tensor (now {mesh.sampling_tensor}) and lower "
-            "config.mesh.fsdp by the same factor, so that the sampler's copy of the parameters is "
-            "split over more devices; or use more devices, or lower config.batch (now "
-            f"{settings.batch}) or config.sampling.group_size (now "
-            f"{settings.sampling.group_size}){adapter}"
+        split = (
+            f"raise config.mesh.sampling_tensor (now {mesh.sampling_tensor}) and lower "
+            f"config.mesh.fsdp (now {mesh.fsdp}) by the same factor, so that the sampler's copy "
+            "of the parameters is split over more devices"
         )
-    if one.resident_bytes + one.argument_bytes > 0.9 * one.total_bytes:
-        return (
-            f"{one.name}: parameters and optimiser state alone are too large; "
-            f"raise config.mesh.fsdp (now {mesh.fsdp}) over more devices{adapter}"
+        rows = (
+            f"lower config.batch (now {settings.batch}) or config.sampling.group_size (now "
+            f"{settings.sampling.group_size})"
         )
-    return (
-        f"{one.name}: raise config.learner.microbatches (now {learner.microbatches}), set "
-        f"config.compute.remat to full (now {settings.compute.remat or 'as the model'!r}), or a "
-        f"small config.learner.logits_chunk (now {learner.logits_chunk or 'automatic'}){adapter}"
+        return f"{one.name}: " + ", or ".join([*([split] if spread else []), rows, *more])
+    learner, remat = settings.learner, settings.compute.remat or "as the model"
+    fewer = (
+        f"raise config.learner.microbatches (now {learner.microbatches})",
+        f"set config.compute.remat to full (now {remat!r})",
+        f"a small config.learner.logits_chunk (now {learner.logits_chunk or 'automatic'})",
     )
+    return f"{one.name}: " + ", or ".join([*fewer, *more])

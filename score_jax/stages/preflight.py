@@ -90,26 +90,33 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
     return checked
 
 
-def check_memory(checked: CheckedStage) -> None:
+def check_memory(checked: CheckedStage, workdir: Path, *, trained: bool) -> None:
     """Compiles a stage's programs and logs whether they fit the devices; all hosts must call.
 
-    Left out is a supervised step whose rows an earlier stage still has to draw.
+    Of a stage that has only to be measured the evaluation alone. Left out are rows that rollouts
+    give: they may still have to be collected.
+
+    Args:
+      trained: whether the policy that it begins with is another one than the base model.
 
     Raises:
-      MemoryShortError: they do not.
+      MemoryShortError: they do not fit.
     """
     programs, settings = checked.programs, checked.programs.settings
-    held_out, trained = checked.evaluation, checked.training.tasks
+    held_out, tasks = checked.evaluation, checked.training.tasks
     calls = step_programs.evaluation_calls(programs, held_out.tasks, len(held_out.problems))
-    if settings.program == "rl":
-        calls = step_programs.calls(programs, trained) + calls
-    elif settings.program == "collect":
-        calls = step_programs.draw_calls(programs, trained)[0]
+    finished = (workdir / settings.name / "checkpoints" / str(settings.steps)).exists()
+    finished = processes.broadcast_from_first(finished)
+    if settings.program == "collect":
+        calls = step_programs.collect_calls(programs, tasks, trained=trained)
+    elif settings.program == "rl" and not finished:
+        calls = step_programs.calls(programs, tasks) + calls
     elif checked.examples is not None and dict(settings.examples)["source"] != "rollouts":
-        calls.append(step_programs.supervised_call(programs, checked.examples(0)))
+        rows = [] if finished else [checked.examples(0)]
+        calls += [step_programs.supervised_call(programs, one) for one in rows]
     with Compilations() as compilations:
-        if found := memory.check(programs, calls):
-            processes.log(f"[{settings.name}] {found}; {compilations.take().describe()}")
+        found = memory.check(programs, calls)
+        processes.log(f"[{settings.name}] {found}; {compilations.take().describe()}")
 
 
 def select_and_log(

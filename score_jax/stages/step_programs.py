@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -60,16 +60,24 @@ def calls(programs: StagePrograms, tasks: Mapping[str, Task] | None = None) -> l
     Args:
       tasks: of the problems, which say how long instructions are; None: the stage's own.
     """
-    rows = sharding.rows(programs.mesh)
+    rows, settings = sharding.rows(programs.mesh), programs.settings
     state, reference = programs.abstract_state(), whole_model(programs)
-    drawing, episodes = draw_calls(programs, tasks)
-    scores = placed(result(programs.score, reference, episodes), rows)
+    drawing, episodes = sampling_calls(
+        programs, settings.sampling, encoder(programs, tasks), settings.batch, KEPT
+    )
+    drawn = episodes
+    if settings.objective.repeat_penalty:  # which grading adds, before redraws are scored
+        taken = jax.ShapeDtypeStruct(episodes.rewards.shape, np.float32)
+        episodes = episodes.replace(shaping=placed(taken, rows))
+    if settings.sampling.redraws:
+        drawn = episodes
+    scores = placed(result(programs.score, reference, drawn), rows)
     kept, merged = KEPT, ("merged",)
     found = [
         # The argument is the policy: the parameters, or the base with the adapter merged.
         Call("reshard", programs.reshard, (reference,), kept if programs.merge else kept[1:]),
         *drawing,
-        Call("score", programs.score, (reference, episodes), kept[:2] + merged),
+        Call("score", programs.score, (reference, drawn), kept[:2] + merged),
         Call("update", programs.update, (state, reference, episodes, scores), ()),
     ]
     if programs.merge is not None:
@@ -77,19 +85,12 @@ def calls(programs: StagePrograms, tasks: Mapping[str, Task] | None = None) -> l
     return found
 
 
-def draw_calls(
-    programs: StagePrograms, tasks: Mapping[str, Task] | None = None
-) -> tuple[list[Call], Episodes]:
-    """The two programs of a step's rollout, and the shapes of its dialogues; see `calls`."""
-    settings = programs.settings
-    return sampling_calls(programs, settings.sampling, encoder(programs, tasks), settings.batch)
-
-
 def sampling_calls(
     programs: StagePrograms,
     sampling: SamplingConfig,
     asked: Encoder,
     problems: int,
+    kept: tuple[str, ...],
     label: str = "",
 ) -> tuple[list[Call], Episodes]:
     """The two programs that draw dialogues, and the shapes of these.
@@ -97,8 +98,12 @@ def sampling_calls(
     Args:
       asked: what encodes the problems.
       problems: in a batch.
+      kept: keys of `resident_bytes` of what is held meanwhile; with an adapter its merged sum too.
       label: stands before the programs' names.
     """
+    kept = (*kept, "merged")
+    if programs.draws_as_trained:  # those that are drawn from are an argument already
+        kept = tuple(name for name in kept if name != ("merged" if programs.merge else "params"))
     prompts = placed(abstract_prompts(asked, problems), sharding.rows(programs.mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     sample = programs.sample(sampling, asked.plan)
@@ -109,7 +114,6 @@ def sampling_calls(
     turn = placed(jax.ShapeDtypeStruct((), np.int32), sharding.replicated(programs.mesh))
     drawing = (sampled, prompts, key, cache, drawn, turn)
     episodes = placed(result(sample.decode, *drawing)[1], sharding.rows(programs.mesh))
-    kept = (*KEPT, "merged")
     found = [
         Call(f"{label}prefill", sample.prefill, (sampled, prompts), kept),
         Call(f"{label}decode", sample.decode, drawing, kept),  # once for each turn
@@ -117,20 +121,44 @@ def sampling_calls(
     return found, episodes
 
 
+def collect_calls(
+    programs: StagePrograms, tasks: Mapping[str, Task], *, trained: bool
+) -> list[Call]:
+    """The programs of a stage that draws dialogues and learns nothing; it has no optimiser.
+
+    Args:
+      tasks: of its problems.
+      trained: whether its policy is another one than the base model.
+    """
+    settings, reference = programs.settings, whole_model(programs)
+    kept = ("params", "reference") if trained else ("reference",)
+    asked = encoder(programs, tasks)
+    drawing, _ = sampling_calls(programs, settings.sampling, asked, settings.batch, kept)
+    return [Call("reshard", programs.reshard, (reference,), kept[:-1]), *drawing]
+
+
 def evaluation_calls(
     programs: StagePrograms, tasks: Mapping[str, Task], problems: int
 ) -> list[Call]:
-    """The programs that draw greedy dialogues on held-out problems.
+    """The programs that draw dialogues on held-out problems: greedy ones, and samples.
+
+    The optimiser's state is gone when the last checkpoint is measured, but not in validation.
 
     Args:
       tasks: of these problems.
       problems: how many there are.
     """
     settings, shards = programs.settings, sharding.row_shards(programs.mesh)
-    sampling = greedy_sampling(settings)
-    asked = programs.encoder(settings.measured_plan, sampling.prompt_limit, tasks)
-    batch = -(-min(settings.evaluation.batch, problems) // shards) * shards
-    return sampling_calls(programs, sampling, asked, batch, "evaluation's ")[0]
+    config, greedy = settings.evaluation, greedy_sampling(settings)
+    kept = KEPT if config.every else ("params", "reference")
+    asked = programs.encoder(settings.measured_plan, greedy.prompt_limit, tasks)
+    batch = -(-min(config.batch, problems) // shards) * shards
+    found, _ = sampling_calls(programs, greedy, asked, batch, kept, "evaluation's ")
+    if config.samples:
+        sampled = replace(greedy, group_size=config.samples, temperature=config.temperature)
+        more, _ = sampling_calls(programs, sampled, asked, batch, kept, "evaluation's sampled ")
+        found += more
+    return found
 
 
 def supervised_call(programs: StagePrograms, rows: Episodes) -> Call:

