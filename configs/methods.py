@@ -321,9 +321,10 @@ def for_preset(method: dict[str, Any], preset: str) -> dict[str, Any]:
 
 
 def suited(method: dict[str, Any], config: Any, held: float) -> dict[str, Any]:
-    """A method with the beta2, and for fine-tuning the batch and rate, that go with a config.
+    """A method with the beta2, microbatches, batch and rate that go with a config.
 
     Fine-tuning keeps its ratios to RL: as many dialogues a step, and its share of the rate.
+    A microbatch has as many rows, also where a batch is learnt from in several updates.
 
     Args:
       config: what its stages share.
@@ -333,6 +334,10 @@ def suited(method: dict[str, Any], config: Any, held: float) -> dict[str, Any]:
     single = method.get("rounds", 1) == 1  # the first version has a beta2 of its own
 
     def adapted(stage: dict[str, Any]) -> dict[str, Any]:
+        parts = stage.get("learner.minibatches", 1)
+        if parts > 1:  # as many rows at a time
+            fewer = max(1, config.learner.microbatches // parts)
+            stage = stage | {"learner.microbatches": fewer}
         if stage.get("program") == "supervised":
             rate = stage["optimizer.learning_rate"] / RATE * config.optimizer.learning_rate
             return stage | {"batch": batch, "optimizer.learning_rate": rate}

@@ -162,13 +162,14 @@ SUBTRACTION: dict[str, Any] = {  # for a base that a warm-up has taught it (conf
     },
     "steps": 30,
     "batch": 16,
-    "sampling": {"group_size": 4, "prompt_limit": 32, "turn_limit": 24, "row_limit": 0},
+    "sampling": {"group_size": 4, "prompt_limit": 64, "turn_limit": 24, "row_limit": 0},
     "optimizer": {"learning_rate": 2e-5},
     "learner": {"microbatches": 4},
 }
-THINKING: dict[str, Any] = {  # over a task's own: thought and answer share a turn's tokens
+THINKING: dict[str, Any] = {  # over MATH and CODE: thought and answer share a turn's tokens
     "batch": 16,
     "sampling": {"turn_limit": 4096, "decode_segments": 8},
+    "evaluation": {"batch": 16},
 }
 RECEIPTS: dict[str, Any] = {  # the second embedded task, with its own embedded policy
     "task": "receipts",
@@ -212,6 +213,10 @@ def apply(config: Any, name: str) -> ConfigDict:
     chat, _ = MODELS[model]
     update(config, TASKS[task])
     if model.endswith(THINKS):
+        if task not in ("math", "code"):
+            raise ValueError(
+                f"the config's preset is {name!r}; a model that thinks learns math or code"
+            )
         update(config, THINKING)
     local = installed() if model == "smollm2_135m" else ""
     config.weights.source = local or f"hub:{HUB_IDS[model.removesuffix(THINKS)]}"

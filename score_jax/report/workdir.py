@@ -76,6 +76,7 @@ def read_run(workdir: Path) -> Run:
     if not chain:
         missing.append("run.json is missing: no command and versions; stages are ordered by age")
     files = [path for name in names for path in (workdir / name).glob("*.json*")]
+    files = [path for path in files if path.suffix != ".partial"]  # gone at any moment
     return Run(
         stages=stages,
         chain=chain,

@@ -26,9 +26,12 @@ def as_markdown(transcripts: Sequence[Transcript]) -> str:
     """Dialogues as TensorBoard shows text; what was said stands in blocks, as it is."""
     parts = []
     for one in transcripts:
-        verdicts = ", then ".join(one.verdicts)
-        parts += [f"**{plain(one.problem)}**: {verdicts} (answer {plain(one.answer) or 'none'})"]
-        parts += [block(text) for text in (one.prompt, *one.attempts)]
+        parts += [
+            f"**{plain(one.problem)}**, answer {plain(one.answer) or 'none'}",
+            block(one.prompt),
+        ]
+        for turn, (text, verdict) in enumerate(zip(one.attempts, one.verdicts, strict=True), 1):
+            parts += [f"attempt {turn}, {verdict}:", block(text)]
     return "\n\n".join(parts)
 
 

@@ -39,6 +39,7 @@ def describe(
         `temperature` only, which the protocol takes from the evaluation's config.
     """
     config = programs.settings.evaluation
+    thinking = encoder.chat.format.thinking
     forced = [encoder.forced[name] for name in sorted(encoder.tasks)]
     protocol: dict[str, Any] = {
         "task": ", ".join(sorted({task.name for task in encoder.tasks.values()})),
@@ -46,6 +47,7 @@ def describe(
         "contents": fingerprint_problems(problems),
         "prompts": digest(encoder.opening(problem)[0] for problem in problems),
         "chat": programs.settings.tokenizer.chat,
+        **({"thinking": thinking} if thinking else {}),  # absent where all of a turn is graded
         "instruction": " | ".join(
             dict.fromkeys(
                 own or task.instruction

@@ -7,13 +7,16 @@ import re
 
 from score_jax.records import Grade, Problem, Task, Verdict
 
-NUMBER = re.compile(r"-?\d+")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 EXAMPLE = Problem(id="subtraction/known", prompt="5312 - 478 =", answer="4834")
 
 
 def grade(problem: Problem, attempt: str) -> Grade:
-    """Compares the last number with the gold answer; leading zeros make it a wrong one."""
-    found = NUMBER.findall(attempt)
+    """Compares the last number with the gold answer, digit by digit.
+
+    Commas between digits count for nothing; leading zeros and decimals make an answer wrong.
+    """
+    found = [number.rstrip(",").replace(",", "") for number in NUMBER.findall(attempt)]
     if not found:
         return Grade(verdict="unparsable", reward=0.0, detail="no number")
     if found[-1] == problem.answer:
@@ -23,7 +26,7 @@ def grade(problem: Problem, attempt: str) -> Grade:
 
 SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (
     (EXAMPLE, "4834", "correct"),
-    (EXAMPLE, "5312 - 478 = 4834.", "correct"),
+    (EXAMPLE, "5312 - 478 = 4,834.", "correct"),
     (EXAMPLE, "4834, or 4844", "wrong"),
     (EXAMPLE, "four thousand", "unparsable"),
 )

@@ -191,8 +191,8 @@ class Chat:
         if self.format.thinking is None:
             return text
         begin, end = self.format.thinking
-        thought, closed, rest = text.rpartition(end)
-        return rest if closed or begin not in thought + rest else ""
+        rest = text.rpartition(end)[2]
+        return rest if begin not in rest else ""
 
     def lost(self, text: str) -> str:
         """Characters of a text that its ids do not give back: the vocabulary lacks them."""

@@ -207,8 +207,10 @@ def test_a_board_has_metrics_in_groups_and_dialogues_to_read(tmp_path):
         "accuracy/turn2": 0.75,
     }
     (text,) = texts.values()
-    assert text.startswith("**p/1**: wrong, then correct (answer 2)")
-    assert "\n\n    x=2\n    <b>*so*</b>" in text  # as a block: nothing in it is a mark
+    assert text == (  # blocks, in which nothing is a mark, apart from each other
+        "**p/1**, answer 2\n\n    7x = 14\n\nattempt 1, wrong:\n\n    x=3\n\n"
+        "attempt 2, correct:\n\n    x=2\n    <b>*so*</b>"
+    )
 
 
 def test_a_table_of_dialogues_goes_to_wandb(tmp_path, monkeypatch):
@@ -230,7 +232,7 @@ def test_a_table_of_dialogues_goes_to_wandb(tmp_path, monkeypatch):
 
 def test_marks_in_a_problems_name_are_shown_as_they_are():
     shown = boards.as_markdown([transcript(problem="a_b*<c>", answer="")])
-    assert shown.startswith("**a\\_b\\*\\<c\\>**: wrong, then correct (answer none)")
+    assert shown.startswith("**a\\_b\\*\\<c\\>**, answer none\n")
 
 
 def test_the_page_is_written_when_its_minutes_are_over_and_a_failure_is_said(tmp_path, monkeypatch):
