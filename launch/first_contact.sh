@@ -4,11 +4,14 @@
 #     launch/first_contact.sh --name=one --type=v5e-8       on a TPU VM of one host (launch/create.sh)
 #     launch/first_contact.sh --here [FLAGS]                on this machine, whatever its devices
 #
-# FLAGS are those of python -m score_jax.planning.first_contact.
+# FLAGS are those of python -m score_jax.planning.first_contact; paths in them are from this
+# checkout's root. $PYTHON, or the first python on PATH, has score_jax with the extra hf.
 set -euo pipefail
 if [[ ${1:-} == --here ]]; then
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  exec python -u -m score_jax.planning.first_contact "${@:2}"
+  python=${PYTHON:-$(command -v python || command -v python3 || true)}
+  if [[ ! $python ]]; then echo "error: there is no python on PATH; set PYTHON" >&2; exit 2; fi
+  exec "$python" -u -m score_jax.planning.first_contact "${@:2}"
 fi
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -33,9 +36,13 @@ place=${opt[workdir]}/first_contact.json
 contact=(python -u -m score_jax.planning.first_contact --workdir="/mnt/score_jax/${opt[workdir]}"
   --topology="$topology" "${rest[@]}")
 contact[0]=/opt/score_jax/venv/bin/python
-on_workers "make contact with ${opt[name]}" "cd /opt/score_jax/code && $(quote "${contact[@]}")"
+# Once, since a connection that is lost may leave it running; the lock keeps another one out.
+alone="flock --nonblock --conflict-exit-code 3 /tmp/score_jax_contact $(quote "${contact[@]}")"
+status=0
+(attempts=1; on_workers "make contact with ${opt[name]}" "cd /opt/score_jax/code && $alone") || status=$?
 to=${opt[to]:-runs/${opt[name]}}
 cloud "make $to" mkdir -p "$to"
 cloud "copy ${opt[bucket]}/$place" gcloud storage cp "${opt[bucket]}/$place" "$to/first_contact.json" \
   --project="${opt[project]}" --quiet
+((status == 0)) || fail "a part failed; $to/first_contact.json says which"
 tell "the result is in $to/first_contact.json; the TPUs still cost money: launch/delete.sh"

@@ -157,7 +157,7 @@ def test_a_dry_run_needs_no_gcloud(google):
     assert "gcloud is not installed" in one_error(result)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", (*SCRIPTS, "first_contact"))
 def test_help_shows_every_argument_with_its_default(google, name):
     shown = google.script(name, "--help").stdout
     assert "--dry-run" in shown and "--name=score-jax" in shown
@@ -822,6 +822,24 @@ def test_first_contact_sets_up_tries_and_brings_the_result(google, more):
     (sent,) = [word for word in calls[5] if word.startswith("--command=")]
     assert "--workdir=/mnt/score_jax/runs/one --topology=v5e:2x4" in sent
     assert calls[6][3:5] == ["gs://my-bucket/runs/one/first_contact.json", "out/first_contact.json"]
+
+
+def test_the_result_is_brought_also_where_a_part_failed(google):
+    words = (*BASE, "--name=one", "--type=v5e-8", "--to=out")
+    broken = rule("planning.first_contact", "a part failed", code=1)
+    result = google.script(
+        "first_contact", *words, rules=[broken], TMPDIR=str(google.folder.parent)
+    )
+    assert result.returncode == 1 and "out/first_contact.json says which" in result.stderr
+    assert google.calls()[-1][1:3] == ["storage", "cp"] and len(google.calls()) == 7
+
+
+def test_a_lost_connection_does_not_start_it_again(google):
+    lost = rule("planning.first_contact", "ERROR: Connection reset by peer")
+    words = (*BASE, "--type=v5e-8", "--to=out")
+    google.script("first_contact", *words, rules=[lost], TMPDIR=str(google.folder.parent))
+    starts = [call for call in google.calls() if "planning.first_contact" in call[-1]]
+    assert len(starts) == 1 and "flock --nonblock" in starts[0][-1]
 
 
 def test_first_contact_is_with_one_host(google):

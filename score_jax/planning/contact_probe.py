@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from score_jax.distributed import sharding
 from score_jax.model.decoder import Decoder, forward
 from score_jax.report.json_files import write_json
 from score_jax.stages import memory
@@ -25,15 +26,16 @@ from score_jax.stages.program import Program
 from score_jax.stages.resolve import load_config, planned, resolve_stages
 from score_jax.types import Params
 
-ROWS, TOKENS = 2, 64  # of the prompts that are scored, at most
+ROWS, TOKENS = 2, 64  # prompts that are scored for each part, and their tokens at most
 
 
 def prompts(programs: StagePrograms) -> Int[np.ndarray, "B T"]:
-    """The beginnings of training prompts, cut to one length."""
+    """The beginnings of training prompts, cut to one length; as many for each part of the rows."""
     tasks, problems = read(training_spec(programs.settings))
     encoder = programs.encoder(programs.settings.plan, 2**20, tasks)
-    rows = [encoder.opening(problems[i])[0] for i in range(min(ROWS, len(problems)))]
-    length = min(TOKENS, *map(len, rows)) if len(rows) > 1 else min(TOKENS, len(rows[0]))
+    count = ROWS * sharding.row_shards(programs.mesh)
+    rows = [encoder.opening(problems[i % len(problems)])[0] for i in range(count)]
+    length = min(TOKENS, *map(len, rows))
     return np.asarray([row[:length] for row in rows], np.int32)
 
 

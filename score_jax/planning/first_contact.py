@@ -23,9 +23,10 @@ from typing import Any
 
 from score_jax.report.json_files import read_json, write_json
 
-CONFIG = "configs/stage1.py:smollm2_135m_brief"  # real weights, and little to draw
+CONFIG = "configs/contact.py"  # real weights, and little to draw
 BENCH_CONFIG = "configs/recipes/qwen25_0p5b_math.py"  # of which only the shape is used
 STEPS = 4
+STOPPED = 128 + signal.SIGTERM  # exit code of a run that saved and ended
 # Metrics that two equal runs do not share: times, and of the sampler's work, which a run that was
 # resumed from a saved rollout did not do.
 TIMED = ("time/", "tokens_per_second/", "compile/", "sample/")
@@ -74,9 +75,10 @@ def finish(command: Sequence[str], log: Path, **variables: str) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that names an error, else the last that says something."""
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    errors = [line for line in lines if "rror" in line]
+    return (errors or lines or ["it said nothing"])[-1]
 
 
 def numbers(contact: Contact) -> dict[str, Any]:
@@ -92,23 +94,21 @@ def numbers(contact: Contact) -> dict[str, Any]:
 
 
 def speed(contact: Contact) -> dict[str, Any]:
-    """A step's times and memory, beside the plan's bounds."""
+    """A step's times and memory."""
     flags = ("--mode=bench", "--lengths=full", "--repeats=3")
     finish(contact.main("bench", contact.bench_config, *flags), contact.folder / "bench.log")
     bench = read_json(contact.folder / "bench/bench.json")
-    seconds = {name: times["median"] for name, times in bench["seconds"].items()}
-    told = {
+    return {
         "config": contact.bench_config,
-        "seconds": seconds,
+        "seconds": {name: times["median"] for name, times in bench["seconds"].items()},
         "tokens_per_second": bench["tokens_per_second"],
         "peak_bytes": bench["memory"]["peak_bytes"],
         "peak_bytes_source": bench["memory"]["source"],
     }
-    return told | {"plan": bounds(contact)}
 
 
 def bounds(contact: Contact) -> dict[str, Any]:
-    """The plan's lower bounds of the same step, in seconds, and its memory."""
+    """The plan's lower bounds of the step of `speed`, in seconds, and its memory."""
     flag = (f"--topology={contact.topology}",) if contact.topology else ()
     command = contact.main("plan", contact.bench_config, "--mode=plan", *flag)
     # A topology's compiler opens no chip, and needs none.
@@ -135,20 +135,27 @@ def survival(contact: Contact) -> dict[str, Any]:
     finish(contact.train("whole"), folder / "whole.log")
     killed = kill_midway(contact.train("cut"), folder / "cut", folder / "cut.log")
     finish(contact.train("cut"), folder / "resumed.log")
-    whole, cut = (training_rows(folder / name) for name in ("whole", "cut"))
-    differing = sorted({
-        key for a, b in zip(whole, cut, strict=True) for key in a | b
-        if a.get(key) != b.get(key)
-    })  # fmt: skip
-    mismatch = {k: v for k, v in whole[-1].items() if k.startswith("mismatch/mean/")}
-    return {
-        "steps": len(whole),
+    rows = rows_of(folder / "whole")
+    return compared(training_rows(folder / "whole"), training_rows(folder / "cut")) | {
         "killed_after_step": killed["step"],
         "exit_code_of_killed": killed["code"],
-        "equal": not differing,
-        "differing_metrics": differing,
-        "mismatch_nats_per_token": mismatch,
-        "step_seconds": {k: v for k, v in timed(folder / "whole").items() if k.startswith("time/")},
+        "was_resumed": killed["code"] == STOPPED and killed["step"] < STEPS,
+        "mismatch_nats_per_token": {
+            k: v for k, v in rows[-1].items() if k.startswith("mismatch/mean/")
+        },
+        "step_seconds": {k: v for k, v in rows[-1].items() if k.startswith("time/")},
+    }
+
+
+def compared(whole: list[dict[str, Any]], cut: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether two runs have logged the same, and what differs."""
+    pairs = list(zip(whole, cut, strict=False))
+    differing = {key for a, b in pairs for key in a | b if a.get(key) != b.get(key)}
+    return {
+        "steps": len(whole),
+        "steps_of_resumed": len(cut),
+        "equal": not differing and len(whole) == len(cut),
+        "differing_metrics": sorted(differing),
     }
 
 
@@ -191,11 +198,6 @@ def training_rows(workdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(TIMED)} for row in rows_of(workdir)]
 
 
-def timed(workdir: Path) -> dict[str, Any]:
-    """The times of the last step."""
-    return {k: v for k, v in rows_of(workdir)[-1].items() if k.startswith(TIMED)}
-
-
 def file_system(contact: Contact) -> dict[str, Any]:
     """Writes, reads, renames and deletes in the workdir, as checkpoints do."""
     block, begun = os.urandom(1 << 20), time.monotonic()
@@ -228,6 +230,7 @@ PARTS: dict[str, Callable[[Contact], dict[str, Any]]] = {
     "numbers": numbers,
     "survival": survival,
     "speed": speed,
+    "plan": bounds,
 }
 
 
@@ -241,8 +244,8 @@ def make_contact(contact: Contact) -> dict[str, Any]:
         begun = time.monotonic()
         try:
             found[name] = part(contact)
-        except (PartFailed, OSError, subprocess.TimeoutExpired) as error:
-            found["failed"][name] = str(error)
+        except (PartFailed, OSError, LookupError, ValueError, subprocess.TimeoutExpired) as error:
+            found["failed"][name] = f"{type(error).__name__}: {error}"
             print(f"{name} FAILED: {error}", flush=True)
         found.setdefault("seconds", {})[name] = time.monotonic() - begun
         write_json(contact.folder.parent / f"{contact.folder.name}.json", found)
@@ -250,7 +253,7 @@ def make_contact(contact: Contact) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command; 1 if a part failed, or a resumed run was another one."""
+    """The command; 1 if a part failed, or a run was not resumed, or as another one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -270,7 +273,9 @@ def main() -> int:
     found = make_contact(contact)
     print(json.dumps(found, indent=1))
     print(f"first contact: {given.workdir / 'first_contact.json'}")
-    return int(bool(found["failed"]) or not found["survival"]["equal"])
+    survived = found.get("survival", {})
+    well = survived.get("equal") and survived.get("was_resumed")
+    return int(bool(found["failed"]) or not well)
 
 
 if __name__ == "__main__":

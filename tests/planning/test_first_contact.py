@@ -4,26 +4,28 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from configs import contact
 from score_jax.model.decoder import Decoder, forward
 from score_jax.planning import contact_probe, first_contact
 from score_jax.planning.first_contact import Contact, PartFailed, finish, kill_midway
+from score_jax.stages.settings import parse
 from tests.tiny import MODEL
 from tests.tiny_stages import CACHE, FILE, ROOT
 
 
-def test_the_script_tries_everything_and_writes_one_file(tmp_path, cache):
+def test_the_script_tries_everything_on_four_devices_and_writes_one_file(tmp_path, cache):
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", "launch/first_contact.sh", "--here", f"--workdir={tmp_path}",
          f"--config={FILE}:stage1", f"--bench-config={FILE}:stage1"],
         cwd=ROOT,
-        env=os.environ | CACHE | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-        | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        env=os.environ | CACHE | four
+        | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache},
         capture_output=True,
         text=True,
     )  # fmt: skip
@@ -31,15 +33,16 @@ def test_the_script_tries_everything_and_writes_one_file(tmp_path, cache):
     found = json.loads((tmp_path / "first_contact.json").read_text())
     assert found["failed"] == {}
     numbers = found["numbers"]["logprobs_against_cpu"]
-    assert numbers["float32"] == {"mean": 0.0, "max": 0.0}  # it is the CPU itself
+    assert found["numbers"]["devices"] == 4
+    assert numbers["float32"]["max"] < 1e-5  # they are the CPU itself
     assert 0 < numbers["bfloat16"]["mean"] <= numbers["bfloat16"]["max"] < 0.2
     survival = found["survival"]
-    assert survival["equal"] and survival["differing_metrics"] == []
-    assert survival["exit_code_of_killed"] == 143 and 1 <= survival["killed_after_step"] <= 4
+    assert survival["equal"] and survival["differing_metrics"] == [] and survival["was_resumed"]
+    assert survival["exit_code_of_killed"] == 143 and 1 <= survival["killed_after_step"] < 4
     assert set(survival["mismatch_nats_per_token"]) == {f"mismatch/mean/turn{n}" for n in (1, 2)}
     assert found["file_system"]["same_bytes"]
     assert {"sample", "update"} <= set(found["speed"]["seconds"])
-    assert found["speed"]["plan"]["bytes"] > 0 and found["speed"]["plan"]["fits"]
+    assert found["plan"]["bytes"] > 0 and found["plan"]["fits"]
 
 
 def test_a_part_that_fails_is_told_and_the_others_are_run(tmp_path, monkeypatch):
@@ -49,7 +52,8 @@ def test_a_part_that_fails_is_told_and_the_others_are_run(tmp_path, monkeypatch)
     parts = {"numbers": fail, "survival": lambda contact: {"equal": True}}
     monkeypatch.setattr(first_contact, "PARTS", parts)
     found = first_contact.make_contact(Contact(folder=tmp_path / "here"))
-    assert found["failed"] == {"numbers": "exit code 1: no TPU"} and found["survival"]["equal"]
+    told = {"numbers": "PartFailed: exit code 1: no TPU"}
+    assert found["failed"] == told and found["survival"]["equal"]
     assert json.loads((tmp_path / "here.json").read_text())["failed"] == found["failed"]
 
 
@@ -64,17 +68,39 @@ def test_a_run_that_ends_before_its_first_step_is_no_killed_one(tmp_path):
         kill_midway([sys.executable, "-c", "print('error: broken')"], tmp_path, tmp_path / "log")
 
 
-@pytest.mark.parametrize("changed", [{"loss": 0.5}, {"kl/turn1": 1.0}])
-def test_runs_are_compared_by_all_that_is_no_time(tmp_path, changed):
-    rows = {"whole": {"step": 1, "loss": 0.25, "time/update": 1.0}}
-    rows["cut"] = rows["whole"] | {"time/update": 9.0, "compile/programs": 3.0} | changed
-    found = {}
-    for name, row in rows.items():
-        folder = tmp_path / name / "stage1"
-        folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-        (found[name],) = first_contact.training_rows(tmp_path / name)
-    assert {k for k in found["cut"] if found["cut"][k] != found["whole"].get(k)} == set(changed)
+def logged(workdir, *rows):
+    folder = workdir / "stage1"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return first_contact.training_rows(workdir)
+
+
+@pytest.mark.parametrize(
+    ("changed", "differing"),
+    [
+        ({"time/update": 9.0, "compile/programs": 3.0, "sample/useful": 0.5}, []),
+        ({"loss": 0.5}, ["loss"]),
+        ({"kl/turn1": 1.0, "time/update": 9.0}, ["kl/turn1"]),
+    ],
+)
+def test_runs_are_compared_by_all_that_is_no_time(tmp_path, changed, differing):
+    row = {"step": 1, "loss": 0.25, "time/update": 1.0}
+    whole, cut = logged(tmp_path / "whole", row), logged(tmp_path / "cut", row | changed)
+    found = first_contact.compared(whole, cut)
+    assert (found["equal"], found["differing_metrics"]) == (not differing, differing)
+
+
+def test_a_run_that_lost_a_step_is_another_one(tmp_path):
+    rows = [{"step": step, "loss": 0.25} for step in (1, 2)]
+    whole, cut = logged(tmp_path / "whole", *rows), logged(tmp_path / "cut", rows[0])
+    found = first_contact.compared(whole, cut)
+    assert not found["equal"] and (found["steps"], found["steps_of_resumed"]) == (2, 1)
+
+
+def test_the_usual_contact_has_rows_for_eight_devices():
+    settings = parse(contact.get_config())
+    assert settings.batch % 8 == 0 and settings.rows % (8 * settings.learner.microbatches) == 0
+    assert settings.steps == first_contact.STEPS
 
 
 def test_log_probabilities_are_those_of_the_softmax():
