@@ -1,15 +1,15 @@
 import pytest
 
 from score_jax.records import Problem
-from score_jax.tasks import choice, code, exact, humaneval, numeric, words
+from score_jax.tasks import choice, code, exact, humaneval, numeric, subtraction, words
 from score_jax.text.examples import WORDS
 
 TASKS = {"choice": choice, "exact": exact, "numeric": numeric, "words": words}
 
 
-@pytest.mark.parametrize("name", list(TASKS))
-def test_known_cases_hold(name):
-    task = TASKS[name].TASK
+@pytest.mark.parametrize("module", [*TASKS.values(), subtraction])
+def test_known_cases_hold(module):
+    task = module.TASK
     assert {verdict for _, _, verdict in task.self_test_cases} == {"correct", "wrong", "unparsable"}
     for problem, response, verdict in task.self_test_cases:
         assert task.grade(problem, response).verdict == verdict
