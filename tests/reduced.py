@@ -7,10 +7,13 @@ rewards and all other fields stay the preset's.
 """
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from score_jax.model.config import ModelConfig
 
 FILE = "tests/reduced.py"
 QWEN = Path(os.environ.get("SCORE_JAX_TOKENIZERS", "/nonexistent")) / "qwen25.gguf"
@@ -38,3 +41,18 @@ def get_config(name: str) -> ConfigDict:
     config.grading.workers = 1
     config.log.progress = False
     return config
+
+
+def narrow(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """A model of the same family with two narrow layers, of Gemma's a local and a global one."""
+    return replace(
+        model,
+        vocab_size=vocab_size,
+        layers=2,
+        local_layers=(model.local_layers or ())[4:6] or None,
+        width=32,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        mlp_dim=32,
+    )

@@ -19,13 +19,4 @@ FITS = ("h100:1", "v5e:2x4")
 
 def get_config(method: str = "score") -> ConfigDict:
     """A method of configs/methods.py on this model."""
-    fields = recipe.MIXED | {
-        "steps": 396,
-        "batch": 16,
-        "sampling.group_size": 4,
-        "learner.microbatches": 8,
-        "optimizer.learning_rate": 1e-6,
-        "checkpoint.every": 22,
-        "evaluation.batch": 16,
-    }
-    return recipe.make("gemma2_2b_math", method, fields)
+    return recipe.make("gemma2_2b_math", method, recipe.MATH | recipe.FEWER)

@@ -17,13 +17,6 @@ FITS = ("l4:1", "v5e:2x4")
 
 def get_config(method: str = "score") -> ConfigDict:
     """A method of configs/methods.py on this model."""
-    fields = recipe.MIXED | {
-        "steps": 204,
-        "batch": 32,
-        "sampling.group_size": 4,
-        "learner.microbatches": 16,
-        "optimizer.learning_rate": 2e-6,
-        "checkpoint.every": 17,
-        "evaluation.batch": 25,
-    }
-    return recipe.make("gemma3_270m_words", method, fields)
+    return recipe.make(
+        "gemma3_270m_words", method, recipe.SHORTER | {"optimizer.learning_rate": 2e-6}
+    )

@@ -18,14 +18,13 @@ FITS = ("rtx4090:1",)
 
 def get_config(method: str = "score") -> ConfigDict:
     """A method of configs/methods.py on this model."""
-    fields = recipe.MIXED | {
-        "steps": 396,
-        "batch": 16,
-        "sampling.group_size": 4,
-        "learner.microbatches": 16,
-        "optimizer.learning_rate": 2e-5,
-        "checkpoint.every": 22,
-        "evaluation.batch": 16,
-        "lora.rank": 16,
-    }
+    fields = (
+        recipe.MATH
+        | recipe.FEWER
+        | {
+            "learner.microbatches": 16,
+            "lora.rank": 16,
+            "optimizer.learning_rate": 2e-5,
+        }
+    )
     return recipe.make("qwen25_1p5b_math", method, fields)

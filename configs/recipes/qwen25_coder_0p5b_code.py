@@ -18,13 +18,4 @@ FITS = ("h100:1", "v5e:2x4")
 
 def get_config(method: str = "score") -> ConfigDict:
     """A method of configs/methods.py on this model."""
-    fields = recipe.MIXED | {
-        "steps": 204,
-        "batch": 32,
-        "sampling.group_size": 4,
-        "learner.microbatches": 16,
-        "optimizer.learning_rate": 1e-6,
-        "checkpoint.every": 17,
-        "evaluation.batch": 25,
-    }
-    return recipe.make("qwen25_coder_0p5b_code", method, fields)
+    return recipe.make("qwen25_coder_0p5b_code", method, recipe.SHORTER)

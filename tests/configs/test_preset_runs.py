@@ -22,6 +22,7 @@ from score_jax.stages import chain
 from score_jax.stages.problem_sets import evaluation_spec, select, training_spec
 from score_jax.stages.resolve import resolve_stages
 from score_jax.text.chat import Chat, get_format
+from tests.reduced import narrow
 from tests.small_tokenizers import make
 from tests.tiny_stages import lines
 
@@ -98,18 +99,7 @@ def shrunken(model, task, folder):
     tokenizer = make(FAMILIES.get(config.tokenizer.chat, "chatml"))
     tokenizer.save(folder)
     whole = by_hub_id(HUB_IDS[model])
-    small = dataclasses.replace(
-        whole,
-        vocab_size=tokenizer.vocab_size,
-        layers=2,
-        local_layers=(whole.local_layers or ())[4:6]
-        or None,  # of Gemma's, a local and a global one
-        width=32,
-        heads=2,
-        kv_heads=1,
-        head_dim=16,
-        mlp_dim=32,
-    )
+    small = narrow(whole, tokenizer.vocab_size)
     config.model = ConfigDict(dataclasses.asdict(small))
     config.weights.source, config.tokenizer.source = "random", str(folder)
     config.compute.dtype = "bfloat16"

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 import pkgutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ from score_jax.stages.resolve import planned, resolve_stages
 from score_jax.tasks import registry
 from score_jax.text import hub
 from score_jax.text.chat import Chat, get_format
+from tests.reduced import narrow
 from tests.small_tokenizers import make
 from tests.tiny_stages import lines
 
@@ -147,18 +148,7 @@ def shrunken(name, folder):
         if hub.is_hub(source)
         else model_config(source)
     )
-    small = replace(
-        whole,
-        vocab_size=tokenizer.vocab_size,
-        layers=2,
-        local_layers=(whole.local_layers or ())[4:6]
-        or None,  # of Gemma's, a local and a global one
-        width=32,
-        heads=2,
-        kv_heads=1,
-        head_dim=16,
-        mlp_dim=32,
-    )
+    small = narrow(whole, tokenizer.vocab_size)
     config.model = ConfigDict(asdict(small))
     config.weights.source, config.tokenizer.source = "random", str(folder / "tokenizer")
     limit = long_problems(folder / "problems.jsonl", config, tokenizer)
