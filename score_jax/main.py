@@ -271,7 +271,7 @@ def run() -> None:
         print_error(error)
         processes.exit_process(error.code)
     except JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if memory.FULL not in str(error):
             raise
         print_error(memory_error(error))
         processes.exit_process(2)

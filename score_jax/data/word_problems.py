@@ -4,11 +4,11 @@ A language model of 135 million parameters sometimes solves "Ben has 7 shells an
 more. How many shells does Ben have now?". The splits share no text.
 """
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from score_jax.data import splits
 from score_jax.data.lazy import Lazy
 from score_jax.records import Problem
 
@@ -16,7 +16,7 @@ TASK = "words"
 COUNT = 10_000  # default number of problems
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("apples", "books", "coins", "shells", "pencils", "stamps", "cards", "marbles")
-SPLITS = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}  # percent of all texts
+SPLITS = splits.SPLITS
 
 
 def problems(split: str, count: int, seed: int) -> Sequence[Problem]:
@@ -30,24 +30,17 @@ def problems(split: str, count: int, seed: int) -> Sequence[Problem]:
     Raises:
       ValueError: there is no such split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"data.split is {split!r}; choose one of {', '.join(SPLITS)}")
+    splits.check(split)
 
     def read(index: int) -> Problem:
         rng = np.random.default_rng((seed, index))
         while True:
             text, answer = draw(rng)
-            if split_of(text) == split:
+            if splits.split_of(text) == split:
                 identifier = f"words/{split}/{seed}/{index}"
                 return Problem(id=identifier, prompt=text, answer=str(answer), task=TASK)
 
     return Lazy(count or COUNT, read)
-
-
-def split_of(text: str) -> str:
-    """The split of a problem, from a hash of its text."""
-    percentile = zlib.crc32(text.encode()) % 100
-    return next(name for name, (low, high) in SPLITS.items() if low <= percentile < high)
 
 
 def draw(rng: np.random.Generator) -> tuple[str, int]:

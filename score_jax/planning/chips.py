@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from score_jax.stages.memory import GPU_SHARE
+from score_jax.stages.memory import GIB, GPU_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Chip:
     stand_in: str = ""  # topology whose first chip is compiled for in the place of a GPU
 
 
-GIB, MIB = 1 << 30, 1 << 20
+MIB = 1 << 20
 
 
 def gpu(name: str, flops: float, mib: int, bandwidth: float) -> Chip:

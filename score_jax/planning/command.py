@@ -227,8 +227,5 @@ def describe(plan: Plan) -> str:
 def advice(plan: Plan) -> list[str]:
     """One suggestion for each program that does not fit."""
     limit, devices = plan.topology.chip.hbm_bytes, plan.devices
-    return [
-        memory.remedy(one, plan.settings, devices)
-        for one in plan.programs
-        if one.refused or one.total_bytes > limit
-    ]
+    short = memory.short_of(plan.programs, limit)
+    return [memory.remedy(one, plan.settings, devices) for one in short]

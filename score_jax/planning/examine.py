@@ -13,7 +13,7 @@ from score_jax.planning.chips import Topology
 from score_jax.planning.course import Course, Lengths, cut_lengths, learner_course
 from score_jax.rl.learner import scores_before
 from score_jax.rl.sampling_plan import loop_trips
-from score_jax.stages import step_programs
+from score_jax.stages import memory, step_programs
 from score_jax.stages.build import StagePrograms, build
 from score_jax.stages.problem_sets import read, training_spec
 from score_jax.stages.settings import Settings
@@ -157,8 +157,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every program compiled and the peak is within the chip's usable HBM."""
-        fits = self.hbm_bytes <= self.topology.chip.hbm_bytes
-        return fits and not any(one.refused for one in self.programs)
+        return not memory.short_of(self.programs, self.topology.chip.hbm_bytes)
 
     @property
     def seconds(self) -> float:

@@ -64,6 +64,8 @@ class Taken(Protocol):
     def argument_bytes(self) -> int: ...
     @property
     def total_bytes(self) -> int: ...
+    @property
+    def refused(self) -> object: ...
 
 
 def program_bytes(compiled: Any, platform: str) -> int:
@@ -107,7 +109,7 @@ def needs(programs: StagePrograms, calls: Iterable[Call]) -> list[Need]:
     return [need(call, resident) for call in run]
 
 
-def short_of(found: Iterable[Need], limit: int | None) -> list[Need]:
+def short_of(found: Iterable[Taken], limit: int | None) -> list[Taken]:
     """The programs that find no room.
 
     Args:

@@ -7,6 +7,7 @@ sign and nothing else; the work of a careful attempt has no such sign.
 import re
 
 from score_jax.records import Grade, Problem, Task
+from score_jax.tasks.grading import last_number
 
 TOTAL = re.compile(r"=([0-9]+)")
 EXAMPLE = Problem(id="47*8+36*7", prompt="47*8+36*7", answer="628")
@@ -15,11 +16,7 @@ EXAMPLE = Problem(id="47*8+36*7", prompt="47*8+36*7", answer="628")
 def grade(problem: Problem, attempt: str) -> Grade:
     """Compares the number behind the last "=" that has one with the gold answer."""
     found = TOTAL.findall(attempt)
-    if not found:
-        return Grade(verdict="unparsable", reward=0.0, detail="no = with a number")
-    if found[-1] == problem.answer:
-        return Grade(verdict="correct", reward=1.0, extracted=found[-1])
-    return Grade(verdict="wrong", reward=0.0, extracted=found[-1])
+    return last_number.grade(found, problem.answer, "no = with a number")
 
 
 TASK = Task(

@@ -6,6 +6,7 @@ For models that were taught the form by a warm-up: neither prompt nor instructio
 import re
 
 from score_jax.records import Grade, Problem, Task, Verdict
+from score_jax.tasks.grading import last_number
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 EXAMPLE = Problem(id="subtraction/known", prompt="5312 - 478 =", answer="4834")
@@ -17,11 +18,7 @@ def grade(problem: Problem, attempt: str) -> Grade:
     Commas between digits count for nothing; leading zeros and decimals make an answer wrong.
     """
     found = [number.rstrip(",").replace(",", "") for number in NUMBER.findall(attempt)]
-    if not found:
-        return Grade(verdict="unparsable", reward=0.0, detail="no number")
-    if found[-1] == problem.answer:
-        return Grade(verdict="correct", reward=1.0, extracted=found[-1])
-    return Grade(verdict="wrong", reward=0.0, extracted=found[-1])
+    return last_number.grade(found, problem.answer, "no number")
 
 
 SELF_TEST_CASES: tuple[tuple[Problem, str, Verdict], ...] = (

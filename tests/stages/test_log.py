@@ -165,33 +165,27 @@ def transcript(**fields):
     return Transcript(**usual | fields)
 
 
+def records(folder):
+    """Step and value of what TensorBoard finds, by TFRecord's layout: length, sum, bytes, sum."""
+    for path in sorted((folder / "tensorboard").glob("events*")):
+        with path.open("rb") as file:
+            while head := file.read(12):
+                (size,) = struct.unpack("<Q", head[:8])
+                event = event_pb2.Event()
+                event.ParseFromString(file.read(size))
+                file.read(4)
+                yield from ((event.step, value) for value in event.summary.value)
+
+
 def board(folder):
     """Scalars and texts that TensorBoard finds, by name."""
     scalars, texts = {}, {}
-    for path in sorted((folder / "tensorboard").glob("events*")):
-        for event in RawEventFileLoader(str(path)).Load():
-            read = event_pb2.Event()
-            read.ParseFromString(event)
-            for value in read.summary.value:
-                if value.HasField("simple_value"):
-                    scalars[value.tag] = value.simple_value
-                elif value.HasField("tensor"):
-                    texts[value.tag] = value.tensor.string_val[0].decode()
+    for _, value in records(folder):
+        if value.HasField("simple_value"):
+            scalars[value.tag] = value.simple_value
+        elif value.HasField("tensor"):
+            texts[value.tag] = value.tensor.string_val[0].decode()
     return scalars, texts
-
-
-class RawEventFileLoader:
-    """Records of an event file, by the layout of TFRecord: length, sum, bytes, sum."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def Load(self):
-        with open(self.path, "rb") as file:
-            while head := file.read(12):
-                (size,) = struct.unpack("<Q", head[:8])
-                yield file.read(size)
-                file.read(4)
 
 
 def test_a_board_has_metrics_in_groups_and_dialogues_to_read(tmp_path):
@@ -267,16 +261,11 @@ def test_without_minutes_there_is_no_page_in_the_making(tmp_path, monkeypatch):
 
 def shown(folder):
     """Steps at which TensorBoard has dialogues, with how many."""
-    found = {}
-    for path in sorted((folder / "tensorboard").glob("events*")):
-        for event in RawEventFileLoader(str(path)).Load():
-            read = event_pb2.Event()
-            read.ParseFromString(event)
-            for value in read.summary.value:
-                if value.HasField("tensor"):
-                    text = value.tensor.string_val[0].decode()
-                    found[read.step] = sum(line.startswith("**") for line in text.split("\n"))
-    return found
+    return {
+        step: sum(line.startswith(b"**") for line in value.tensor.string_val[0].split(b"\n"))
+        for step, value in records(folder)
+        if value.HasField("tensor")
+    }
 
 
 @pytest.mark.parametrize(
