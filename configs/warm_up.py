@@ -6,9 +6,10 @@ Gives:   warm_up, stage1 and stage2 in the workdir; warm_up/export is the base m
 Cost:    smollm2_135m_brief (five steps in all): 9 minutes on two busy cores. All others: not run.
 Expect:  of the brief one, nothing but that it runs (2 problems); else unknown: not run.
 
-The warm-up is fine-tuning on one turn: each training problem with its worked answer
-(data.fields.worked; the named formats math and gsm8k have it), closed by the gold answer in the
-form that the task's grader reads. Its policy is then the base model, so that both stages' KL is
+The warm-up is fine-tuning on problems with their worked answers (data.fields.worked; the named
+formats math and gsm8k have it), closed by the gold answer in the form that the task's grader
+reads. The answer stands in both turns: what is learnt of first attempts alone leaves no second
+one right (docs/real_models.md). Its policy is then the base model, so that both stages' KL is
 measured against what already answers in form. Rows that answer as they should make it needless:
 see verdict/unparsable of the base model's evaluation before (docs/guide.md).
 """
@@ -24,8 +25,8 @@ WARM_UP = {
     "name": "warm_up",
     "program": "supervised",
     "batch": 256,  # dialogues; see methods.for_preset
-    "objective.reward_weights": (1.0,),  # one turn
-    "objective.beta": (0.0,),
+    "objective.reward_weights": (1.0, 1.0),  # the answer in both turns
+    "objective.beta": (0.0, 0.0),
     "examples.source": "answers",
     "optimizer.learning_rate": methods.SUPERVISED_RATE,
     "checkpoint.select": "last",

@@ -113,9 +113,10 @@ def worked_answers(
     *,
     close: bool = True,
 ) -> Examples:
-    """The problems' own answers as first attempts, in a new order in each epoch.
+    """The problems' own answers as attempts, in a new order in each epoch.
 
-    An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
+    Every turn of the config has the answer: with two, a right first attempt is kept, so that what
+    is learnt of the first does not spoil the second. An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
     without a worked answer it is the latter alone. Answers that are too long for a turn are
     left out if data.skip_long is set.
 
@@ -130,8 +131,9 @@ def worked_answers(
         raise ValueError(f"examples.close is {close!r}; set True or False")
     length = encoder.row_length(settings.sampling.row_limit)
     dialogues = [
-        WorkedDialogue(problem, ((Part(answer_text(encoder.task(problem), problem, close)),),))
+        WorkedDialogue(problem, ((Part(text),),) * settings.plan.turns)
         for problem in problems
+        for text in [answer_text(encoder.task(problem), problem, close)]
     ]
     skip = bool(dict(settings.data).get("skip_long"))
     short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length, skip=skip)]

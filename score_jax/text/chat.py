@@ -113,6 +113,10 @@ def base(start: str, stop: str) -> ChatFormat:
 LLAMA31_SYSTEM = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 QWEN25_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 QWEN25_MATH_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+QWEN25_CODE_SYSTEM = (
+    "You are an expert Python programmer. Answer with the complete Python program in one code "
+    "block, without an explanation."
+)
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 FORMATS = {
@@ -125,6 +129,7 @@ FORMATS = {
     "smollm2_words": chatml(SMOLLM2_SYSTEM, examples=examples.WORDS),
     "qwen25": chatml(QWEN25_SYSTEM),
     "qwen25_math": chatml(QWEN25_MATH_SYSTEM),
+    "qwen25_code": chatml(QWEN25_CODE_SYSTEM),
     "qwen3": chatml(thinking=("<think>", "</think>")),
     "qwen3_no_think": chatml(opening="<think>\n\n</think>\n\n"),
     "base_gemma": base("<bos>", "<eos>"),

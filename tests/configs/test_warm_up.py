@@ -12,7 +12,7 @@ def test_a_warm_up_comes_first_and_is_the_base_of_both_stages(preset):
     warm, one, two = (stage.settings for stage in stages)
     assert [s.name for s in (warm, one, two)] == ["warm_up", "stage1", "stage2"]
     assert (warm.program, warm.plan.turns, dict(warm.examples)["source"]) == (
-        "supervised", 1, "answers"
+        "supervised", 2, "answers"
     )  # fmt: skip
     assert one.weights.source == two.weights.source == "stage:warm_up" != warm.weights.source
     assert [stage.parent and stage.parent.settings.name for stage in stages] == [

@@ -188,9 +188,10 @@ def test_plans_take_the_weights_that_the_warm_up_begins_with():
     assert on_its_base(found[0], None) == found[0]
 
 
-def load(problems, *, limit=20, skip_long=False, **options):
+def load(problems, *, limit=20, skip_long=False, turns=1, **options):
     """The rows of the answers to problems, and what encodes them."""
-    settings = stages(stages=(WARM_UP,), task="equations", sampling__turn_limit=limit)[0].settings
+    warm = WARM_UP | {"objective.reward_weights": (1.0,) * turns, "objective.beta": (0.0,) * turns}
+    settings = stages(stages=(warm,), task="equations", sampling__turn_limit=limit)[0].settings
     data = dict(settings.data) | {"skip_long": skip_long}
     own = {"source": "answers", **options}
     settings = dataclasses.replace(
@@ -230,6 +231,21 @@ def test_the_rows_are_the_worked_answers_closed_by_the_gold_ones():
     open_end, programs = load(asked, close=False)
     ends = [text for step in range(3) for text in taught(open_end(step), programs)]
     assert sorted(ends[:3]) == sorted([gold[0], "2x=4", "x=1"])
+
+
+def test_every_turn_has_the_answer_and_carries_loss_and_what_stands_between_carries_none():
+    asked = problems("2x=4")
+    make, programs = load(asked, turns=2)
+    rows, chat = make(0), programs.chat
+    answer = [*chat.encode_plain(f"2x=4\n{asked[0].answer}"), chat.stop]
+    task = registry.get("equations")
+    opening = chat.encode_prompt(task.ask(asked[0]))
+    between = chat.encode_instruction(task.instruction)
+    for row, turn, trained in zip(rows.tokens, rows.turn, rows.trained, strict=True):
+        whole = [*opening, *answer, *between, *answer]
+        assert row[: len(whole)].tolist() == whole and not trained[len(whole) :].any()
+        assert row[trained].tolist() == [*answer, *answer]
+        assert [int(turn[trained].tolist().count(n)) for n in (1, 2)] == [len(answer)] * 2
 
 
 def test_answers_that_are_too_long_stop_the_run_or_are_left_out(capsys):

@@ -19,6 +19,7 @@ FAMILIES = {  # format: (small tokenizer, template, what the template is given)
     "smollm2": ("chatml", "smollm2", {}),
     "qwen25": ("chatml", "qwen25", {}),
     "qwen25_math": ("chatml", "qwen25", {}),
+    "qwen25_code": ("chatml", "qwen25", {}),
     "qwen3": ("chatml", "qwen3", {}),
     "qwen3_no_think": ("chatml", "qwen3", {"enable_thinking": False}),
 }
@@ -54,10 +55,12 @@ def encode_marked(tokenizer, text, markers):
 
 
 def system(name):
-    if name != "qwen25_math":
-        return []
-    text = "Please reason step by step, and put your final answer within \\boxed{}."
-    return [{"role": "system", "content": text}]
+    texts = {
+        "qwen25_math": "Please reason step by step, and put your final answer within \\boxed{}.",
+        "qwen25_code": "You are an expert Python programmer. Answer with the complete Python "
+        "program in one code block, without an explanation.",
+    }
+    return [{"role": "system", "content": texts[name]}] if name in texts else []
 
 
 @pytest.mark.parametrize("name", FAMILIES)

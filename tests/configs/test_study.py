@@ -1,0 +1,130 @@
+"""The study's configs, and the script that runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import base_models, study
+from score_jax.stages.resolve import planned, resolve_stages
+from score_jax.stages.settings import build_section
+from score_jax.stages.trials import ComparisonConfig, Spent, Trial, check_budgets
+
+SCRIPT = Path(__file__).parents[2] / "launch/study.sh"
+TOLD = """#!{python} -SE
+import json, os, sys, time
+words = sys.argv[1:]
+flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
+folder = flags["workdir"]
+place = folder + "/warm_up" if folder.endswith("warm_up") else folder + "/base"
+os.makedirs(place, exist_ok=True)
+if flags.get("mode") == "export":
+    open(place + "/export.json", "w").close()
+share = os.environ.get("XLA_CLIENT_MEM_FRACTION")
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps([flags, share]) + "\\n")
+time.sleep(0.2)
+sys.exit(int(folder.endswith(os.environ.get("FAILS", "none"))))
+"""
+
+
+def test_all_methods_are_tuned_alike_and_draw_as_many_dialogues():
+    config = study.get_config()
+    comparison = build_section(ComparisonConfig, config.comparison, "config.comparison")
+    found = comparison.chosen_methods()
+    assert set(found) == set(study.METHODS) and found["score"].seeds == 3
+    spent, rates = {}, {}
+    for name, method in found.items():
+        if not method.stages:
+            continue
+        for number, fields in enumerate(comparison.variants(method), 1):
+            trial = Trial(
+                name=name, method=method, variant=number, fields=tuple(fields.items()), seed=0
+            )
+            settings = [stage.settings for stage in trial.stages(config, {}, "test")]
+            spent[name] = Spent.of(settings)
+            rates.setdefault(name, []).append(settings[-1].optimizer.learning_rate)
+            assert {s.compute.dtype for s in settings} == {"bfloat16"}
+    whole = config.steps * config.batch * config.sampling.group_size
+    check_budgets(spent, found, whole)
+    assert {one.updates for one in spent.values()} == {config.steps}
+    assert rates["score"] == rates["multi_turn"] == pytest.approx([2e-5, 4e-5, 8e-5])
+    assert rates["pair_sft"] == pytest.approx([5e-6, 1e-5, 2e-5])
+
+
+def test_the_warm_up_learns_both_turns():
+    (stage,) = resolve_stages(study.get_config("warm_up"), {})
+    settings = stage.settings
+    assert (settings.program, settings.plan.turns, settings.batch) == ("supervised", 2, 64)
+    assert dict(settings.examples)["source"] == "answers"
+    with pytest.raises(ValueError, match=r"part is 'none'; choose warm_up, or none"):
+        study.get_config("none")
+
+
+def test_a_base_model_is_measured_on_all_sets():
+    settings = planned(resolve_stages(base_models.get_config(), {}))
+    measured = settings.measured_sets
+    tasks = {name: own.evaluation.task for name, own in measured.items()}
+    assert tasks == {"mbpp": "code", "gsm8k": "math", "math500": "math"}
+    assert settings.evaluation.task == "humaneval"
+    limits = {own.sampling.turn_limit for own in (settings, *measured.values())}
+    assert limits == {1024}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the script with a python that tells what it was asked for."""
+    python = tmp_path / "python"
+    python.write_text(TOLD.replace("{python}", sys.executable))
+    python.chmod(0o755)
+
+    def start(*flags, **more):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        done = subprocess.run(
+            ["bash", SCRIPT, f"--workdir={tmp_path}/study", *flags],
+            env=os.environ | {"PYTHON": str(python), "CALLS": str(calls)} | more,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+        return done, [json.loads(line) for line in calls.read_text().splitlines()]
+
+    return start
+
+
+def asked(calls):
+    """The config and the methods of each call."""
+    return [(f["config"], f.get("config.comparison.only", f.get("mode", ""))) for f, _ in calls]
+
+
+def test_the_script_warms_up_once_trains_every_method_and_compares_them(run, tmp_path):
+    done, calls = run("--jobs=2", "--config.steps=60")
+    assert done.returncode == 0, done.stderr
+    names = {name: f'("{name}",)' for name in study.METHODS}
+    first = [("configs/study.py:warm_up", ""), ("configs/study.py:warm_up", "export")]
+    base, all_of_them = names.pop("self_refine"), '("self_refine","pair_sft",'
+    found = asked(calls)
+    assert found[:3] == [*first, ("configs/study.py", base)]
+    assert sorted(only for _, only in found[3:7]) == sorted(names.values())
+    assert len(found) == 8 and found[7][1].startswith(all_of_them)
+    for flags, share in calls[3:7]:
+        assert share == "0.450" and flags["config.steps"] == "60"
+        assert flags["config.weights.source"] == f"{tmp_path}/study/warm_up/warm_up/export"
+    together = tmp_path / "study/comparison"
+    assert {path.name for path in together.iterdir()} == {*study.METHODS, "base"}
+    assert (together / "score").readlink() == Path("../methods/score/score")
+    again, calls = run()
+    assert again.returncode == 0 and asked(calls)[0] == ("configs/study.py", base)
+
+
+def test_a_method_that_fails_leaves_the_others_running_and_is_told(run):
+    done, calls = run(FAILS="pair_sft")
+    assert done.returncode == 1 and "a method has failed; its log in" in done.stderr
+    assert '("score",)' in [only for _, only in asked(calls)]
+    assert len(calls) == 7  # and they are not compared
+    done, _ = run("--jobs=0")
+    assert done.returncode == 2 and "--jobs is '0'" in done.stderr
