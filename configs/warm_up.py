@@ -8,8 +8,9 @@ Expect:  of the brief one, nothing but that it runs (2 problems); else unknown: 
 
 The warm-up is fine-tuning on problems with their worked answers (data.fields.worked; the named
 formats math and gsm8k have it), closed by the gold answer in the form that the task's grader
-reads. The answer stands in both turns: what is learnt of first attempts alone leaves no second
-one right (docs/real_models.md). Its policy is then the base model, so that both stages' KL is
+reads. The answer stands in both turns, half of the time behind a wrong one: what is learnt of
+first attempts alone leaves no second one right, and where all are right they are only copied
+(docs/real_models.md). Its policy is then the base model, so that both stages' KL is
 measured against what already answers in form. Rows that answer as they should make it needless:
 see verdict/unparsable of the base model's evaluation before (docs/guide.md).
 """
@@ -28,12 +29,13 @@ WARM_UP = {
     "objective.reward_weights": (1.0, 1.0),  # the answer in both turns
     "objective.beta": (0.0, 0.0),
     "examples.source": "answers",
+    "examples.mistaken": 0.5,
     "optimizer.learning_rate": methods.SUPERVISED_RATE,
     "checkpoint.select": "last",
 }
 # Two to three visits of each problem: the form is soon learnt, and more teaches the answers.
 # Subtraction's are to be learnt: it has half a visit of 20,000.
-STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1, "subtraction": 140}
+STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1, "subtraction": 120}
 ON_IT = {"weights.source": "stage:warm_up"}
 
 

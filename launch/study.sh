@@ -4,9 +4,10 @@
 #
 #     launch/study.sh [--workdir=runs/study] [--jobs=N] [FLAGS]
 #
-# N methods train at a time on the one device, each with an Nth of its memory; 1 on a CPU. FLAGS go
-# to every method's run, such as --config.steps=60 --config.batch=16. What was begun goes on with
-# the same command. $PYTHON, or the first python on PATH, has score_jax with the extra hf.
+# N methods train at a time on the one device, each with an Nth of $XLA_CLIENT_MEM_FRACTION, or of
+# nine tenths of its memory; 1 on a CPU. FLAGS go to every method's run, such as --config.steps=60
+# --config.batch=16. What was begun goes on with the same command. $PYTHON, or the first python on
+# PATH, has score_jax with the extra hf.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
@@ -51,7 +52,7 @@ if [[ ! -f $workdir/warm_up/warm_up/export.json ]]; then
 fi
 compare "$workdir/methods/self_refine" self_refine self_refine
 
-share=$(awk -v jobs="$jobs" 'BEGIN { printf "%.3f", 0.9 / jobs }')
+share=$(awk -v all="${XLA_CLIENT_MEM_FRACTION:-0.9}" -v jobs="$jobs" 'BEGIN { printf "%.3f", all / jobs }')
 failed=0
 for method in "${methods[@]}"; do
   while (($(jobs -pr | wc -l) >= jobs)); do wait -n || failed=1; done

@@ -112,28 +112,45 @@ def worked_answers(
     _: Path,
     *,
     close: bool = True,
+    mistaken: float = 0.0,
 ) -> Examples:
     """The problems' own answers as attempts, in a new order in each epoch.
 
-    Every turn of the config has the answer: with two, a right first attempt is kept, so that what
-    is learnt of the first does not spoil the second. An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
+    Every turn of the config has the answer: what is learnt of first attempts alone spoils second
+    ones. Where all first attempts are right, second ones are soon their copies; those that are
+    mistaken show that an attempt may be wrong. An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
     without a worked answer it is the latter alone. Answers that are too long for a turn are
     left out if data.skip_long is set.
 
     Args:
       close: whether the gold answer follows a worked one.
+      mistaken: share of dialogues that begin with another problem's answer, which has no loss.
 
     Raises:
       TooLong: an answer is too long, and data.skip_long is not set.
-      ValueError: close is no bool, or no answer is short enough.
+      ValueError: close is no bool, `mistaken` no share or of a single turn, or no answer is short
+        enough.
     """
+    turns = settings.plan.turns
+    if (requirement := unmet(Share, mistaken)) or (mistaken and turns == 1):
+        raise ValueError(
+            f"examples.mistaken is {mistaken!r} with {turns} turns of objective.reward_weights; "
+            f"set {requirement or 'two turns or more, or 0'}"
+        )
     if not isinstance(close, bool):
         raise ValueError(f"examples.close is {close!r}; set True or False")
     length = encoder.row_length(settings.sampling.row_limit)
+    texts = [answer_text(encoder.task(problem), problem, close) for problem in problems]
+    rng = np.random.default_rng(settings.seed)
+    first = [
+        Part(texts[int(rng.integers(len(texts)))], learn=False)
+        if rng.random() < mistaken
+        else Part(text)
+        for text in texts
+    ]
     dialogues = [
-        WorkedDialogue(problem, ((Part(text),),) * settings.plan.turns)
-        for problem in problems
-        for text in [answer_text(encoder.task(problem), problem, close)]
+        WorkedDialogue(problem, ((begun,), *((Part(text),),) * (turns - 1)))
+        for problem, begun, text in zip(problems, first, texts, strict=True)
     ]
     skip = bool(dict(settings.data).get("skip_long"))
     short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length, skip=skip)]

@@ -248,6 +248,27 @@ def test_every_turn_has_the_answer_and_carries_loss_and_what_stands_between_carr
         assert [int(turn[trained].tolist().count(n)) for n in (1, 2)] == [len(answer)] * 2
 
 
+def test_a_share_of_dialogues_begins_with_another_answer_that_is_not_learnt():
+    asked = problems(*(f"{n}x={n}" for n in range(1, 9))) * 25
+    make, programs = load(asked, turns=2, mistaken=0.25)
+    chat, begun_otherwise = programs.chat, 0
+    gold = {chat.decode(chat.encode_plain(f"{p.worked}\n{p.answer}")) for p in asked}
+    for step in range(100):  # one epoch
+        rows = make(step)
+        for row, turn, trained in zip(rows.tokens, rows.turn, rows.trained, strict=True):
+            first, second = (chat.decode(row[turn == n][:-1].tolist()) for n in (1, 2))
+            assert trained[turn == 2].all() and {first, second} <= gold
+            if not trained[turn == 1].any():
+                begun_otherwise += 1
+            else:
+                assert first == second and trained[turn == 1].all()
+    assert 30 < begun_otherwise < 70  # of 200: 3 standard deviations around 50
+    with pytest.raises(ValueError, match=r"examples.mistaken is 0.5 with 1 turns.*two turns"):
+        load(asked, mistaken=0.5)
+    with pytest.raises(ValueError, match=r"examples.mistaken is 2 with 2 turns.*0..1"):
+        load(asked, turns=2, mistaken=2)
+
+
 def test_answers_that_are_too_long_stop_the_run_or_are_left_out(capsys):
     asked = problems("", "2x=4", "2x=4" * 9)
     with pytest.raises(TooLong, match=r"problem .* has \d+ tokens"):
