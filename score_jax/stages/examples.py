@@ -118,7 +118,9 @@ def worked_answers(
 
     Every turn of the config has the answer: what is learnt of first attempts alone spoils second
     ones. Where all first attempts are right, second ones are soon their copies; those that are
-    mistaken show that an attempt may be wrong. An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
+    mistaken show that an attempt may be wrong.
+
+    An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
     without a worked answer it is the latter alone. Answers that are too long for a turn are
     left out if data.skip_long is set.
 

@@ -86,7 +86,7 @@ def test_parameters_are_split_over_the_devices_that_a_recipe_names(name):
 
 def test_a_warm_up_comes_before_a_methods_first_stage_and_is_the_base_of_all():
     warm, *others = (stage.settings for stage in stages("smollm2_135m_subtraction", "pair_sft"))
-    assert (warm.name, warm.program, warm.steps) == ("warm_up", "supervised", 120)
+    assert (warm.name, warm.program, warm.steps) == ("warm_up", "supervised", 150)
     assert [other.name for other in others] == ["collect", "tune"]
     assert {other.weights.source for other in others} == {"stage:warm_up"}
     assert warm.optimizer.learning_rate == 1e-4  # its own
