@@ -2,7 +2,7 @@
 # The study of docs/real_models.md: warms SmolLM2-135M up on subtraction, then tunes, trains and
 # measures five methods on it, and compares them on one page.
 #
-#     launch/study.sh [--workdir=runs/study] [--jobs=N] [FLAGS]
+#     launch/study.sh [--workdir=runs/study] [--jobs=N] [--warm-up-steps=N] [FLAGS]
 #
 # N methods train at a time on the one device, each with an Nth of $XLA_CLIENT_MEM_FRACTION, or of
 # nine tenths of its memory; 1 on a CPU. FLAGS go to every method's run, such as --config.steps=60
@@ -12,11 +12,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
 if [[ ! $python ]]; then echo "error: there is no python on PATH; set PYTHON" >&2; exit 2; fi
-workdir=runs/study jobs=1 flags=()
+workdir=runs/study jobs=1 warm_up=() flags=()
 for argument in "$@"; do
   case $argument in
     --workdir=*) workdir=${argument#*=} ;;
     --jobs=*) jobs=${argument#*=} ;;
+    --warm-up-steps=*) warm_up=("--config.steps=${argument#*=}") ;;
     *) flags+=("$argument") ;;
   esac
 done
@@ -39,14 +40,16 @@ alone() { # METHOD: in a folder of its own, with the base model's measurements
   local folder=$workdir/methods/$1
   if [[ ! -d $folder/base ]]; then
     mkdir -p "$folder"
-    cp -r "$workdir/methods/self_refine/base" "$folder/base"
+    rm -rf "$folder/base.partial"
+    cp -r "$workdir/methods/self_refine/base" "$folder/base.partial"
+    mv "$folder/base.partial" "$folder/base"
   fi
   XLA_CLIENT_MEM_FRACTION=$share compare "$folder" "$1" "$1" >> "$folder.log" 2>&1
 }
 
 base=$workdir/warm_up/warm_up/export
 if [[ ! -f $workdir/warm_up/warm_up/export.json ]]; then
-  warm=(--config=configs/study.py:warm_up --workdir="$workdir/warm_up")
+  warm=(--config=configs/study.py:warm_up --workdir="$workdir/warm_up" "${warm_up[@]}")
   main "${warm[@]}"
   main "${warm[@]}" --mode=export
 fi

@@ -102,10 +102,11 @@ def asked(calls):
 
 
 def test_the_script_warms_up_once_trains_every_method_and_compares_them(run, tmp_path):
-    done, calls = run("--jobs=2", "--config.steps=60")
+    done, calls = run("--jobs=2", "--warm-up-steps=170", "--config.steps=60")
     assert done.returncode == 0, done.stderr
     names = {name: f'("{name}",)' for name in study.METHODS}
     first = [("configs/study.py:warm_up", ""), ("configs/study.py:warm_up", "export")]
+    assert [flags["config.steps"] for flags, _ in calls[:3]] == ["170", "170", "60"]
     base, all_of_them = names.pop("self_refine"), '("self_refine","pair_sft",'
     found = asked(calls)
     assert found[:3] == [*first, ("configs/study.py", base)]
