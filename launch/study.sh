@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The study of docs/real_models.md: warms SmolLM2-135M up on subtraction, then tunes, trains and
-# measures five methods on it, and compares them on one page.
+# measures four methods on it, and compares them on one page.
 #
 #     launch/study.sh [--workdir=runs/study] [--jobs=N] [--warm-up-steps=N] [FLAGS]
 #
@@ -15,6 +15,7 @@ if [[ ! $python ]]; then echo "error: there is no python on PATH; set PYTHON" >&
 workdir=runs/study jobs=1 warm_up=() flags=()
 for argument in "$@"; do
   case $argument in
+    --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     --workdir=*) workdir=${argument#*=} ;;
     --jobs=*) jobs=${argument#*=} ;;
     --warm-up-steps=*) warm_up=("--config.steps=${argument#*=}") ;;
@@ -36,14 +37,18 @@ compare() { # FOLDER AGAINST METHOD... : these methods' part of the comparison
     --config.comparison.only="($only)" --config.comparison.against="$against" "${flags[@]}"
 }
 
-alone() { # METHOD: in a folder of its own, with the base model's measurements
+share_base() { # FOLDER: gets the base model's measurements, if a method has them all
+  local measured=("$workdir"/methods/*/base/base/test.json)
+  if [[ -d $1/base || ! -f ${measured[0]} ]]; then return; fi
+  mkdir -p "$1"
+  rm -rf "$1/base.partial"
+  cp -r "${measured[0]%/base/test.json}" "$1/base.partial"
+  mv "$1/base.partial" "$1/base"
+}
+
+alone() { # METHOD: in a folder of its own, which no other process writes to
   local folder=$workdir/methods/$1
-  if [[ ! -d $folder/base ]]; then
-    mkdir -p "$folder"
-    rm -rf "$folder/base.partial"
-    cp -r "$workdir/methods/self_refine/base" "$folder/base.partial"
-    mv "$folder/base.partial" "$folder/base"
-  fi
+  share_base "$folder"
   XLA_CLIENT_MEM_FRACTION=$share compare "$folder" "$1" "$1" >> "$folder.log" 2>&1
 }
 
@@ -53,8 +58,8 @@ if [[ ! -f $workdir/warm_up/warm_up/export.json ]]; then
   main "${warm[@]}"
   main "${warm[@]}" --mode=export
 fi
-compare "$workdir/methods/self_refine" self_refine self_refine
 
+mkdir -p "$workdir/methods"
 share=$(awk -v all="${XLA_CLIENT_MEM_FRACTION:-0.9}" -v jobs="$jobs" 'BEGIN { printf "%.3f", all / jobs }')
 failed=0
 for method in "${methods[@]}"; do
@@ -69,9 +74,8 @@ if ((failed)); then
 fi
 
 together=$workdir/comparison
-mkdir -p "$together"
-[[ -d $together/base ]] || cp -r "$workdir/methods/self_refine/base" "$together/base"
-for method in self_refine "${methods[@]}"; do
+share_base "$together"
+for method in "${methods[@]}"; do
   ln -sfn "../methods/$method/$method" "$together/$method"
 done
-compare "$together" multi_turn self_refine "${methods[@]}"
+compare "$together" multi_turn "${methods[@]}"

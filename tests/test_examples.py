@@ -12,14 +12,9 @@ import pytest
 from configs import stage1
 from examples import score_loop
 from score_jax.data import packaged
-from score_jax.model.published import by_hub_id
-from score_jax.model.weights.export import export
 from score_jax.stages.chain import run_mode
 from score_jax.stages.resolve import resolve_stages
-from score_jax.text.chat import FORMATS, Chat
-from tests.reduced import narrow
-from tests.small_tokenizers import make
-from tests.tiny import random_params
+from tests.small_models import small_qwen
 from tests.tiny_stages import lines
 
 ROOT = Path(__file__).parent.parent
@@ -44,15 +39,6 @@ def test_the_loop_in_one_file_is_short_and_says_what_it_leaves_out():
     text = (ROOT / "examples/score_loop.py").read_text()
     assert len(text.splitlines()) <= 160
     assert "leaves out" in score_loop.__doc__
-
-
-def small_qwen(folder):
-    """A Hugging Face folder of a random Qwen2.5 with two narrow layers."""
-    tokenizer = make("chatml")
-    whole = by_hub_id("Qwen/Qwen2.5-1.5B-Instruct")
-    config = narrow(whole, tokenizer.vocab_size)
-    export(random_params(config), config, Chat(tokenizer, FORMATS["qwen25"]), folder)
-    return folder
 
 
 def some_math(folder):
