@@ -10,7 +10,7 @@ Source:  the dialogue is that of arXiv:2409.12917; the sets are arXiv:2107.03374
          2110.14168 and 2305.20050.
 
 evaluation.json is of HumanEval, evaluation_mbpp.json, evaluation_gsm8k.json and
-evaluation_math500.json of the sets. Turns have room enough that few are cut.
+evaluation_math500.json of the sets. Turns have 1,024 tokens, enough for most.
 """
 
 from typing import Any

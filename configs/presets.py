@@ -20,6 +20,10 @@ unknown: not run.
     smollm2_135m_code    unknown: the card was shared           four steps a stage on one H100
     qwen25_0p5b_code     20 minutes for 20 problems, 2 cores    evaluation of the base model, with
                                                                 Qwen2.5-Coder's weights
+    qwen25_coder_0p5b    unknown: the card was shared           evaluation and three steps of its
+                                                                recipe (docs/real_models.md)
+    smollm2_135m_subtraction  likewise                          four methods, one rate and seed
+                                                                (docs/real_models.md)
     gemma2_2b_math       29.6 s a step or more, v5e:4x4         one step a stage on two hosts of
                                                                 CPUs, cut short, with the weights
                                                                 of Qwen2.5-Coder-0.5B

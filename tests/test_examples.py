@@ -84,6 +84,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
     environment = os.environ | {
         "QUICKSTART_STEPS": "2",
         "QUICKSTART_PROBLEMS": "4",
+        "QUICKSTART_RECIPE": "configs/recipes/qwen25_1p5b_math.py",
         "QUICKSTART_FLAGS": " ".join(f"--config.{name}={value}" for name, value in fields.items()),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{some_math(tmp_path / 'packages')}",
     }

@@ -8,8 +8,8 @@ Expect:  docs/real_models.md has other lengths of it: after 120 steps of warm-up
 Source:  the task is BY571/SCoRe's, which has five digits for Qwen3-0.6B.
 
 As it comes the model gets hardly any of these problems right. The warm-up (9,600 problems with
-their answers, one visit each) teaches as much as first attempts of some 50% need. RL then takes 60
-steps of 64 dialogues, and what a method has as its budget times that.
+their answers, one visit each) is to bring first attempts to some 50%. RL then takes 60 steps of 64
+dialogues, and what a method has as its budget times that.
 """
 
 from ml_collections import ConfigDict

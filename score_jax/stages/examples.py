@@ -8,6 +8,7 @@ turns carry loss.
 Source: arXiv:2409.12917, section 4.
 """
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -121,38 +122,31 @@ def worked_answers(
     mistaken show that an attempt may be wrong.
 
     An answer is Problem.worked, closed by the gold answer in the form that the task asks for;
-    without a worked answer it is the latter alone. Answers that are too long for a turn are
-    left out if data.skip_long is set.
+    without a worked answer it is the latter alone. Problems whose answers are too long for a turn
+    are left out if data.skip_long is set.
 
     Args:
       close: whether the gold answer follows a worked one.
-      mistaken: share of dialogues that begin with another problem's answer, which has no loss.
+      mistaken: share of dialogues that begin with another answer than the problem's, which has no
+        loss; drawn anew at each step.
 
     Raises:
       TooLong: an answer is too long, and data.skip_long is not set.
-      ValueError: close is no bool, `mistaken` no share or of a single turn, or no answer is short
-        enough.
+      ValueError: close is no bool, `mistaken` no share, of a single turn or of answers that are
+        all alike, or no answer is short enough.
     """
-    turns = settings.plan.turns
+    turns, length = settings.plan.turns, encoder.row_length(settings.sampling.row_limit)
+    if not isinstance(close, bool):
+        raise ValueError(f"examples.close is {close!r}; set True or False")
     if (requirement := unmet(Share, mistaken)) or (mistaken and turns == 1):
         raise ValueError(
             f"examples.mistaken is {mistaken!r} with {turns} turns of objective.reward_weights; "
             f"set {requirement or 'two turns or more, or 0'}"
         )
-    if not isinstance(close, bool):
-        raise ValueError(f"examples.close is {close!r}; set True or False")
-    length = encoder.row_length(settings.sampling.row_limit)
-    texts = [answer_text(encoder.task(problem), problem, close) for problem in problems]
-    rng = np.random.default_rng(settings.seed)
-    first = [
-        Part(texts[int(rng.integers(len(texts)))], learn=False)
-        if rng.random() < mistaken
-        else Part(text)
-        for text in texts
-    ]
     dialogues = [
-        WorkedDialogue(problem, ((begun,), *((Part(text),),) * (turns - 1)))
-        for problem, begun, text in zip(problems, first, texts, strict=True)
+        WorkedDialogue(problem, ((Part(text),),) * turns)
+        for problem in problems
+        for text in [answer_text(encoder.task(problem), problem, close)]
     ]
     skip = bool(dict(settings.data).get("skip_long"))
     short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length, skip=skip)]
@@ -166,13 +160,37 @@ def worked_answers(
             f"sampling.turn_limit is {settings.sampling.turn_limit}; every answer is longer: "
             "raise it"
         )
+    texts = sorted({dialogue.attempts[0][0].text for dialogue in short})
+    if mistaken and len(texts) == 1:
+        raise ValueError(
+            f"examples.mistaken is {mistaken!r}, but all {len(short)} answers are alike; set 0"
+        )
     stream = Stream(short, batch=settings.batch, seed=settings.seed)
 
     def make(step: int) -> Episodes:
         stream.position = step
-        return encoder.worked(stream.next()[2], length)
+        rng = np.random.default_rng([settings.seed, step])
+        chosen = []
+        for dialogue in stream.next()[2]:
+            other = begun_otherwise(dialogue, texts, rng) if rng.random() < mistaken else dialogue
+            chosen.append(other if fits(encoder, other, length, skip=True) else dialogue)
+        return encoder.worked(chosen, length)
 
     return make
+
+
+def begun_otherwise(
+    dialogue: WorkedDialogue, texts: Sequence[str], rng: np.random.Generator
+) -> WorkedDialogue:
+    """The dialogue behind another answer in the place of the first, which carries no loss.
+
+    Args:
+      texts: all answers, sorted, each once; two or more.
+    """
+    first, *later = dialogue.attempts
+    place = int(rng.integers(len(texts) - 1))
+    place += place >= bisect(texts, first[0].text) - 1  # past its own
+    return replace(dialogue, attempts=((Part(texts[place], learn=False),), *later))
 
 
 def answer_text(task: Task, problem: Problem, close: bool) -> str:

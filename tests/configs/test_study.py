@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,13 @@ sys.exit(int(folder.endswith(os.environ.get("FAILS", "none"))))
 """
 
 
-def test_all_methods_are_tuned_alike_and_draw_as_many_dialogues():
-    config = study.get_config()
+@pytest.mark.parametrize("size", study.SIZES)
+def test_all_methods_are_tuned_alike_draw_as_many_dialogues_and_learn_from_as_many(size):
+    config = study.get_config(size)
     comparison = build_section(ComparisonConfig, config.comparison, "config.comparison")
     found = comparison.chosen_methods()
     assert set(found) == set(study.METHODS) and found["score"].seeds == 3
-    spent, rates = {}, {}
+    rows, spent, rates = config.batch * config.sampling.group_size, {}, {}
     for name, method in found.items():
         for number, fields in enumerate(comparison.variants(method), 1):
             trial = Trial(
@@ -49,20 +51,20 @@ def test_all_methods_are_tuned_alike_and_draw_as_many_dialogues():
             settings = [stage.settings for stage in trial.stages(config, {}, "test")]
             spent[name] = Spent.of(settings)
             rates.setdefault(name, []).append(settings[-1].optimizer.learning_rate)
-            assert {s.compute.dtype for s in settings} == {"bfloat16"}
-    whole = config.steps * config.batch * config.sampling.group_size
-    check_budgets(spent, found, whole)
+            assert {s.compute.dtype for s in settings} == {config.compute.dtype}
+            assert settings[-1].rows == rows
+    check_budgets(spent, found, config.steps * rows)
     assert {one.updates for one in spent.values()} == {config.steps}
     assert rates["score"] == rates["multi_turn"] == pytest.approx([2e-5, 4e-5, 8e-5])
     assert rates["pair_sft"] == pytest.approx([5e-6, 1e-5, 2e-5])
 
 
 def test_the_warm_up_learns_both_turns():
-    (stage,) = resolve_stages(study.get_config("warm_up"), {})
+    (stage,) = resolve_stages(study.get_config("warm_up_gpu"), {})
     settings = stage.settings
     assert (settings.program, settings.plan.turns, settings.batch) == ("supervised", 2, 64)
-    assert dict(settings.examples)["source"] == "answers"
-    with pytest.raises(ValueError, match=r"part is 'none'; choose warm_up, or none"):
+    assert dict(settings.examples) == {"source": "answers", "mistaken": 0.5}
+    with pytest.raises(ValueError, match=r"part is 'none'; choose one of gpu, cpu, warm_up_gpu"):
         study.get_config("none")
 
 
@@ -98,6 +100,13 @@ def run(tmp_path):
     return start
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in a minute"
+        time.sleep(0.05)
+
+
 def asked(calls):
     """The config and the methods of each call."""
     return [(f["config"], f.get("config.comparison.only", f.get("mode", ""))) for f, _ in calls]
@@ -107,30 +116,72 @@ def test_the_script_warms_up_once_trains_every_method_and_compares_them(run, tmp
     done, calls = run("--jobs=2", "--warm-up-steps=170", "--config.steps=60")
     assert done.returncode == 0, done.stderr
     names = {name: f'("{name}",)' for name in study.METHODS}
-    first = [("configs/study.py:warm_up", ""), ("configs/study.py:warm_up", "export")]
+    warm, own = "configs/study.py:warm_up_gpu", "configs/study.py:gpu"
     all_of_them = '("pair_sft","single_turn","multi_turn","score",)'
     assert [flags["config.steps"] for flags, _ in calls[:3]] == ["170", "170", "60"]
     found = asked(calls)
-    assert found[:2] == first
+    assert found[:2] == [(warm, ""), (warm, "export")]
     assert sorted(only for _, only in found[2:6]) == sorted(names.values())
-    assert found[6:] == [("configs/study.py", all_of_them)]
+    assert found[6:] == [(own, all_of_them)]
     for flags, share in calls[2:6]:
         assert share == "0.450" and flags["config.steps"] == "60"
         assert flags["config.weights.source"] == f"{tmp_path}/study/warm_up/warm_up/export"
     together = tmp_path / "study/comparison"
     assert {path.name for path in together.iterdir()} == {*study.METHODS, "base"}
     assert (together / "score").readlink() == Path("../methods/score/score")
-    again, calls = run()
-    assert again.returncode == 0 and asked(calls)[0] == ("configs/study.py", names["pair_sft"])
+    again, calls = run("--size=cpu", "--weights=other.gguf")
+    assert again.returncode == 0 and "the warm-up is done, in" in again.stdout
+    assert asked(calls)[0] == ("configs/study.py:cpu", names["pair_sft"])
+
+
+def test_what_is_warmed_up_may_be_another_model_and_methods_train_what_was_warmed_up(run):
+    _, calls = run("--weights=other.gguf")
+    assert [f["config.weights.source"] for f, _ in calls[:2]] == ["other.gguf"] * 2
+    assert all(f["config.weights.source"].endswith("export") for f, _ in calls[2:])
+    for flag in ("weights.source=x", "comparison.only=()", "batch=16"):
+        done, calls = run(f"--config.{flag}")
+        assert done.returncode == 2 and f"--config.{flag} is set by the study" in done.stderr
+        assert not calls
 
 
 def test_a_method_that_fails_leaves_the_others_running_and_is_told(run):
     done, calls = run(FAILS="pair_sft")
-    assert done.returncode == 1 and "a method has failed; its log in" in done.stderr
+    assert done.returncode == 1 and "error: pair_sft failed; the logs in" in done.stderr
     assert '("score",)' in [only for _, only in asked(calls)]
     assert len(calls) == 6  # and they are not compared
     done, _ = run("--jobs=0")
     assert done.returncode == 2 and "--jobs is '0'" in done.stderr
+    done, _ = run("--size=tpu")
+    assert done.returncode == 2 and "--size is 'tpu'; choose gpu or cpu" in done.stderr
+
+
+@pytest.mark.parametrize("name", study.METHODS)
+def test_every_failure_is_told_also_of_methods_that_end_together(run, name):
+    done, _ = run("--jobs=4", FAILS=name)
+    assert done.returncode == 1 and f"error: {name} failed" in done.stderr
+
+
+def test_a_signal_stops_the_methods_that_run(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"""#!{sys.executable} -SE
+import os, sys, time
+if "methods" in " ".join(sys.argv):
+    open(os.environ["ALIVE"] + str(os.getpid()), "w").close()
+    time.sleep(60)
+""")
+    python.chmod(0o755)
+    alive = tmp_path / "alive"
+    alive.mkdir()
+    script = subprocess.Popen(
+        ["bash", SCRIPT, f"--workdir={tmp_path}/study", "--jobs=2"],
+        env=os.environ | {"PYTHON": str(python), "ALIVE": f"{alive}/"},
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for(lambda: len(list(alive.iterdir())) == 2)
+    script.terminate()
+    assert script.wait(timeout=30) == 143
+    for one in alive.iterdir():
+        assert not Path(f"/proc/{one.name}").exists()
 
 
 @pytest.mark.slow
@@ -142,10 +193,7 @@ def test_the_script_goes_from_a_base_model_to_the_comparison(tmp_path):
     fields = {
         "comparison.rates": "(1.0,)",
         "comparison.seeds": 1,
-        "compute.dtype": "float32",
         "steps": 2,
-        "batch": 2,
-        "sampling.group_size": 2,
         "sampling.prompt_limit": 64,
         "learner.microbatches": 1,
         "checkpoint.every": 1,
@@ -156,7 +204,7 @@ def test_the_script_goes_from_a_base_model_to_the_comparison(tmp_path):
     }
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = subprocess.run(
-        ["bash", SCRIPT, f"--workdir={tmp_path}/study", "--jobs=2", *flags],
+        ["bash", SCRIPT, f"--workdir={tmp_path}/study", "--size=cpu", "--jobs=2", *flags],
         env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(SCRIPT.parents[1])},
         capture_output=True,
         encoding="utf-8",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -188,10 +189,11 @@ def test_plans_take_the_weights_that_the_warm_up_begins_with():
     assert on_its_base(found[0], None) == found[0]
 
 
-def load(problems, *, limit=20, skip_long=False, turns=1, **options):
+def load(problems, *, limit=20, row_limit=0, skip_long=False, turns=1, **options):
     """The rows of the answers to problems, and what encodes them."""
     warm = WARM_UP | {"objective.reward_weights": (1.0,) * turns, "objective.beta": (0.0,) * turns}
-    settings = stages(stages=(warm,), task="equations", sampling__turn_limit=limit)[0].settings
+    sampling = {"sampling__turn_limit": limit, "sampling__row_limit": row_limit}
+    settings = stages(stages=(warm,), task="equations", **sampling)[0].settings
     data = dict(settings.data) | {"skip_long": skip_long}
     own = {"source": "answers", **options}
     settings = dataclasses.replace(
@@ -249,24 +251,52 @@ def test_every_turn_has_the_answer_and_carries_loss_and_what_stands_between_carr
 
 
 def test_a_share_of_dialogues_begins_with_another_answer_that_is_not_learnt():
-    asked = problems(*(f"{n}x={n}" for n in range(1, 9))) * 25
+    asked = problems(*(f"{n}x={n}" for n in range(1, 9)))
     make, programs = load(asked, turns=2, mistaken=0.25)
-    chat, begun_otherwise = programs.chat, 0
+    chat, begun_otherwise = programs.chat, Counter()
     gold = {chat.decode(chat.encode_plain(f"{p.worked}\n{p.answer}")) for p in asked}
-    for step in range(100):  # one epoch
+    for step in range(200):  # 50 epochs of 8 problems
         rows = make(step)
         for row, turn, trained in zip(rows.tokens, rows.turn, rows.trained, strict=True):
             first, second = (chat.decode(row[turn == n][:-1].tolist()) for n in (1, 2))
             assert trained[turn == 2].all() and {first, second} <= gold
-            if not trained[turn == 1].any():
-                begun_otherwise += 1
-            else:
+            if trained[turn == 1].any():
                 assert first == second and trained[turn == 1].all()
-    assert 30 < begun_otherwise < 70  # of 200: 3 standard deviations around 50
+            else:
+                assert first != second
+                begun_otherwise[second, first] += 1
+    assert 75 < begun_otherwise.total() < 125  # of 400: within 3 standard deviations of 100
+    problems_met = {second for second, _ in begun_otherwise}
+    assert problems_met == gold and len(begun_otherwise) > 30  # of 56 pairs
+    again = load(asked, turns=2, mistaken=0.25)[0]
+    np.testing.assert_array_equal(again(7).tokens, make(7).tokens)  # after a resume, too
+
+
+def test_a_mistaken_answer_that_leaves_a_row_no_room_is_not_begun_with():
+    asked = problems("", "1")
+    asked[1] = dataclasses.replace(asked[1], prompt="x=1")
+    make, _ = load(asked, turns=2)
+    limit = int(max(make(step).length.max() for step in range(2)))  # both with their own answers
+    make, programs = load(asked, turns=2, mistaken=1.0, row_limit=limit)
+    kept = set()
+    for step in range(2):
+        rows = make(step)
+        assert rows.length.max() <= limit
+        for row, turn, trained in zip(rows.tokens, rows.turn, rows.trained, strict=True):
+            second = programs.chat.decode(row[turn == 2][:-1].tolist())
+            kept.add((len(second) > len(asked[0].answer), bool(trained[turn == 1].any())))
+    assert kept == {(False, True), (True, False)}  # the long prompt has no room for the long answer
+
+
+def test_a_share_that_can_not_be_mistaken_is_refused():
+    asked = problems("2x=4", "2x=4")
     with pytest.raises(ValueError, match=r"examples.mistaken is 0.5 with 1 turns.*two turns"):
         load(asked, mistaken=0.5)
     with pytest.raises(ValueError, match=r"examples.mistaken is 2 with 2 turns.*0..1"):
         load(asked, turns=2, mistaken=2)
+    alike = [dataclasses.replace(one, answer="x=1") for one in asked]
+    with pytest.raises(ValueError, match=r"mistaken is 0.5, but all 2 answers are alike; set 0"):
+        load(alike, turns=2, mistaken=0.5)
 
 
 def test_answers_that_are_too_long_stop_the_run_or_are_left_out(capsys):
