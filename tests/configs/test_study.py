@@ -1,5 +1,6 @@
 """The study's configs, and the script that runs them."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import base_models, study
+from score_jax.stages.build import greedy_sampling
 from score_jax.stages.resolve import planned, resolve_stages
 from score_jax.stages.settings import build_section
 from score_jax.stages.trials import ComparisonConfig, Spent, Trial, check_budgets
@@ -36,28 +38,51 @@ sys.exit(int(folder.endswith(os.environ.get("FAILS", "none"))))
 """
 
 
-@pytest.mark.parametrize("size", study.SIZES)
-def test_all_methods_are_tuned_alike_draw_as_many_dialogues_and_learn_from_as_many(size):
-    config = study.get_config(size)
+def variants(config):
+    """The comparison's methods, and the settings of the stages of each of their variants."""
     comparison = build_section(ComparisonConfig, config.comparison, "config.comparison")
     found = comparison.chosen_methods()
-    assert set(found) == set(study.METHODS) and found["score"].seeds == 3
-    rows, spent, rates = config.batch * config.sampling.group_size, {}, {}
+    settings = {name: [] for name in found}
     for name, method in found.items():
         for number, fields in enumerate(comparison.variants(method), 1):
             trial = Trial(
                 name=name, method=method, variant=number, fields=tuple(fields.items()), seed=0
             )
-            settings = [stage.settings for stage in trial.stages(config, {}, "test")]
-            spent[name] = Spent.of(settings)
-            rates.setdefault(name, []).append(settings[-1].optimizer.learning_rate)
-            assert {s.compute.dtype for s in settings} == {config.compute.dtype}
-            assert settings[-1].rows == rows
+            stages = trial.stages(config, {}, "test")
+            settings[name].append([stage.settings for stage in stages])
+    return found, settings
+
+
+@pytest.mark.parametrize("size", study.SIZES)
+def test_all_methods_are_tuned_alike_draw_as_many_dialogues_and_learn_from_as_many(size):
+    config = study.get_config(size)
+    found, settings = variants(config)
+    assert set(found) == set(study.METHODS) and found["score"].seeds == 3
+    rows = config.batch * config.sampling.group_size
+    spent = {name: Spent.of(own[0]) for name, own in settings.items()}
     check_budgets(spent, found, config.steps * rows)
     assert {one.updates for one in spent.values()} == {config.steps}
+    rates = {}
+    for name, own in settings.items():
+        rates[name] = [stages[-1].optimizer.learning_rate for stages in own]
+        for stages in own:
+            assert {s.compute.dtype for s in stages} == {config.compute.dtype}
+            assert stages[-1].rows == rows
     rate = {"gpu": 4e-5, "cpu": 1e-5}[size]
     assert rates["score"] == rates["multi_turn"] == pytest.approx([rate / 2, rate, 2 * rate])
     assert rates["pair_sft"] == pytest.approx([rate / 8, rate / 4, rate / 2])
+
+
+def test_sampled_evaluation_runs_the_sampler_of_training():
+    """On a GPU, where compiling another one is most of the time."""
+    _, settings = variants(study.get_config("gpu"))
+    own = settings["score"][0][-1]
+    sampled = dataclasses.replace(
+        greedy_sampling(own),
+        group_size=own.evaluation.samples,
+        temperature=own.evaluation.temperature,
+    )
+    assert sampled == own.sampling and own.evaluation.batch == own.batch
 
 
 def test_the_warm_up_learns_both_turns():
