@@ -36,15 +36,16 @@ done
 methods=(pair_sft single_turn multi_turn score)
 base=$workdir/warm_up/warm_up/export
 
-main() { "$python" -u -m score_jax.main "$@" --config.log.progress=False; }
+main() { # CONFIG FLAGS: in the place of this shell
+  exec "$python" -u -m score_jax.main --config="configs/study.py:$1" --config.log.progress=False "${@:2}"
+}
 
 compare() { # FOLDER AGAINST METHOD... : these methods' part of the comparison
   local folder=$1 against=$2 only
   shift 2
   only=$(printf '"%s",' "$@")
-  exec "$python" -u -m score_jax.main --config="configs/study.py:$size" --workdir="$folder" \
-    --config.weights.source="$base" --config.comparison.only="($only)" \
-    --config.comparison.against="$against" --config.log.progress=False "${flags[@]}"
+  main "$size" --workdir="$folder" --config.weights.source="$base" \
+    --config.comparison.only="($only)" --config.comparison.against="$against" "${flags[@]}"
 }
 
 share_base() { # FOLDER: gets the base model's measurements, if a method has them all
@@ -59,9 +60,9 @@ share_base() { # FOLDER: gets the base model's measurements, if a method has the
 if [[ -f $workdir/warm_up/warm_up/export.json ]]; then
   echo "study: the warm-up is done, in $workdir/warm_up; delete it for another one"
 else
-  warm=(--config="configs/study.py:warm_up_$size" --workdir="$workdir/warm_up" "${warm_up[@]}")
-  main "${warm[@]}"
-  main "${warm[@]}" --mode=export
+  warm=("warm_up_$size" --workdir="$workdir/warm_up" "${warm_up[@]}")
+  (main "${warm[@]}")
+  (main "${warm[@]}" --mode=export)
 fi
 
 # Each method trains in a folder of its own, which no other process writes to.

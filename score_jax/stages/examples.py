@@ -148,18 +148,7 @@ def worked_answers(
         for problem in problems
         for text in [answer_text(encoder.task(problem), problem, close)]
     ]
-    skip = bool(dict(settings.data).get("skip_long"))
-    short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length, skip=skip)]
-    if left := len(dialogues) - len(short):
-        processes.log(
-            f"[{settings.name}] {left} of {len(dialogues)} answers are too long for "
-            f"sampling.turn_limit {settings.sampling.turn_limit} and are left out"
-        )
-    if not short:
-        raise ValueError(
-            f"sampling.turn_limit is {settings.sampling.turn_limit}; every answer is longer: "
-            "raise it"
-        )
+    short = those_that_fit(dialogues, settings, encoder, length)
     texts = sorted({dialogue.attempts[0][0].text for dialogue in short})
     if mistaken and len(texts) == 1:
         raise ValueError(
@@ -170,10 +159,11 @@ def worked_answers(
     def make(step: int) -> Episodes:
         stream.position = step
         rng = np.random.default_rng([settings.seed, step])
-        chosen = []
-        for dialogue in stream.next()[2]:
-            other = begun_otherwise(dialogue, texts, rng) if rng.random() < mistaken else dialogue
-            chosen.append(other if fits(encoder, other, length, skip=True) else dialogue)
+        chosen = stream.next()[2]
+        for row in np.flatnonzero(rng.random(len(chosen)) < mistaken).tolist():
+            other = begun_otherwise(chosen[row], texts, rng)
+            if fits(encoder, other, length, skip=True):
+                chosen[row] = other
         return encoder.worked(chosen, length)
 
     return make
@@ -202,6 +192,30 @@ def answer_text(task: Task, problem: Problem, close: bool) -> str:
             f"problem {problem.id!r} has no answer to learn; give its field answer, or worked"
         )
     return "\n".join(filter(None, parts))
+
+
+def those_that_fit(
+    dialogues: Sequence[WorkedDialogue], settings: Settings, encoder: Encoder, length: int
+) -> list[WorkedDialogue]:
+    """The dialogues that have room in a row; the others are told, or stop the run.
+
+    Raises:
+      TooLong: one has no room, and data.skip_long is not set.
+      ValueError: none has.
+    """
+    skip = bool(dict(settings.data).get("skip_long"))
+    short = [dialogue for dialogue in dialogues if fits(encoder, dialogue, length, skip=skip)]
+    if left := len(dialogues) - len(short):
+        processes.log(
+            f"[{settings.name}] {left} of {len(dialogues)} answers are too long for "
+            f"sampling.turn_limit {settings.sampling.turn_limit} and are left out"
+        )
+    if not short:
+        raise ValueError(
+            f"sampling.turn_limit is {settings.sampling.turn_limit}; every answer is longer: "
+            "raise it"
+        )
+    return short
 
 
 def fits(encoder: Encoder, dialogue: WorkedDialogue, length: int, *, skip: bool) -> bool:
