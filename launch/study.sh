@@ -3,7 +3,7 @@
 # measures four methods on it, and compares them on one page.
 #
 #     launch/study.sh [--workdir=runs/study] [--jobs=N] [--size=gpu] [--warm-up-steps=N]
-#                     [--weights=SOURCE] [FLAGS]
+#                     [--weights=SOURCE] [--methods="pair_sft single_turn multi_turn score"] [FLAGS]
 #
 # N methods train at a time on the one device, each with an Nth of $XLA_CLIENT_MEM_FRACTION, or of
 # nine tenths of its memory. --size=cpu: shorter, in float32, for two cores. SOURCE is what is
@@ -16,7 +16,8 @@ fail() { echo "error: $1" >&2; exit "${2:-1}"; }
 ((BASH_VERSINFO[0] >= 5)) || fail "this is bash $BASH_VERSION; run it with bash 5 or later" 2
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
 [[ $python ]] || fail "there is no python on PATH; set PYTHON" 2
-workdir=runs/study jobs=1 size=gpu warm_up=() flags=()
+workdir=runs/study jobs=1 size=gpu warm_up=() flags=() known=(pair_sft single_turn multi_turn score)
+methods=("${known[@]}")
 for argument in "$@"; do
   case $argument in
     --help) sed -n '2,/^set/s/^# \{0,1\}//p' launch/study.sh; exit ;;
@@ -25,6 +26,7 @@ for argument in "$@"; do
     --size=*) size=${argument#*=} ;;
     --warm-up-steps=*) warm_up+=("--config.steps=${argument#*=}") ;;
     --weights=*) warm_up+=("--config.weights.source=${argument#*=}") ;;
+    --methods=*) read -ra methods <<< "${argument#*=}" ;;
     --config.weights.source=* | --config.comparison.only=* | --config.comparison.against=* | \
       --config.batch=* | --config.sampling.group_size=*)
       fail "$argument is set by the study; --weights and --size are for other models and sizes" 2 ;;
@@ -33,7 +35,12 @@ for argument in "$@"; do
 done
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs is '$jobs'; give a whole number of methods from 1" 2
 [[ $size == gpu || $size == cpu ]] || fail "--size is '$size'; choose gpu or cpu" 2
-methods=(pair_sft single_turn multi_turn score)
+for method in "${methods[@]}"; do
+  [[ " ${known[*]} " == *" $method "* ]] || fail "--methods has '$method'; choose of ${known[*]}" 2
+done
+((${#methods[@]})) || fail "--methods is empty; choose of ${known[*]}" 2
+against=${methods[0]} # RL over two turns without SCoRe's stages, where it is trained
+if [[ " ${methods[*]} " == *" multi_turn "* ]]; then against=multi_turn; fi
 base=$workdir/warm_up/warm_up/export
 
 main() { # CONFIG FLAGS: in the place of this shell
@@ -93,4 +100,4 @@ share_base "$together"
 for method in "${methods[@]}"; do
   ln -sfn "../methods/$method/$method" "$together/$method"
 done
-compare "$together" multi_turn "${methods[@]}"
+compare "$together" "$against" "${methods[@]}"

@@ -31,7 +31,7 @@ from score_jax.stages.problem_sets import evaluation_spec
 from score_jax.stages.resolve import make_stage
 from score_jax.stages.settings import build_section
 from score_jax.stages.train import DivergenceError
-from score_jax.stages.trial_record import check_unchanged
+from score_jax.stages.trial_record import TRAINING, check_unchanged
 from score_jax.stages.trials import (
     FIRST_SEED,
     ComparisonConfig,
@@ -343,7 +343,8 @@ def run_comparison(
             run.check_unchanged(trial, begin=False)
         bar.reset(total=sum(steps[trial.name] for trial in run.tuning()))
         base = [run.base("validation"), run.base("test")]
-        check_unchanged(workdir / BASE, base, shared.comparison.get("sets", {}))
+        sets = shared.comparison.get("sets", {})
+        check_unchanged(workdir / BASE, base, sets, unread=TRAINING)
         for file, part in ((VALIDATION, "validation"), (TEST, "test")):
             sets = comparison.sets if part == "test" and comparison.scaled else ()
             run.measure(run.base(part), workdir / BASE, file, sets=sets)

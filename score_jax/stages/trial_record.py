@@ -14,10 +14,17 @@ from score_jax.stages.handoff import StageConfig, config_fields
 NAME = "trial.json"
 EMPTY: tuple[Any, ...] = ("", 0, None, [])
 UNSEEN = ("log", "profile", "grading", "alarms", "mesh", "export")  # sections that change no result
+# And those besides that only training reads: nothing that is measured without it.
+TRAINING = ("optimizer", "learner", "estimator", "coefficients", "checkpoint", "steps", "batch")
 
 
 def check_unchanged(
-    folder: Path, stages: Sequence[StageConfig], sets: Mapping[str, Any], *, begin: bool = True
+    folder: Path,
+    stages: Sequence[StageConfig],
+    sets: Mapping[str, Any],
+    *,
+    begin: bool = True,
+    unread: Sequence[str] = (),
 ) -> None:
     """Compares what a folder is to hold with what it was begun for.
 
@@ -25,15 +32,20 @@ def check_unchanged(
       stages: of the trial, and its last one as it is measured on test problems.
       sets: further measurements, as evaluation.sets.
       begin: begins the folder, and writes down for what, unless that is done.
+      unread: sections and fields that nothing of this trial reads, besides UNSEEN.
 
     Raises:
       ValueError: a field differs.
     """
+
+    def read(name: str) -> bool:
+        return name.split(".")[0] not in (*UNSEEN, *unread)
+
     fields: dict[str, Any] = {
         f"{number}:{stage.settings.name}": {
             name: value
             for name, value in config_fields(stage.config).items()
-            if name.split(".")[0] not in UNSEEN
+            if read(name)
         }
         for number, stage in enumerate(stages, 1)
     }
@@ -48,7 +60,7 @@ def check_unchanged(
     for stage in current.keys() | recorded.keys():
         new, old = current.get(stage, {}), recorded.get(stage, {})
         section = "config.comparison" if stage == "comparison" else "config"
-        for name in sorted(new.keys() | old.keys()):
+        for name in sorted(filter(read, new.keys() | old.keys())):
             if name not in old and new[name] in EMPTY:
                 continue  # a field that came later, and does nothing
             if new.get(name) != old.get(name):

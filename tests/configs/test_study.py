@@ -170,6 +170,21 @@ def test_what_is_warmed_up_may_be_another_model_and_methods_train_what_was_warme
         assert not calls
 
 
+@pytest.mark.parametrize(
+    ("chosen", "against"), [("score multi_turn", "multi_turn"), ("score single_turn", "score")]
+)
+def test_some_of_the_methods_may_be_chosen(run, chosen, against):
+    _, calls = run(f"--methods={chosen}")
+    names = chosen.split()
+    assert [only for _, only in asked(calls)[2:4]] == [f'("{name}",)' for name in names]
+    last, _ = calls[-1]
+    assert last["config.comparison.only"] == f'("{names[0]}","{names[1]}",)'
+    assert last["config.comparison.against"] == against and len(calls) == 5
+    for bad, told in (("score none", "has 'none'; choose of pair_sft"), ("", "is empty")):
+        done, calls = run(f"--methods={bad}")
+        assert done.returncode == 2 and told in done.stderr and not calls
+
+
 def test_a_method_that_fails_leaves_the_others_running_and_is_told(run):
     done, calls = run(FAILS="pair_sft")
     assert done.returncode == 1 and "error: pair_sft failed; the logs in" in done.stderr

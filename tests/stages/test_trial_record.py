@@ -5,7 +5,7 @@ import json
 import pytest
 
 from score_jax.stages.resolve import resolve_stages
-from score_jax.stages.trial_record import check_unchanged
+from score_jax.stages.trial_record import TRAINING, check_unchanged
 from tests.tiny_stages import get_config
 
 
@@ -50,3 +50,12 @@ def test_a_field_that_came_later_and_is_empty_changes_nothing(tmp_path):
 def test_what_changes_no_result_may_differ(tmp_path):
     check_unchanged(tmp_path, stages(), {})
     check_unchanged(tmp_path, stages(**{"grading.deadline_seconds": 1.5}), {})
+
+
+def test_a_trial_that_trains_nothing_may_go_on_with_other_training(tmp_path):
+    check_unchanged(tmp_path, stages(), {})  # as it was written down when all fields counted
+    for rate in (1e-2, 2e-2):
+        other = stages(**{"optimizer.learning_rate": rate, "steps": 77})
+        check_unchanged(tmp_path, other, {}, unread=TRAINING)
+    with pytest.raises(ValueError, match=r"config\.seed is 9, but .* was begun with 0"):
+        check_unchanged(tmp_path, stages(seed=9), {}, unread=TRAINING)
