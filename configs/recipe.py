@@ -9,6 +9,7 @@ Learning rates: 1e-6 is what public recipes train models of 1 to 4 billion param
 full, and 2e-5 with LoRA; the paper's 5e-6 and 1e-5 are those of Gemini.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -48,7 +49,7 @@ SHORTER = MIXED | {
 
 
 def make(
-    preset: str, method: str, fields: dict[str, Any], *, warmed: dict[str, Any] | None = None
+    preset: str, method: str, fields: dict[str, Any], *, warmed: Sequence[dict[str, Any]] = ()
 ) -> ConfigDict:
     """A recipe's config.
 
@@ -56,7 +57,7 @@ def make(
       preset: model and task, of configs/presets.py.
       method: of configs/methods.py.
       fields: of all stages, where they differ from the preset; "optimizer.learning_rate": 1e-6.
-      warmed: fields of a warm-up before the method's stages; None: there is none.
+      warmed: fields of a warm-up's stages before those of the method; (): there is none.
 
     Raises:
       ValueError: there is no such method, or it cannot follow a warm-up.
@@ -68,7 +69,7 @@ def make(
     config.update_from_flattened_dict(fields)
     held = presets.STAGE1_BETAS[presets.split(preset)[1]][0]
     own = methods.suited(methods.METHODS[method], config, held)
-    if warmed is not None:
+    if warmed:
         if own.get("rounds", 1) > 1 or not own["stages"]:
             raise ValueError(
                 f"the recipe's method is {method!r}, which is no list of stages that runs once: "

@@ -59,7 +59,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 # At 4e-5, 64 dialogues a step led SCoRe's accuracy down from its 30th step (docs/real_models.md).
 CPU_RL = {"steps": 60, "batch": 16, "optimizer.learning_rate": 1e-5, "checkpoint.every": 10}
-LOOKS = {"evaluation.every": 20, "evaluation.validation_problems": 200}  # while it warms up
+# The warm-up is judged by validation problems alone.
+LOOKS: dict[str, Any] = {
+    "evaluation.every": 20,
+    "evaluation.validation_problems": 200,
+    "evaluation.problems": 200,
+    "evaluation.data.split": "validation",
+}
 
 
 def get_config(part: str = "gpu") -> ConfigDict:
@@ -99,5 +105,5 @@ def warmed(fields: dict[str, Any]) -> ConfigDict:
     config: Any = methods.shared(PRESET)
     config.name = "warm_up"
     config.update_from_flattened_dict(fields)
-    config.stages = (warm_up.WARM_UP | WARMED,)
+    config.stages = tuple(warm_up.WARM_UP | own for own in WARMED)
     return config

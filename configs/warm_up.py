@@ -54,16 +54,20 @@ def get_config(preset: str = "") -> ConfigDict:
         )
     config: Any = methods.shared(preset)
     config.name = "warm_up"
-    stages = before({"steps": STEPS[presets.split(preset)[1]]}, (methods.STAGE1, methods.STAGE2))
+    warmed = ({"steps": STEPS[presets.split(preset)[1]]},)
+    stages = before(warmed, (methods.STAGE1, methods.STAGE2))
     config.stages = methods.for_preset({"stages": stages}, preset)["stages"]
     return config
 
 
-def before(fields: dict[str, Any], stages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+def before(
+    warmed: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], ...]:
     """A warm-up and the stages of a method on what it has trained.
 
     Args:
-      fields: of the warm-up, where they differ from WARM_UP.
+      warmed: fields of the warm-up's stages, where they differ from WARM_UP; those before the last
+        have names of their own.
     """
     first, *rest = (stage | ON_IT for stage in stages)
-    return (WARM_UP | fields, {"start": "base"} | first, *rest)
+    return (*(WARM_UP | fields for fields in warmed), {"start": "base"} | first, *rest)

@@ -2,8 +2,8 @@
 # The study of docs/real_models.md: warms SmolLM2-135M up on subtraction, then tunes, trains and
 # measures four methods on it, and compares them on one page.
 #
-#     launch/study.sh [--workdir=runs/study] [--jobs=N] [--size=gpu] [--warm-up-steps=N]
-#                     [--weights=SOURCE] [--methods="pair_sft single_turn multi_turn score"] [FLAGS]
+#     launch/study.sh [--workdir=runs/study] [--jobs=N] [--size=gpu] [--weights=SOURCE]
+#                     [--methods="pair_sft single_turn multi_turn score"] [FLAGS]
 #
 # N methods train at a time on the one device, each with an Nth of $XLA_CLIENT_MEM_FRACTION, or of
 # nine tenths of its memory. --size=cpu: shorter, in float32, for two cores. SOURCE is what is
@@ -24,7 +24,6 @@ for argument in "$@"; do
     --workdir=*) workdir=${argument#*=} ;;
     --jobs=*) jobs=${argument#*=} ;;
     --size=*) size=${argument#*=} ;;
-    --warm-up-steps=*) warm_up+=("--config.steps=${argument#*=}") ;;
     --weights=*) warm_up+=("--config.weights.source=${argument#*=}") ;;
     --methods=*) read -ra methods <<< "${argument#*=}" ;;
     --config.weights.source=* | --config.comparison.only=* | --config.comparison.against=* | \

@@ -12,13 +12,32 @@ their answers, one visit each) is to bring first attempts to some 50%. RL then t
 dialogues, and what a method has as its budget times that.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import recipe
 
 FITS = ()  # a CPU of 8 GB, by its own plan
 
-WARMED = {"steps": 150, "batch": 64, "optimizer.learning_rate": 1e-4, "checkpoint.every": 50}
+# First attempts are learnt from rows of a third of the length; then both turns.
+ALONE: dict[str, Any] = {
+    "name": "first_attempts",
+    "steps": 100,
+    "batch": 64,
+    "optimizer.learning_rate": 1e-4,
+    "checkpoint.every": 50,
+    "objective.reward_weights": (1.0,),
+    "objective.beta": (0.0,),
+    "examples.mistaken": 0.0,
+}
+BOTH: dict[str, Any] = {
+    "steps": 20,
+    "batch": 64,
+    "optimizer.learning_rate": 1e-4,
+    "checkpoint.every": 20,
+}
+WARMED = (ALONE, BOTH)
 
 
 def get_config(method: str = "score") -> ConfigDict:

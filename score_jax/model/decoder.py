@@ -210,6 +210,9 @@ def decode(
     blocks = blocks if isinstance(blocks, tuple) else (blocks,)
     size = config.layers // len(blocks)
     x: Any = decoder.apply({"params": params}, tokens, method="embed")
+    # Groups differ in their numbers alone: traced once, where each by itself took most of the time
+    # until a program was there. The compiler puts each call's body in its place.
+    apply = jax.jit(scanned(config, size)(config).apply)
     found = []
     for group, part in enumerate(blocks):
         own = [
@@ -217,7 +220,6 @@ def decode(
             for cache, at in ((cache, cache.positions) for cache in caches)
         ]
         layers = layer_inputs(config, group * size, (group + 1) * size)
-        apply = scanned(config, size)(config).apply
         x, new = apply({"params": part}, x, positions, layers, tuple(own), None)
         found.append(new)
     hidden: Any = decoder.apply({"params": params}, x, method="normalise")
