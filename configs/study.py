@@ -58,7 +58,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 # At 4e-5, 64 dialogues a step led SCoRe's accuracy down from its 30th step (docs/real_models.md).
-CPU_RL = {"steps": 60, "batch": 16, "optimizer.learning_rate": 1e-5, "checkpoint.every": 10}
+CPU_RL = {"steps": 60, "batch": 12, "optimizer.learning_rate": 1e-5, "checkpoint.every": 10}
 # The warm-up is judged by validation problems alone.
 LOOKS: dict[str, Any] = {
     "evaluation.every": 20,

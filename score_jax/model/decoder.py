@@ -210,8 +210,8 @@ def decode(
     blocks = blocks if isinstance(blocks, tuple) else (blocks,)
     size = config.layers // len(blocks)
     x: Any = decoder.apply({"params": params}, tokens, method="embed")
-    # Groups differ in their numbers alone: traced once, where each by itself took most of the time
-    # until a program was there. The compiler puts each call's body in its place.
+    # Groups differ in their numbers alone, so they are traced once. The compiler puts each call's
+    # body in its place: what runs is the same.
     apply = jax.jit(scanned(config, size)(config).apply)
     found = []
     for group, part in enumerate(blocks):

@@ -43,9 +43,7 @@ def check_unchanged(
 
     fields: dict[str, Any] = {
         f"{number}:{stage.settings.name}": {
-            name: value
-            for name, value in config_fields(stage.config).items()
-            if read(name)
+            name: value for name, value in config_fields(stage.config).items() if read(name)
         }
         for number, stage in enumerate(stages, 1)
     }

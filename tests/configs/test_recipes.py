@@ -85,11 +85,13 @@ def test_parameters_are_split_over_the_devices_that_a_recipe_names(name):
 
 
 def test_a_warm_up_comes_before_a_methods_first_stage_and_is_the_base_of_all():
-    warm, *others = (stage.settings for stage in stages("smollm2_135m_subtraction", "pair_sft"))
-    assert (warm.name, warm.program, warm.steps) == ("warm_up", "supervised", 150)
+    found = (stage.settings for stage in stages("smollm2_135m_subtraction", "pair_sft"))
+    alone, warm, *others = found
+    assert {alone.program, warm.program} == {"supervised"} and warm.name == "warm_up"
+    assert (alone.plan.turns, alone.steps, warm.plan.turns, warm.steps) == (1, 100, 2, 20)
     assert [other.name for other in others] == ["collect", "tune"]
     assert {other.weights.source for other in others} == {"stage:warm_up"}
-    assert warm.optimizer.learning_rate == 1e-4  # its own
+    assert alone.optimizer.learning_rate == warm.optimizer.learning_rate == 1e-4  # their own
 
 
 @pytest.mark.parametrize("method", ["star", "self_refine"])
@@ -204,7 +206,7 @@ def test_smollm2s_recipe_runs_with_its_real_weights(tmp_path):
     config = recipe("smollm2_135m_subtraction").get_config()
     config.steps, config.batch, config.sampling.group_size = 2, 2, 2
     config.stages = tuple(
-        dict(stage) | ({"steps": 1, "batch": 4} if stage["name"] == "warm_up" else {})
+        dict(stage) | ({"steps": 1, "batch": 4} if "examples.source" in stage else {})
         for stage in config.stages
     )
     config.learner.microbatches = 2
@@ -214,8 +216,9 @@ def test_smollm2s_recipe_runs_with_its_real_weights(tmp_path):
     config.log.update({"progress": False, "tensorboard": False})
     found = resolve_stages(config, {})
     chain.run_mode("train", found, tmp_path, config="", command="")
-    (warm,) = lines(tmp_path / "warm_up/metrics.jsonl")
-    assert 0 < warm["loss"] < 10  # of the real weights: a random model's is about 11 nats
+    for name in ("first_attempts", "warm_up"):
+        (warm,) = lines(tmp_path / name / "metrics.jsonl")
+        assert 0 < warm["loss"] < 10  # of the real weights: a random model's is about 11 nats
     for name in ("stage1", "stage2"):
         (step,) = lines(tmp_path / name / "metrics.jsonl")
         assert step["mismatch/mean/turn1"] < 1e-4 and step["gradient_norm"] > 0

@@ -85,11 +85,13 @@ def test_sampled_evaluation_runs_the_sampler_of_training():
     assert sampled == own.sampling and own.evaluation.batch == own.batch
 
 
-def test_the_warm_up_learns_both_turns():
-    (stage,) = resolve_stages(study.get_config("warm_up_gpu"), {})
-    settings = stage.settings
-    assert (settings.program, settings.plan.turns, settings.batch) == ("supervised", 2, 64)
-    assert dict(settings.examples) == {"source": "answers", "mistaken": 0.5}
+def test_the_warm_up_learns_both_turns_and_looks_at_no_test_problem():
+    alone, both = (s.settings for s in resolve_stages(study.get_config("warm_up_gpu"), {}))
+    assert dict(alone.examples) == {"source": "answers", "mistaken": 0.0}
+    assert dict(both.examples) == {"source": "answers", "mistaken": 0.5}
+    for settings, turns in ((alone, 1), (both, 2)):
+        assert (settings.program, settings.plan.turns, settings.batch) == ("supervised", turns, 64)
+        assert dict(settings.evaluation.data)["split"] == "validation"
     with pytest.raises(ValueError, match=r"part is 'none'; choose one of gpu, cpu, warm_up_gpu"):
         study.get_config("none")
 
@@ -139,12 +141,12 @@ def asked(calls):
 
 
 def test_the_script_warms_up_once_trains_every_method_and_compares_them(run, tmp_path):
-    done, calls = run("--jobs=2", "--warm-up-steps=170", "--config.steps=60")
+    done, calls = run("--jobs=2", "--config.steps=60")
     assert done.returncode == 0, done.stderr
     names = {name: f'("{name}",)' for name in study.METHODS}
     warm, own = "configs/study.py:warm_up_gpu", "configs/study.py:gpu"
     all_of_them = '("pair_sft","single_turn","multi_turn","score",)'
-    assert [flags["config.steps"] for flags, _ in calls[:3]] == ["170", "170", "60"]
+    assert ["config.steps" in flags for flags, _ in calls[:3]] == [False, False, True]
     found = asked(calls)
     assert found[:2] == [(warm, ""), (warm, "export")]
     assert sorted(only for _, only in found[2:6]) == sorted(names.values())
