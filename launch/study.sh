@@ -28,7 +28,7 @@ for argument in "$@"; do
     --methods=*) read -ra methods <<< "${argument#*=}" ;;
     --config.weights.source=* | --config.comparison.only=* | --config.comparison.against=* | \
       --config.batch=* | --config.sampling.group_size=*)
-      fail "$argument is set by the study; --weights and --size are for other models and sizes" 2 ;;
+      fail "$argument is set by the study; see --weights, --methods and --size" 2 ;;
     *) flags+=("$argument") ;;
   esac
 done
