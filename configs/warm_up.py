@@ -36,8 +36,22 @@ WARM_UP = {
     "checkpoint.select": "last",
 }
 # Two to three visits of each problem: the form is soon learnt, and more teaches the answers.
-# Subtraction's are to be learnt: it has half a visit of 20,000.
-STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1, "subtraction": 150}
+STEPS = {"math": 22, "code": 10, "words": 160, "brief": 1}
+# Subtraction's answers are to be learnt: first attempts by themselves, since their rows are half as
+# long, then both turns. At a rate and with a batch of its own, 64 dialogues.
+SUBTRACTION: tuple[dict[str, Any], ...] = (
+    {
+        "name": "first_attempts",
+        "steps": 100,
+        "batch": 64,
+        "optimizer.learning_rate": 1e-4,
+        "checkpoint.every": 50,
+        "objective.reward_weights": (1.0,),
+        "objective.beta": (0.0,),
+        "examples.mistaken": 0.0,
+    },
+    {"steps": 20, "batch": 64, "optimizer.learning_rate": 1e-4, "checkpoint.every": 20},
+)
 ON_IT = {"weights.source": "stage:warm_up"}
 
 
@@ -54,9 +68,14 @@ def get_config(preset: str = "") -> ConfigDict:
         )
     config: Any = methods.shared(preset)
     config.name = "warm_up"
-    warmed = ({"steps": STEPS[presets.split(preset)[1]]},)
-    stages = before(warmed, (methods.STAGE1, methods.STAGE2))
-    config.stages = methods.for_preset({"stages": stages}, preset)["stages"]
+    task = presets.split(preset)[1]
+    stages = (methods.STAGE1, methods.STAGE2)
+    if task == "subtraction":
+        own = methods.for_preset({"stages": stages}, preset)["stages"]
+        config.stages = before(SUBTRACTION, own)
+    else:
+        whole = before(({"steps": STEPS[task]},), stages)
+        config.stages = methods.for_preset({"stages": whole}, preset)["stages"]
     return config
 
 

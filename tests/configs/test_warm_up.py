@@ -23,6 +23,14 @@ def test_a_warm_up_comes_first_and_is_the_base_of_both_stages(preset):
     assert warm.batch == one.batch * one.sampling.group_size  # dialogues a step
 
 
+def test_subtraction_learns_first_attempts_before_both_turns():
+    found = [s.settings for s in resolve_stages(warm_up.get_config("smollm2_135m_subtraction"), {})]
+    assert [s.name for s in found] == ["first_attempts", "warm_up", "stage1", "stage2"]
+    assert [s.plan.turns for s in found] == [1, 2, 2, 2]
+    assert [s.optimizer.learning_rate for s in found] == [1e-4, 1e-4, 2e-5, 2e-5]
+    assert [s.rows for s in found] == [64, 64, 64, 64]
+
+
 @pytest.mark.parametrize("preset", ["", "receipts", "none"])
 def test_an_embedded_task_needs_none(preset):
     with pytest.raises(ValueError, match=r"preset (of configs/warm_up.py )?is '" + preset):

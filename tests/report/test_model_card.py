@@ -75,14 +75,19 @@ def test_a_card_says_what_it_does_not_know(tmp_path):
     assert "No licence was stated at export." in text
 
 
-def test_a_card_names_what_a_warmed_up_base_model_was_made_of(tmp_path):
+@pytest.mark.parametrize(
+    ("parent", "told"),
+    [({}, "warm_up, step 40"), ({"parent": "alone", "step": 7}, "alone, step 7, warm_up, step 40")],
+)
+def test_a_card_names_what_a_warmed_up_base_model_was_made_of(tmp_path, parent, told):
     before = tmp_path / "name/warm_up"
     before.mkdir(parents=True)
     (before / "identity.json").write_text(json.dumps({"sources": HUB}))
+    (before / "handoff.json").write_text(json.dumps(parent))
     made = {"weights.source": str(before / "export"), "weights.step": 40}
     text, data = card(tmp_path, made)
     assert data.base_model == "org/base"
-    assert "| fine-tuned first | warm_up, step 40 |" in text
+    assert f"| fine-tuned first | {told} |" in text
     assert "| base model | `hub:org/base@12` |" in text and "| stages | Stage I, Stage II |" in text
 
 

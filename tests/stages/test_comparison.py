@@ -191,6 +191,23 @@ def test_another_config_is_refused_in_the_same_workdir(whole, compiled, change, 
     assert record(whole) == before and json.loads((whole / "plan.json").read_text())["methods"]
 
 
+class TrainedError(Exception):
+    """A trial has come to its training."""
+
+
+def test_a_base_model_that_is_measured_stands_for_other_rates(whole, tmp_path, monkeypatch):
+    def train(*_, **__):
+        raise TrainedError
+
+    monkeypatch.setattr(comparison, "train_chain", train)
+    monkeypatch.setattr(comparison, "evaluate_models", None)  # would be called to measure it
+    shutil.copytree(whole / "base", tmp_path / "base")
+    config = shared()
+    config.optimizer.learning_rate = 2e-2
+    with pytest.raises(TrainedError):
+        run(tmp_path, config)
+
+
 @pytest.mark.parametrize(
     "moment", ["tuning", pytest.param("seeds", marks=pytest.mark.slow), "measuring"]
 )
