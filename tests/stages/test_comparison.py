@@ -191,20 +191,24 @@ def test_another_config_is_refused_in_the_same_workdir(whole, compiled, change, 
     assert record(whole) == before and json.loads((whole / "plan.json").read_text())["methods"]
 
 
-class TrainedError(Exception):
-    """A trial has come to its training."""
+class TrialBegunError(Exception):
+    """A comparison has come to its first trial."""
 
 
 def test_a_base_model_that_is_measured_stands_for_other_rates(whole, tmp_path, monkeypatch):
-    def train(*_, **__):
-        raise TrainedError
+    def begun(*_, **__):
+        raise TrialBegunError
 
-    monkeypatch.setattr(comparison, "train_chain", train)
-    monkeypatch.setattr(comparison, "evaluate_models", None)  # would be called to measure it
+    def measure(_, __, folder, *___, **____):
+        assert folder != tmp_path / "base/base", "the base model is measured again"
+        begun()
+
+    monkeypatch.setattr(comparison, "train_chain", begun)
+    monkeypatch.setattr(comparison, "evaluate_models", measure)
     shutil.copytree(whole / "base", tmp_path / "base")
     config = shared()
     config.optimizer.learning_rate = 2e-2
-    with pytest.raises(TrainedError):
+    with pytest.raises(TrialBegunError):
         run(tmp_path, config)
 
 
