@@ -82,13 +82,16 @@ def first_base(sources: Mapping[str, Any]) -> tuple[str, str, list[str]]:
     between: list[str] = []
     while "weights.step" in sources:
         folder = Path(sources["weights.source"]).parent
-        step = sources["weights.step"]
+        between = [*trained_up_to(folder, sources["weights.step"]), *between]
         sources = sources_of(folder)
-        while step is not None:
-            between.insert(0, f"{folder.name}, step {step}")
-            earlier = read_json(folder / "handoff.json") or {}
-            folder, step = folder.parent / earlier.get("parent", ""), earlier.get("step")
     return str(sources.get("weights.source", "")), sources.get("weights.adapter", ""), between
+
+
+def trained_up_to(folder: Path, step: int) -> list[str]:
+    """A stage's checkpoint, behind those of the stages before it that it began from."""
+    handed = read_json(folder / "handoff.json")
+    earlier = trained_up_to(folder.parent / handed["parent"], handed["step"]) if handed else []
+    return [*earlier, f"{folder.name}, step {step}"]
 
 
 def measured(evaluation: Mapping[str, Any], stage: str, step: int) -> Mapping[str, Any]:
