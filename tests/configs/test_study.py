@@ -106,6 +106,13 @@ def test_a_base_model_is_measured_on_all_sets():
     assert limits == {1024}
 
 
+def test_a_base_model_is_measured_on_mathematics_alone():
+    settings = planned(resolve_stages(base_models.get_config("smollm2_135m_math"), {}))
+    assert settings.measured_data["name"] == "math" and settings.evaluation.problems == 500
+    (gsm8k,) = settings.measured_sets.values()
+    assert gsm8k.measured_data["name"] == "gsm8k" and gsm8k.evaluation.problems == 500
+
+
 @pytest.fixture
 def run(tmp_path):
     """Runs the script with a python that tells what it was asked for."""
