@@ -81,6 +81,8 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
             for name, own in settings.measured_sets.items()
         },
     )
+    check_held_out(training, checked.validation, "validation")
+    check_held_out(training, checked.evaluation, "data")
     trained = checked.training.tasks
     check_lengths(programs, trained, checked.evaluation.tasks)
     for name, own in settings.measured_sets.items():
@@ -88,6 +90,29 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
             dataclasses.replace(programs, settings=own), trained, checked.more[name].tasks
         )
     return checked
+
+
+def check_held_out(training: ProblemSet, held_out: ProblemSet | None, field: str) -> None:
+    """Refuses to measure on what is trained on; JSONL files and mixtures have no splits.
+
+    A set of evaluation.sets may hold training problems, to measure how well those are known.
+
+    Args:
+      field: of config.evaluation, where the held-out problems are named.
+
+    Raises:
+      ValueError: a held-out problem is a training problem too, by id and text.
+    """
+    known = {(problem.id, problem.prompt) for problem in training.problems}
+    if held_out is None:
+        return
+    problems = held_out.problems
+    if twice := [problem for problem in problems if (problem.id, problem.prompt) in known]:
+        raise ValueError(
+            f"{len(twice)} of {len(problems)} {held_out.part} problems are training problems "
+            f"too, such as {twice[0].label}; name others in config.evaluation.{field}, by `split`, "
+            "or by `path` or `parts` where the source has no splits"
+        )
 
 
 def check_memory(checked: CheckedStage, workdir: Path, *, trained: bool) -> None:

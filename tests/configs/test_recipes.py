@@ -112,7 +112,7 @@ def test_fine_tuning_has_the_recipes_batch_and_its_share_of_the_rate():
     assert tune.optimizer.learning_rate == pytest.approx(share * 1e-6)
 
 
-def long_problems(path, config, tokenizer):
+def long_problems(folder, config, tokenizer):
     """Problems of the recipe's task whose prompts fill its limit, or as many tokens more as the
     small tokenizer needs for the task's words; returns the limit.
     """
@@ -134,7 +134,9 @@ def long_problems(path, config, tokenizer):
     limit = max(config.sampling.prompt_limit, tokens(40))
     words = (limit - tokens(0)) // word
     assert words > 0 and limit - word <= tokens(words) <= limit
-    path.write_text("".join(json.dumps(row(number, words)) + "\n" for number in range(1, 9)))
+    for name, numbers in (("problems", range(1, 7)), ("held_out", (7, 8))):
+        lines = [json.dumps(row(number, words)) + "\n" for number in numbers]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
     return limit
 
 
@@ -153,11 +155,11 @@ def shrunken(name, folder):
     small = narrow(whole, tokenizer.vocab_size)
     config.model = ConfigDict(asdict(small))
     config.weights.source, config.tokenizer.source = "random", str(folder / "tokenizer")
-    limit = long_problems(folder / "problems.jsonl", config, tokenizer)
+    limit = long_problems(folder, config, tokenizer)
     with config.unlocked():
         data = {"source": "jsonl", "path": str(folder / "problems.jsonl"), "split": "train"}
         config.data = ConfigDict(data)
-        config.evaluation.data = ConfigDict({"count": 2})
+        config.evaluation.data = ConfigDict({"path": str(folder / "held_out.jsonl")})
     config.evaluation.task = ""
     config.steps, config.batch = 2, 2  # one step of each stage
     config.sampling.update({"group_size": 2, "turn_limit": 16, "prompt_limit": limit})

@@ -105,3 +105,29 @@ def test_a_further_set_must_fit_the_models_context_too(tmp_path):
     evaluation = replace(settings.evaluation, sets=(("attempts", (("turns", 10),)),))
     with pytest.raises(ValueError, match=r"evaluation\.turns 10 may take .* has 80; lower one"):
         check_stage(replace(settings, evaluation=evaluation), tmp_path)
+
+
+def test_held_out_problems_that_are_trained_on_are_refused(tmp_path):
+    """A JSONL file has no splits, so that `split` alone holds nothing out of it."""
+    rows = [{"id": str(n), "prompt": f"{n}x = {2 * n}", "answer": "2"} for n in range(1, 9)]
+    for name, part in (("train", rows[:6]), ("mixed", rows[5:]), ("test", rows[6:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    def checked(**held_out):
+        fields = {"data__source": "jsonl", "data__path": str(tmp_path / "train.jsonl")}
+        for part, name in held_out.items():
+            fields[f"evaluation__{part}"] = {"path": str(tmp_path / f"{name}.jsonl")}
+        every = int("validation" in held_out)
+        settings = stages(evaluation__every=every, **fields)[-1].settings
+        return check_stage(settings, tmp_path)
+
+    ids = [problem.id for problem in checked(data="test", validation="test").evaluation.problems]
+    assert ids == ["7", "8"]
+    with pytest.raises(ValueError, match=r"^6 of 6 evaluation problems are training problems too"):
+        checked()
+    with pytest.raises(
+        ValueError, match=r"^1 of 3 evaluation .*:1 \(6\); .*config.evaluation.data"
+    ):
+        checked(data="mixed")
+    with pytest.raises(ValueError, match=r"^1 of 3 validation .* config.evaluation.validation, by"):
+        checked(data="test", validation="mixed")
