@@ -53,6 +53,7 @@ from score_jax.stages.preflight import (
     try_row,
 )
 from score_jax.stages.problem_sets import ProblemSet
+from score_jax.stages.resolve import planned
 from score_jax.stages.settings import Settings
 from score_jax.stages.train import StageRun, StepFunction, rl_step, sft_step, start_state
 from score_jax.tasks.grading.pool import Pool
@@ -161,7 +162,8 @@ def train_chain(
       record: of `describe_run`, for run.json.
       measured: a folder whose evaluation.json may have the base model's measurements.
     """
-    stages = [with_collected(on_its_base(stage, workdir), workdir) for stage in stages]
+    given = stages
+    stages = [with_collected(on_its_base(stage, workdir), workdir) for stage in given]
     waiting, counts = stages, {}
     checked: dict[str, CheckedStage] = {}
     for number, stage in enumerate(stages):
@@ -177,9 +179,27 @@ def train_chain(
         own = checked.pop(stage.settings.name, None)
         if own is not None and is_base:
             check_exportable(own.programs)
+        if number == 0:
+            check_ahead(given, workdir, watchdog)
         run_stage(stage, own, workdir, request, watchdog, measured=measured)
         if is_base:
             export_base(stage, workdir)
+
+
+def check_ahead(stages: Sequence[StageConfig], workdir: Path, watchdog: Watchdog) -> None:
+    """Checks problems and memory of stages whose base model this run still has to train.
+
+    By the weights which that training begins with: they have the same shape. What such a stage
+    lacks is told before the training that it waits for, which may take long.
+    """
+    for number, stage in enumerate(stages):
+        settings = planned(stages[: number + 1])
+        base = named_stage(stage.settings.weights.source)
+        if not base or named_stage(dict(settings.data).get("first_attempts", "")):
+            continue
+        if not processes.broadcast_from_first(export_folder(workdir, base).exists()):
+            watchdog.enter_phase(f"preflight of {settings.name}")
+            check_memory(check_stage(settings, workdir), workdir, trained=stage.parent is not None)
 
 
 def with_collected(stage: StageConfig, workdir: Path) -> StageConfig:

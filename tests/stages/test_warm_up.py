@@ -12,10 +12,11 @@ import pytest
 
 from score_jax.data import sources
 from score_jax.rl.dialogue import TooLong
-from score_jax.stages import examples
+from score_jax.stages import examples, memory
 from score_jax.stages.build import build, load_reference
 from score_jax.stages.handoff import load_policy, on_its_base
 from score_jax.stages.identity import exported_step, fingerprint_problems
+from score_jax.stages.memory import MemoryShortError
 from score_jax.stages.resolve import planned, resolve_stages
 from score_jax.stages.sections import WeightsConfig
 from score_jax.tasks import registry
@@ -124,6 +125,27 @@ def test_a_file_beside_another_source_says_nothing(tmp_path, monkeypatch):
 def test_a_base_model_that_is_not_trained_yet_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"'stage:warm_up', and .*/export does not exist yet"):
         train(tmp_path, mode="evaluate", **CHAIN)
+
+
+def test_a_later_stages_long_prompt_is_told_before_the_warm_up(tmp_path):
+    wrong = CHAIN | {"stages": (WARM_UP, FIRST, SECOND | {"evaluation.prompt_limit": 3})}
+    with pytest.raises(ValueError, match=r"config.evaluation.prompt_limit is 3; problem"):
+        train(tmp_path, **wrong)
+    assert not (tmp_path / "warm_up/checkpoints").exists()
+
+
+def test_a_later_stage_that_does_not_fit_is_told_before_the_warm_up(tmp_path, monkeypatch):
+    known = memory.check
+
+    def small(programs, calls):
+        if programs.settings.name == "two":
+            raise MemoryShortError("two does not fit")
+        return known(programs, calls)
+
+    monkeypatch.setattr(memory, "check", small)
+    with pytest.raises(MemoryShortError, match="two does not fit"):
+        train(tmp_path, **CHAIN)
+    assert not (tmp_path / "warm_up/checkpoints").exists()
 
 
 def test_a_model_that_no_folder_can_hold_is_refused_before_it_is_trained(tmp_path):
