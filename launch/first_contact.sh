@@ -21,12 +21,15 @@ What stands behind -- goes to score_jax.planning.first_contact; --here alone: on
   "project zone type name bucket packages hf-token-file to price-per-chip-hour" "$@"
 
 cost_line
+bench=()
 case ${opt[type]} in
   v5litepod-1) topology=v5e:1x1 ;; v5litepod-4) topology=v5e:2x2 ;; v5litepod-8) topology=v5e:2x4 ;;
   v6e-1) topology=v6e:1x1 ;; v6e-4) topology=v6e:2x2 ;; v6e-8) topology=v6e:2x4 ;;
   v5p-8) topology=v5p:2x2x1 ;;
   *) fail "--type is '${opt[type]}'; a first contact is with one host: v5e-1, v5e-4, v5e-8, v6e-1, v6e-4, v6e-8 or v5p-8" 2 ;;
 esac
+# One chip of 16 GiB does not hold the usual step.
+[[ ${opt[type]} != *-1 ]] || bench=(--bench-config=configs/contact.py:one_chip)
 setup=(--project="${opt[project]}" --zone="${opt[zone]}" --name="${opt[name]}" --bucket="${opt[bucket]}"
   --packages="${opt[packages]}" --hf-token-file="${opt[hf-token-file]}")
 [[ ${opt[dry-run]} == no ]] || setup+=(--dry-run)
@@ -34,7 +37,7 @@ bash "$root/launch/setup.sh" "${setup[@]}"
 check_bucket
 place=${opt[workdir]}/first_contact.json
 contact=(python -u -m score_jax.planning.first_contact --workdir="/mnt/score_jax/${opt[workdir]}"
-  --topology="$topology" "${rest[@]}")
+  --topology="$topology" "${bench[@]}" "${rest[@]}")
 contact[0]=/opt/score_jax/venv/bin/python
 # Once, since a connection that is lost may leave it running; the lock keeps another one out.
 alone="flock --nonblock --conflict-exit-code 3 /tmp/score_jax_contact $(quote "${contact[@]}")"

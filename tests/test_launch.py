@@ -821,7 +821,17 @@ def test_first_contact_sets_up_tries_and_brings_the_result(google, more):
     assert kinds == ["cp", "scp", "ssh", "cp", "rm", "ssh", "cp"]
     (sent,) = [word for word in calls[5] if word.startswith("--command=")]
     assert "--workdir=/mnt/score_jax/runs/one --topology=v5e:2x4" in sent
+    assert "--bench-config" not in sent
     assert calls[6][3:5] == ["gs://my-bucket/runs/one/first_contact.json", "out/first_contact.json"]
+
+
+def test_a_single_chip_times_a_step_that_it_holds(google):
+    words = (*BASE, "--type=v5e-1", "--to=out", "--", "--bench-config=mine.py")
+    assert google.script("first_contact", *words, TMPDIR=str(google.folder.parent)).returncode == 0
+    (sent,) = [call[-1] for call in google.calls() if "planning.first_contact" in call[-1]]
+    told = shlex.split(sent.removeprefix("--command="))
+    usual, own = [word for word in told if word.startswith("--bench-config=")]
+    assert usual == "--bench-config=configs/contact.py:one_chip" and own == "--bench-config=mine.py"
 
 
 def test_the_result_is_brought_also_where_a_part_failed(google):

@@ -1,20 +1,23 @@
 """The part of a first contact that opens the devices: what they are, and whether they are right.
 
-    python -m score_jax.planning.contact_probe --config=FILE:preset --out=FILE.json
+    python -m score_jax.planning.contact_probe --config=FILE:preset --out=FILE.json [OVERRIDES]
 
 A process of its own, since only one at a time may hold a TPU.
 """
 
-import argparse
 import dataclasses
 import importlib.metadata
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jaxtyping import Array, Float, Int
+from ml_collections import config_flags
 
 from score_jax.distributed import sharding
 from score_jax.model.decoder import Decoder, forward
@@ -23,7 +26,8 @@ from score_jax.stages import memory
 from score_jax.stages.build import StagePrograms, build, load_reference
 from score_jax.stages.problem_sets import read, training_spec
 from score_jax.stages.program import Program
-from score_jax.stages.resolve import load_config, planned, resolve_stages
+from score_jax.stages.resolve import planned, resolve_stages
+from score_jax.stages.settings import Settings
 from score_jax.types import Params
 
 ROWS, TOKENS = 2, 64  # prompts that are scored for each part, and their tokens at most
@@ -74,9 +78,24 @@ def difference(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     return {"mean": float(gap.mean()), "max": float(gap.max())}
 
 
-def probe(config: str) -> dict[str, Any]:
+def parse_flags(argv: Sequence[str]) -> tuple[Settings, Path]:
+    """The stage of --config with its overrides, and --out.
+
+    Raises:
+      flags.Error: a flag is unknown or missing.
+      ValueError: the config is invalid.
+    """
+    known = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=list(argv))
+    out = flags.DEFINE_string("out", None, "where the result is written", flag_values=known)
+    flags.mark_flags_as_required(["config", "out"], flag_values=known)
+    known(argv)
+    overrides = config_flags.get_override_values(known["config"])
+    return planned(resolve_stages(config.value, overrides)), Path(out.value)
+
+
+def probe(settings: Settings) -> dict[str, Any]:
     """What is told of the devices, and of the model's numbers on them."""
-    settings = planned(resolve_stages(load_config(config), {}))
     programs = build(settings)
     params, tokens = load_reference(programs), prompts(programs)
     expected = on_cpu(programs, params, tokens)
@@ -98,8 +117,6 @@ def probe(config: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--out", required=True, type=Path)
-    flags = parser.parse_args()
-    write_json(flags.out, probe(flags.config))
+    memory.reserve()  # as a run does, so that the memory told is what a run may take
+    given, file = parse_flags(sys.argv)
+    write_json(file, probe(given))

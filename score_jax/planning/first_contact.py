@@ -25,6 +25,7 @@ from score_jax.report.json_files import read_json, write_json
 
 CONFIG = "configs/contact.py"  # real weights, and little to draw
 BENCH_CONFIG = "configs/recipes/qwen25_0p5b_math.py"  # of which only the shape is used
+MODEL_FLAGS = ("--config.weights.", "--config.tokenizer.")  # of CONFIG's model alone
 STEPS = 4
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that saved and ended
 # Metrics that two equal runs do not share: times, and of the sampler's work, which a run that was
@@ -46,17 +47,22 @@ class Contact:
     config: str = CONFIG
     bench_config: str = BENCH_CONFIG
     topology: str = ""  # of the plan's bounds; "": no bounds
-    flags: Sequence[str] = ()  # for every run of score_jax.main
+    flags: Sequence[str] = ()  # overrides for every run and for the probe
 
     def main(self, workdir: str, config: str, *flags: str) -> list[str]:
         """A command of score_jax.main in a folder of its own."""
         known = (f"--config={config}", f"--workdir={self.folder / workdir}")
-        return [sys.executable, "-m", "score_jax.main", *known, *flags, *self.flags]
+        return [sys.executable, "-m", "score_jax.main", *known, *flags]
+
+    def measure(self, workdir: str, *flags: str) -> list[str]:
+        """A command that times or plans a step; it keeps its own model."""
+        own = [flag for flag in self.flags if not flag.startswith(MODEL_FLAGS)]
+        return self.main(workdir, self.bench_config, *flags, *own)
 
     def train(self, workdir: str) -> list[str]:
         """A short run that saves every step."""
         short = (f"--config.steps={STEPS}", "--config.checkpoint.every=1")
-        return self.main(workdir, self.config, *short, "--config.log.progress=False")
+        return self.main(workdir, self.config, *short, "--config.log.progress=False", *self.flags)
 
 
 def finish(command: Sequence[str], log: Path, **variables: str) -> None:
@@ -86,6 +92,7 @@ def numbers(contact: Contact) -> dict[str, Any]:
     out = contact.folder / "probe.json"
     module = "score_jax.planning.contact_probe"
     command = [sys.executable, "-m", module, f"--config={contact.config}", f"--out={out}"]
+    command += contact.flags
     # With JAX_PLATFORMS=tpu alone there would be no CPU to compare with.
     platforms = os.environ.get("JAX_PLATFORMS", "")
     both = f"{platforms},cpu" if platforms and "cpu" not in platforms else platforms
@@ -96,7 +103,7 @@ def numbers(contact: Contact) -> dict[str, Any]:
 def speed(contact: Contact) -> dict[str, Any]:
     """A step's times and memory."""
     flags = ("--mode=bench", "--lengths=full", "--repeats=3")
-    finish(contact.main("bench", contact.bench_config, *flags), contact.folder / "bench.log")
+    finish(contact.measure("bench", *flags), contact.folder / "bench.log")
     bench = read_json(contact.folder / "bench/bench.json")
     return {
         "config": contact.bench_config,
@@ -110,7 +117,7 @@ def speed(contact: Contact) -> dict[str, Any]:
 def bounds(contact: Contact) -> dict[str, Any]:
     """The plan's lower bounds of the step of `speed`, in seconds, and its memory."""
     flag = (f"--topology={contact.topology}",) if contact.topology else ()
-    command = contact.main("plan", contact.bench_config, "--mode=plan", *flag)
+    command = contact.measure("plan", "--mode=plan", *flag)
     # A topology's compiler opens no chip, and needs none.
     finish(command, contact.folder / "plan.log", **({"JAX_PLATFORMS": "cpu"} if flag else {}))
     plan = read_json(contact.folder / "plan/plan.json")

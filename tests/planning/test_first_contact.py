@@ -103,6 +103,32 @@ def test_the_usual_contact_has_rows_for_eight_devices():
     assert settings.steps == first_contact.STEPS
 
 
+def test_a_contact_draws_and_learns_in_bfloat16():
+    """So that the mismatch that it tells is one of bfloat16."""
+    assert parse(contact.get_config()).compute.dtype == "bfloat16"
+
+
+def test_one_chip_times_a_step_of_a_smaller_model():
+    settings = parse(contact.get_config("one_chip"))
+    assert settings.compute.dtype == "bfloat16" and settings.rows == 64
+    assert settings.sampling.turn_limit == 192
+    with pytest.raises(ValueError, match=r"part is 'two'; choose one of run, one_chip"):
+        contact.get_config("two")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_overrides_reach_the_probe_and_every_run(tmp_path):
+    flags = ("--config.compute.dtype=float32", "--config.weights.source=FILE.gguf")
+    here = Contact(folder=tmp_path, flags=flags)
+    assert set(flags) <= set(here.train("whole"))
+    measured = here.measure("bench", "--mode=bench")
+    assert flags[0] in measured and flags[1] not in measured  # it times a shape of its own
+    line = ["probe", f"--config={ROOT}/configs/contact.py", *flags, f"--out={tmp_path}/out.json"]
+    settings, out = contact_probe.parse_flags(line)
+    assert (settings.compute.dtype, settings.weights.source) == ("float32", "FILE.gguf")
+    assert out == tmp_path / "out.json"
+
+
 def test_log_probabilities_are_those_of_the_softmax():
     """By numpy, from the decoder's logits."""
     decoder = Decoder(MODEL)
