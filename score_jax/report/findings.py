@@ -172,6 +172,9 @@ def find_alarms(run: Run) -> list[Finding]:
     found = [finding for stage in run.stages for finding in _stage_alarms(stage)]
     if run.evaluated is not None:
         found += _evaluation_alarms(run.evaluated.evaluation)
+        found += _cut_off(run.evaluated.evaluation)
+        for name, own in run.evaluated.sets.items():
+            found += _cut_off(own, f" of {name}")
     return sorted(found, key=lambda finding: finding.level != "alarm")
 
 
@@ -306,13 +309,19 @@ def _evaluation_alarms(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
             text=f"{changed['value']:.1%} of final answers change. Any rise in accuracy comes "
             "from the first attempt, not from self-correction.",
         )
+
+
+def _cut_off(evaluation: Mapping[str, Any], place: str = "") -> Iterator[Finding]:
+    """Held-out attempts without an end; `place`: " of " and a set of evaluation.sets."""
+    trained = trained_model(evaluation)
     greedy = evaluation.get("models", {}).get(trained, {}).get("greedy") or {}
     for turn in turns_of(greedy, "truncated"):
         cut = interval_of(evaluation, trained, f"truncated/turn{turn}")
         if cut and cut["value"] > TRUNCATED:
+            share = f"{cut['value']:.0%} of held-out attempts{place} at turn {turn}"
             yield Finding(
                 level="alarm",
-                title=f"{name}: {cut['value']:.0%} of held-out attempts at turn {turn} are cut off",
+                title=f"{stage_label(trained)}: {share} are cut off",
                 text="They end at the length limit; their accuracy is a lower bound.",
             )
 

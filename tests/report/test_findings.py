@@ -1,5 +1,6 @@
 """Headline and alarms: each on a run built to deserve it, and silent on one that does not."""
 
+import dataclasses
 import math
 
 import pytest
@@ -158,6 +159,17 @@ def test_truncation_above_a_tenth_is_an_alarm_for_its_turn():
     held_out = evaluation((0.1, 0.05, 0.15), **{"truncated/turn1": 0.2})
     assert titles(run_of(evaluated=held_out)) == [
         ("alarm", "Stage II: 20% of held-out attempts at turn 1 are cut off")
+    ]
+
+
+def test_truncation_on_a_further_set_is_an_alarm_that_names_it():
+    whole, cut = ({"truncated/turn2": share} for share in (0.05, 0.25))
+    run = run_of(evaluated=evaluation((0.1, 0.05, 0.15), **whole))
+    sets = {"gsm8k": evaluation((0.1, 0.05, 0.15), **whole)}
+    sets["math500"] = evaluation((0.1, 0.05, 0.15), **cut)
+    last = dataclasses.replace(run.stages[-1], sets=sets)
+    assert titles(dataclasses.replace(run, stages=(*run.stages[:-1], last))) == [
+        ("alarm", "Stage II: 25% of held-out attempts of math500 at turn 2 are cut off")
     ]
 
 
