@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +42,14 @@ def cut_after(path: Path, step: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
+
+
+def wandb_identity(folder: Path) -> str:
+    """The id of a stage's run at wandb, kept in its folder: what is resumed goes on there."""
+    path = folder / "wandb_id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def progress(values: Mapping[str, float]) -> dict[str, str]:
@@ -141,7 +150,9 @@ class Log:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         if wandb:
             library = importlib.import_module("wandb")  # not in every install
-            self.wandb = library.init(project=wandb, name=f"{folder.parent.name}/{stage}")
+            name = f"{folder.parent.name}/{stage}"
+            identity = wandb_identity(folder)
+            self.wandb = library.init(project=wandb, name=name, id=identity, resume="allow")
         self.bar = open_bar(stage, steps, shown=progress, initial=step, unit="step")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

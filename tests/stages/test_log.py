@@ -224,6 +224,18 @@ def test_a_table_of_dialogues_goes_to_wandb(tmp_path, monkeypatch):
     assert rows["data"][0][4:] == ["wrong, correct", "0, 1"]
 
 
+def test_a_resumed_stage_goes_on_in_its_run_of_wandb(tmp_path, monkeypatch):
+    opened = []
+    run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    library = SimpleNamespace(init=lambda **fields: opened.append(fields) or run)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    for folder, step in ((tmp_path / "a", 0), (tmp_path / "a", 3), (tmp_path / "b", 0)):
+        open_log(folder, step, wandb="mine").close()
+    first, resumed, other = (fields["id"] for fields in opened)
+    assert first == resumed != other
+    assert {fields["resume"] for fields in opened} == {"allow"}
+
+
 def test_marks_in_a_problems_name_are_shown_as_they_are():
     shown = boards.as_markdown([transcript(problem="a_b*<c>", answer="")])
     assert shown.startswith("**a\\_b\\*\\<c\\>**, answer none\n")
