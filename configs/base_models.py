@@ -11,7 +11,7 @@ Source:  the dialogue is that of arXiv:2409.12917; the sets are arXiv:2107.03374
 
 evaluation.json is of HumanEval, evaluation_mbpp.json, evaluation_gsm8k.json and
 evaluation_math500.json of the sets; without code evaluation.json is of MATH500, and GSM8K the
-only set. Turns have 1,024 tokens, enough for most.
+only set. Turns have 1,024 tokens, enough for most; those of a model that thinks 4,096.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ def get_config(model: str = "qwen25_coder_0p5b") -> ConfigDict:
     config: Any = methods.shared(model if problems_of_math else f"{model}_code")
     config.name, config.program = "base_model", "prompting"
     config.compute.dtype = "bfloat16"
-    config.sampling.turn_limit = 1024
+    config.sampling.turn_limit = max(1024, config.sampling.turn_limit)  # thoughts need more
     config.sampling.decode_segments = config.sampling.row_sizes = 1
     config.evaluation.update({"samples": 4, "prompt_limit": 1024})
     config.evaluation.batch = 100 if problems_of_math else 164

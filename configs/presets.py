@@ -22,7 +22,8 @@ unknown: not run.
                                                                 Qwen2.5-Coder's weights
     qwen25_coder_0p5b    unknown: the card was shared           evaluation and three steps of its
                                                                 recipe (docs/real_models.md)
-    smollm2_135m_subtraction  likewise                          four methods, one rate and seed
+    smollm2_135m_subtraction  likewise                          four methods, one rate and seed;
+                                                                two cores: half an hour a method
                                                                 (docs/real_models.md)
     gemma2_2b_math       29.6 s a step or more, v5e:4x4         one step a stage on two hosts of
                                                                 CPUs, cut short, with the weights

@@ -104,6 +104,7 @@ def test_a_base_model_is_measured_on_all_sets():
     assert settings.evaluation.task == "humaneval"
     limits = {own.sampling.turn_limit for own in (settings, *measured.values())}
     assert limits == {1024}
+    assert base_models.get_config("qwen3_0p6b_thinking").sampling.turn_limit == 4096
 
 
 def test_a_base_model_is_measured_on_mathematics_alone():
