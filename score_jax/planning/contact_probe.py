@@ -91,7 +91,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[Settings, Path]:
     flags.mark_flags_as_required(["config", "out"], flag_values=known)
     known(argv)
     overrides = config_flags.get_override_values(known["config"])
-    return planned(resolve_stages(config.value, overrides)), Path(out.value)
+    return planned(resolve_stages(config.value, overrides)), Path(str(out.value))
 
 
 def probe(settings: Settings) -> dict[str, Any]:
