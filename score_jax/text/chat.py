@@ -28,6 +28,7 @@ class ChatFormat:
     prompt: str  # from the start of the dialogue to the start of turn 1
     instruction: str  # from a turn's stop marker (excluded) to the start of the next turn
     stop: str  # the marker that ends a turn; sampled by the policy and trained
+    heading: str = ""  # ends both templates; a text that ends with it itself gets no second one
     trim: bool = False  # strip white space around the text, as the family's template does
     thinking: tuple[str, str] | None = None  # texts around a turn's thought, which is no answer
 
@@ -102,10 +103,12 @@ def base(start: str, stop: str) -> ChatFormat:
       start: marker at the start of a text, or "".
       stop: marker at the end of a text, used here for the end of a turn.
     """
+    heading = "\n\nSolution:"
     return ChatFormat(
         markers=tuple(marker for marker in (start, stop) if marker),
-        prompt=start + "Problem: {text}\n\nSolution:",
-        instruction="\n\n{text}\n\nSolution:",
+        prompt=start + "Problem: {text}" + heading,
+        instruction="\n\n{text}" + heading,
+        heading=heading,
         stop=stop,
     )
 
@@ -207,6 +210,8 @@ class Chat:
     def fill(self, template: str, text: str) -> list[int]:
         """Encodes a template with a text inserted; markers inside the text are encoded as text."""
         text = text.strip() if self.format.trim else text
+        if (heading := self.format.heading) and text.endswith(heading.strip()):
+            template = template.removesuffix(heading)
         ids: list[int] = []
         for segment in re.split(f"({alternatives(self.format.markers)})", template):
             if segment in self.format.markers:

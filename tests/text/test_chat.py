@@ -5,6 +5,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
+from score_jax.records import Problem
+from score_jax.tasks import registry
 from score_jax.text.chat import FORMATS, PLAIN, Chat, get_format
 from score_jax.text.examples import WORDS
 from score_jax.text.tokenizer import train_sentencepiece
@@ -140,6 +142,16 @@ def test_a_base_model_is_prompted_without_chat_markers(name, family, tokenizers)
     assert chat.decode(chat.encode_prompt("7 + 5?")) == "Problem: 7 + 5?\n\nSolution:"
     assert chat.decode(chat.encode_instruction("Again.")) == "\n\nAgain.\n\nSolution:"
     assert chat.stop == chat.tokenizer.marker(chat.format.markers[-1])
+
+
+def test_a_base_model_sees_no_heading_twice(tokenizers):
+    """The prompt of MATH ends with it itself: asked twice, Gemma 3 270M wrote nothing else."""
+    chat = Chat(tokenizers["gemma"], FORMATS["base_gemma"])
+    asked = registry.get("math").ask(Problem(id="1", prompt="7 + 5?"))
+    shown = chat.decode(chat.encode_prompt(asked))
+    assert shown.startswith("Problem: You are") and shown.endswith("Problem: 7 + 5?\nSolution:")
+    assert shown.count("Solution:") == 1
+    assert chat.decode(chat.encode_instruction("Again.\nSolution:")) == "\n\nAgain.\nSolution:"
 
 
 def test_a_model_without_the_formats_markers_is_refused():

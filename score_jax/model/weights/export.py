@@ -163,7 +163,11 @@ def chat_template(format: ChatFormat) -> str:
 
     def around(template: str) -> str:
         before, after = template.split("{text}")
-        return literal(before) + "{{- message['content']" + trim + " }}" + literal(after)
+        end = literal(after)
+        if format.heading:  # as `Chat.fill`
+            own = json.dumps(format.heading.strip(), ensure_ascii=False)
+            end = "{%- if not message['content'].endswith(" + own + ") %}" + end + "{%- endif %}"
+        return literal(before) + "{{- message['content']" + trim + " }}" + end
 
     return (
         "{%- for message in messages %}"

@@ -87,6 +87,16 @@ def test_the_exported_template_writes_dialogues_as_they_were_trained(name):
     assert text == expected
 
 
+def test_the_exported_template_of_a_base_model_repeats_no_heading():
+    jinja2 = pytest.importorskip("jinja2")
+    template = jinja2.Template(chat_template(FORMATS["base_qwen"]))
+    shown = [
+        template.render(messages=[{"role": "user", "content": text}])
+        for text in ("7 + 5?", "7 + 5?\nSolution:")
+    ]
+    assert shown == ["Problem: 7 + 5?\n\nSolution:", "Problem: 7 + 5?\nSolution:"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapted", [False, True], ids=["plain", "lora"])
