@@ -193,11 +193,11 @@ def check_ahead(stages: Sequence[StageConfig], workdir: Path, watchdog: Watchdog
     lacks is told before the training that it waits for, which may take long.
     """
     for number, stage in enumerate(stages):
-        settings = planned(stages[: number + 1])
         base = named_stage(stage.settings.weights.source)
-        if not base or named_stage(dict(settings.data).get("first_attempts", "")):
+        if not base or named_stage(dict(stage.settings.data).get("first_attempts", "")):
             continue
         if not processes.broadcast_from_first(export_folder(workdir, base).exists()):
+            settings = planned(stages[: number + 1])
             watchdog.enter_phase(f"preflight of {settings.name}")
             check_memory(check_stage(settings, workdir), workdir, trained=stage.parent is not None)
 

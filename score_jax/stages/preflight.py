@@ -7,7 +7,7 @@ evaluation, are errors before training starts.
 import dataclasses
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,8 +81,7 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
             for name, own in settings.measured_sets.items()
         },
     )
-    check_held_out(training, checked.validation, "validation")
-    check_held_out(training, checked.evaluation, "data")
+    check_held_out(training, {"validation": checked.validation, "data": checked.evaluation})
     trained = checked.training.tasks
     check_lengths(programs, trained, checked.evaluation.tasks)
     for name, own in settings.measured_sets.items():
@@ -92,27 +91,28 @@ def check_stage(settings: Settings, workdir: Path) -> CheckedStage:
     return checked
 
 
-def check_held_out(training: ProblemSet, held_out: ProblemSet | None, field: str) -> None:
+def check_held_out(training: ProblemSet, held_out: Mapping[str, ProblemSet | None]) -> None:
     """Refuses to measure on what is trained on; JSONL files and mixtures have no splits.
 
     A set of evaluation.sets may hold training problems, to measure how well those are known.
 
     Args:
-      field: of config.evaluation, where the held-out problems are named.
+      held_out: by the field of config.evaluation that names them.
 
     Raises:
       ValueError: a held-out problem is a training problem too, by id and text.
     """
     known = {(problem.id, problem.prompt) for problem in training.problems}
-    if held_out is None:
-        return
-    problems = held_out.problems
-    if twice := [problem for problem in problems if (problem.id, problem.prompt) in known]:
-        raise ValueError(
-            f"{len(twice)} of {len(problems)} {held_out.part} problems are training problems "
-            f"too, such as {twice[0].label}; name others in config.evaluation.{field}, by `split`, "
-            "or by `path` or `parts` where the source has no splits"
-        )
+    for field, found in held_out.items():
+        if found is None:
+            continue
+        problems = found.problems
+        if twice := [problem for problem in problems if (problem.id, problem.prompt) in known]:
+            raise ValueError(
+                f"{len(twice)} of {len(problems)} {found.part} problems are training problems too, "
+                f"such as {twice[0].label}; name others in config.evaluation.{field}, by `split`, "
+                "or by `path` or `parts` where the source has no splits"
+            )
 
 
 def check_memory(checked: CheckedStage, workdir: Path, *, trained: bool) -> None:

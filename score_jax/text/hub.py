@@ -31,7 +31,7 @@ def parse(source: str, field: str) -> tuple[str, str]:
     return name, revision
 
 
-@cache  # a run reads files of one commit, also where a branch moves on
+@cache  # the same files are asked for once in a run, also where a branch moves on
 def fetch(source: str, field: str, *, wanted: Sequence[str], kind: Kind = "model") -> Path:
     """The folder of a repository, of which what is missing is downloaded first.
 
