@@ -129,15 +129,22 @@ TASKS = {"0": short_answers.TASK, "1": odd_answers.TASK}  # by the part of the m
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, cache):
-    """Two steps on four problems of one task and four of another."""
-    folder, parts = tmp_path_factory.mktemp("mixed"), []
-    for part, task in TASKS.items():
-        own = PROBLEMS[4 * int(part) : 4 * int(part) + 4]
-        rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer} for p in own]
-        path = folder / f"{part}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        parts.append({"source": "jsonl", "path": str(path), "task": task.name})
-    data = {"data__source": "mixture", "data__parts": tuple(parts)}
+    """Two steps on four problems of one task and four of another; as many others are held out."""
+    folder = tmp_path_factory.mktemp("mixed")
+    held_out = sources.load(source="procedural", split="test", count=8)
+
+    def parts(name, problems):
+        found = []
+        for part, task in TASKS.items():
+            own = problems[4 * int(part) : 4 * int(part) + 4]
+            rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer} for p in own]
+            path = folder / f"{name}{part}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            found.append({"source": "jsonl", "path": str(path), "task": task.name})
+        return {"source": "mixture", "parts": tuple(found)}
+
+    data = {f"data__{field}": value for field, value in parts("train", PROBLEMS).items()}
+    data["evaluation__data"] = parts("test", held_out)
     fields = BRIEF | WHOLE | data | {"evaluation__problems": 0, "steps": 2}
     train(folder / "run", **fields)
     return folder / "run"
