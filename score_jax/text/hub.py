@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 PREFIX = "hub:"
 Kind = Literal["model", "dataset"]
+_commits: dict[tuple[Kind, str, str], str] = {}  # that a repository's revision was found at
 
 
 def is_hub(source: str) -> bool:
@@ -31,9 +32,11 @@ def parse(source: str, field: str) -> tuple[str, str]:
     return name, revision
 
 
-@cache  # the same files are asked for once in a run, also where a branch moves on
+@cache  # the same files are asked for once in a run
 def fetch(source: str, field: str, *, wanted: Sequence[str], kind: Kind = "model") -> Path:
     """The folder of a repository, of which what is missing is downloaded first.
+
+    All files of a run are of the commit that its first ones were of, where a branch moves on too.
 
     Args:
       source: hub:org/name or hub:org/name@revision.
@@ -48,17 +51,26 @@ def fetch(source: str, field: str, *, wanted: Sequence[str], kind: Kind = "model
     except ImportError as error:
         raise ValueError(f"{field} is {source!r}; pip install score_jax[hf]") from error
     name, revision = parse(source, field)
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    at = _commits.get((kind, name, revision), revision)
+    options: dict[str, Any] = {"revision": at} if at else {}
     if kind != "model":
         options["repo_type"] = kind
     try:
-        return Path(snapshot_download(name, allow_patterns=list(wanted), **options))
+        folder = Path(snapshot_download(name, allow_patterns=list(wanted), **options))
     except (OSError, ValueError) as error:  # network, name, licence or disk space
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{field} is {source!r}, which cannot be downloaded ({reason}); check name, "
             "network and login, or download it elsewhere and name its folder"
         ) from error
+    if found := commit(folder):
+        _commits[kind, name, revision] = found
+    return folder
+
+
+def commit(folder: Path) -> str:
+    """The commit of a folder of the client's cache (.../snapshots/COMMIT); of others ""."""
+    return folder.name if folder.parent.name == "snapshots" else ""
 
 
 def listing(source: str, *, kind: Kind) -> list[str]:
@@ -76,9 +88,8 @@ def listing(source: str, *, kind: Kind) -> list[str]:
 
 def pinned(source: str, folder: Path, field: str) -> str:
     """The source with the commit that was fetched, if the folder's place tells it."""
-    if folder.parent.name != "snapshots":  # the client's cache: .../snapshots/COMMIT
-        return source
-    return f"{PREFIX}{parse(source, field)[0]}@{folder.name}"
+    found = commit(folder)
+    return f"{PREFIX}{parse(source, field)[0]}@{found}" if found else source
 
 
 def upload(folder: Path, name: str, field: str) -> None:

@@ -38,6 +38,22 @@ def test_a_repository_is_asked_for_once_in_a_run(monkeypatch, tmp_path):
     assert asked == ["a/b", "a/b"]
 
 
+def test_files_of_a_run_are_of_one_commit_where_a_branch_moves_on(monkeypatch, tmp_path):
+    client = pytest.importorskip("huggingface_hub")
+    heads, asked = iter("123"), []
+
+    def download(name, *, revision="main", **_):
+        asked.append(revision)
+        commit = next(heads) if revision == "main" else revision  # each push moves main on
+        return str(tmp_path / "snapshots" / commit)
+
+    monkeypatch.setattr(client, "snapshot_download", download)
+    folders = [hub.fetch("hub:a/moves", "f", wanted=(name,)) for name in ("train", "test", "dev")]
+    assert {folder.name for folder in folders} == {"1"} and asked == ["main", "1", "1"]
+    data = hub.fetch("hub:a/moves", "f", wanted=("train",), kind="dataset")
+    assert data.name == "2"  # another repository, which only has the model's name
+
+
 def test_a_split_that_no_file_is_named_by_is_told_with_what_there_is(monkeypatch, tmp_path):
     client = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(client, "snapshot_download", lambda *_, **__: str(tmp_path))
