@@ -34,8 +34,10 @@ def topology_devices(topology: Topology) -> list[Any]:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    options = {"num_slices": topology.slices} if topology.slices > 1 else {}
     stand_in = topology.chip.stand_in
+    options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.slice_size == 1 and not stand_in:  # a host has four chips unless libtpu is told
+        options["chips_per_host_bounds"] = (1, 1, 1)
     name = stand_in or topology.name.rpartition("*")[2]
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)

@@ -223,6 +223,12 @@ def test_a_revision_changes_no_shape():
     assert pinned.model == command.without_weights(settings).model is not None
 
 
+@needs_libtpu
+@pytest.mark.parametrize(("topology", "chips"), [("v5e:1x1", 1), ("v5e:2x4", 8), ("l4:1", 1)])
+def test_the_compiler_knows_single_chips_and_slices(topology, chips):
+    assert len(tpu.topology_devices(parse_topology(topology))) == chips
+
+
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(
