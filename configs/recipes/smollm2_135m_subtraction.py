@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import recipe, warm_up
 
-FITS = ()  # a CPU of 8 GB, by its own plan
+FITS = ("h100:1", "v5e:2x4")  # and a CPU of 8 GB, by its own plan
 
 
 def get_config(method: str = "score") -> ConfigDict:

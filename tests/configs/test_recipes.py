@@ -44,7 +44,7 @@ def test_a_recipe_passes_the_door_with_every_method(name):
     rate = usual[-1].optimizer.learning_rate
     once = warmed(usual)
     for method, own in methods.METHODS.items():
-        if once and (own.get("rounds", 1) > 1 or not own["stages"]):
+        if once and refused(method):
             continue
         found = [stage.settings for stage in stages(name, method)]
         assert {s.optimizer.learning_rate for s in found if s.program == "rl"} <= {rate}
@@ -63,25 +63,34 @@ def warmed(found):
     return any(s.name == "warm_up" for s in found)
 
 
+def refused(method):
+    """Whether a method can't follow a warm-up."""
+    own = methods.METHODS[method]
+    return own.get("rounds", 1) > 1 or not own["stages"]
+
+
 @pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("name", [name for name in NAMES if recipe(name).FITS])
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_divide_over_the_devices_that_a_recipe_names(name, method):
+    if warmed([stage.settings for stage in stages(name)]) and refused(method):
+        return
     for settings in (stage.settings for stage in stages(name, method)):
         for device in recipe(name).FITS:
             chips, parts = parse_topology(device).chips, settings.learner
             assert settings.rows % (chips * parts.microbatches * parts.minibatches) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if recipe(name).FITS])
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_split_over_the_devices_that_a_recipe_names(name):
     """And so are its rows; Adam's state and the parameters stay in float32."""
-    found = stages(name)[-1].settings
-    assert found.compute.dtype == "bfloat16"
+    found, laptop = stages(name)[-1].settings, name == "smollm2_135m_subtraction"
+    assert found.compute.dtype == ("" if laptop else "bfloat16")  # "": of the parameters
     for devices in {parse_topology(device).chips for device in recipe(name).FITS}:
-        assert found.mesh.shape(devices) == (1, 1, devices, 1, 1)
+        whole, split = (1, devices, 1, 1, 1), (1, 1, devices, 1, 1)
+        assert found.mesh.shape(devices) == (whole if laptop else split)
         assert found.batch % devices == 0
     # Plans of a topology look at the step alone: so evaluation draws at most half as many rows.
-    assert found.evaluation.batch * found.evaluation.samples <= found.rows / 2
+    assert laptop or found.evaluation.batch * found.evaluation.samples <= found.rows / 2
 
 
 def test_a_warm_up_comes_before_a_methods_first_stage_and_is_the_base_of_all():
