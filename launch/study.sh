@@ -5,6 +5,7 @@
 #     launch/study.sh [--workdir=runs/study] [--jobs=N] [--size=gpu] [--weights=SOURCE]
 #                     [--methods="pair_sft single_turn multi_turn score"] [FLAGS]
 #
+# score_held is SCoRe with a larger beta in Stage I, if it is named.
 # N methods train at a time on the one device, each with an Nth of $XLA_CLIENT_MEM_FRACTION, or of
 # nine tenths of its memory. --size=cpu: shorter, in float32, for two cores. SOURCE is what is
 # warmed up, where it is not the installed package. FLAGS go to every method's run, such as
@@ -16,8 +17,8 @@ fail() { echo "error: $1" >&2; exit "${2:-1}"; }
 ((BASH_VERSINFO[0] >= 5)) || fail "this is bash $BASH_VERSION; run it with bash 5 or later" 2
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
 [[ $python ]] || fail "there is no python on PATH; set PYTHON" 2
-workdir=runs/study jobs=1 size=gpu warm_up=() flags=() known=(pair_sft single_turn multi_turn score)
-methods=("${known[@]}")
+workdir=runs/study jobs=1 size=gpu warm_up=() flags=() methods=(pair_sft single_turn multi_turn score)
+known=("${methods[@]}" score_held)
 for argument in "$@"; do
   case $argument in
     --help) sed -n '2,/^set/s/^# \{0,1\}//p' launch/study.sh; exit ;;

@@ -73,6 +73,18 @@ def test_all_methods_are_tuned_alike_draw_as_many_dialogues_and_learn_from_as_ma
     assert rates["pair_sft"] == pytest.approx([rate / 8, rate / 4, rate / 2])
 
 
+def test_an_arm_holds_stage_one_ten_times_as_hard_and_is_scores_otherwise():
+    config = study.get_config("cpu")
+    config.comparison.only = ("multi_turn", "score", "score_held")
+    found, settings = variants(config)
+    assert found["score_held"].seeds == found["score"].seeds
+    for ours, theirs in zip(settings["score_held"], settings["score"], strict=True):
+        assert ours[0].objective.beta == pytest.approx((1.1, 0.01))
+        assert theirs[0].objective.beta == (0.11, 0.01)
+        held = dataclasses.replace(theirs[0].objective, beta=ours[0].objective.beta)
+        assert ours == [dataclasses.replace(theirs[0], objective=held), theirs[1]]
+
+
 def test_sampled_evaluation_runs_the_sampler_of_training():
     """On a GPU, where compiling another one is most of the time."""
     _, settings = variants(study.get_config("gpu"))
