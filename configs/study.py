@@ -25,7 +25,7 @@ PRESET = "smollm2_135m_subtraction"
 METHODS = ("pair_sft", "single_turn", "multi_turn", "score")
 SEEDS = 3
 # The paper's beta is of answers that are a hundred times as long: here Stage I's first attempts
-# learned nearly as much as its second ones. An arm that is run by its name alone.
+# learned nearly as much as its second ones. An arm that is run by its name alone; it did not help.
 HELD = 10.0  # times that beta
 ARM = {"title": "SCoRe, Stage I held ten times as hard"}
 
